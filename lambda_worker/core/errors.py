@@ -1,0 +1,68 @@
+"""Every failure this product reports, named by whose fault it is and what to do.
+
+Three families: the user's task (the user's own exception travels unchanged, so it has no class
+here, only the ways in which a task cannot be run at all), the platform (Lambda, the storage tier),
+and us (:class:`ProtocolError`: a promise of this package was broken; please report it).
+"""
+
+from __future__ import annotations
+
+
+class ServerlessError(RuntimeError):
+    """Base of every error that dask-serverless itself raises."""
+
+
+class TaskError(ServerlessError):
+    """The user's task or its value cannot be handled; the message names the task."""
+
+
+class UnpicklableTask(TaskError):
+    """A task cannot be pickled, so no executor could ever receive it."""
+
+
+class UnpicklableResult(TaskError):
+    """A task's result cannot be pickled, so it cannot leave its executor."""
+
+
+class ValueTooLarge(TaskError):
+    """A value is larger than ``serverless.storage.object-bytes-max``."""
+
+
+class MissingModule(TaskError, ModuleNotFoundError):
+    """A task needs a module that the executors' environment does not have."""
+
+
+class GraphError(TaskError):
+    """The submitted graph is not a graph of tasks (for example, it has a cycle)."""
+
+
+class PlatformError(ServerlessError):
+    """Lambda or the storage tier failed; the user's code is not to blame."""
+
+
+class ExecutorLost(PlatformError):
+    """A Lambda died (killed, crashed, out of memory, timed out) while it ran a task."""
+
+
+class InvocationRefused(PlatformError):
+    """Lambda would not accept an invocation (permission, missing function, payload size)."""
+
+
+class StoreUnavailable(PlatformError):
+    """The storage tier cannot be reached or has failed."""
+
+
+class StoreFull(PlatformError):
+    """The storage tier has no room left for a value."""
+
+
+class ValueLost(PlatformError):
+    """A stored value is no longer there (or what is there is not what was written)."""
+
+
+class Tampered(PlatformError):
+    """Bytes do not carry the tag of this cluster's secret: they were not decoded."""
+
+
+class ProtocolError(ServerlessError):
+    """A promise inside dask-serverless was broken. This is our bug: please report it."""

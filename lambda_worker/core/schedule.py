@@ -1,0 +1,119 @@
+"""Static schedules as data: what an executor must know of a graph to walk it alone.
+
+A planner numbers the tasks of a job ``0 .. n-1`` so that every parent has a smaller number than its
+children, and cuts them into *segments* of `SEGMENT_TASKS` consecutive numbers. A segment carries
+the edges of its tasks (here) beside their pickled bodies (opaque here). An executor is given an
+`Assignment`: the tasks it starts from, the values they need, and which segments to read first;
+small segments travel inside it.
+
+Source: static schedules by depth-first search, Wukong (SoCC'20) section 3.2. Unlike there, a
+schedule is not copied per start task (which is quadratic for a shared tail): start tasks of one
+executor share segments, and a segment beyond a fan-in is read by whoever wins that fan-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lambda_worker.core.wire import Location, location_from_wire, location_to_wire, pack, unpack
+
+SEGMENT_TASKS = 256
+
+
+def segment_of(task: int) -> int:
+    """Return the number of the segment that holds a task."""
+    return task // SEGMENT_TASKS
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The edges of the tasks of one segment.
+
+    Parameters
+    ----------
+    first
+        Number of the first task; the others follow without a gap.
+    parents, children
+        For each task in order, the numbers of its distinct parents (in the order in which the
+        task's body expects their values) and of its distinct children.
+    fan_ins
+        For each child of any of these tasks that has more than one parent: how many.
+    visible
+        Tasks whose value somebody outside the job asked for.
+    retries
+        How often a task may be run again after its own exception, where that is not zero.
+    """
+
+    first: int
+    parents: Sequence[Sequence[int]]
+    children: Sequence[Sequence[int]]
+    fan_ins: Mapping[int, int] = field(default_factory=dict)
+    visible: frozenset[int] = frozenset()
+    retries: Mapping[int, int] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Encode."""
+        return pack(
+            [self.first, self.parents, self.children, self.fan_ins, sorted(self.visible), self.retries]
+        )
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Edges:
+        """Undo `to_bytes`."""
+        first, parents, children, fan_ins, visible, retries = unpack(blob)
+        return cls(first, parents, children, fan_ins, frozenset(visible), retries)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One stored piece of a job's graph: encoded `Edges` and the pickled bodies of its tasks.
+
+    A body is the tuple ``(task, names, constants)``: a callable that takes a mapping, the names
+    under which it expects its parents' values (aligned with ``Edges.parents``), and the stored
+    constants it needs, as a mapping from name to `Ref` fields, or None.
+    """
+
+    edges: bytes
+    bodies: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one executor is given: the content of an executor record and of an invocation.
+
+    Parameters
+    ----------
+    job, executor, attempt
+        Who runs. The attempt is the fencing epoch: an older one is refused by the store.
+    starts
+        Tasks to begin with. One that is itself in `given` is already done.
+    given
+        Values that came from elsewhere, by task number.
+    hint
+        Segments worth reading at once.
+    segments
+        Segments that travel inside the invocation, sealed, by number.
+    """
+
+    job: str
+    executor: str
+    attempt: int
+    starts: Sequence[int]
+    given: Mapping[int, Location] = field(default_factory=dict)
+    hint: Sequence[int] = ()
+    segments: Mapping[int, bytes] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Encode."""
+        given = {task: location_to_wire(location) for task, location in self.given.items()}
+        return pack(
+            [self.job, self.executor, self.attempt, self.starts, given, self.hint, self.segments]
+        )
+
+    @classmethod
+    def from_bytes(cls, blob: bytes | memoryview) -> Assignment:
+        """Undo `to_bytes`."""
+        job, executor, attempt, starts, given, hint, segments = unpack(blob)
+        given = {task: location_from_wire(item) for task, item in given.items()}
+        return cls(job, executor, attempt, starts, given, hint, segments)

@@ -1,0 +1,201 @@
+"""What the driver needs from the world, as promises. Adapters implement them; tests hold every
+adapter, fakes included, to the same contract suite (``tests/contract``).
+
+The methods are synchronous: an executor calls them from its I/O threads, the proxy from a thread
+pool. Every method may be called from several threads at once. Every method is safe to repeat:
+after a lost reply the caller calls again, and the second call has no further effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import Frame, Frames, Location, Ref
+
+
+class Standing(Enum):
+    """Whether an attempt may go on."""
+
+    OK = "ok"
+    FENCED = "fenced"  # a newer attempt exists, or the record is gone: write nothing more
+    CANCELLED = "cancelled"  # the job is cancelled: stop and retire
+
+
+class Verdict(Enum):
+    """What a fan-in said to an arrival."""
+
+    WAIT = "wait"  # other parents are still missing: forget the child
+    YOURS = "yours"  # every parent has arrived and the child is this executor's to run
+    TAKEN = "taken"  # another executor runs it
+    DONE = "done"  # it has been run
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A parent is done for a child. `parents` is the child's in-degree."""
+
+    child: int
+    parent: int
+    parents: int
+    value: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer for one child of an `arrive`; `values` (all parents) only with `Verdict.YOURS`."""
+
+    child: int
+    verdict: Verdict
+    values: Mapping[int, Location] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to `Store.arrive`. `retired` is True when the record was removed."""
+
+    standing: Standing
+    claims: Sequence[Claim] = ()
+    retired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lapsed:
+    """A record whose lease ran out: who, and the task it last said it was running (-1: none)."""
+
+    job: str
+    executor: str
+    attempt: int
+    running: int
+
+
+class Store(Protocol):
+    """The storage tier as executors see it: records, fan-ins, events, segments, objects.
+
+    Times are store time; no caller's clock is trusted. All keys carry the cluster's prefix and a
+    time to live. Raises `StoreUnavailable` when the tier cannot be reached, `StoreFull` when it
+    refuses a write for lack of memory.
+    """
+
+    def arrive(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        arrivals: Sequence[Arrival] = (),
+        events: bytes = b"",
+        retire: bool = False,
+    ) -> Reply:
+        """Tell fan-ins that parents are done, publish events, and perhaps retire: one atomic step,
+        one round trip.
+
+        Setting an edge twice is setting it once. Exactly one executor is told `YOURS` for a child;
+        the same executor hears it again at any attempt, with the same values. The first value
+        that arrives for an edge is the one that stays. A claimed child is added to the record. `events`
+        (opaque, sealed by the caller; empty: none) are appended to the event stream. With `retire`
+        the record and its lease are removed, its claims are marked done, and a retirement is
+        appended to the event stream, unless this call won a child (`YOURS`). A fenced caller has
+        no effect at all. The lease is renewed.
+        """
+        ...
+
+    def delegate(
+        self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int
+    ) -> int:
+        """Create the records of new executors, as many (a prefix) as fit below `ceiling` live
+        executors in the whole cluster, and return how many. Only then may they be invoked.
+
+        For each record created, its starts leave the delegating executor's record (they are
+        remembered there as given away). Returns 0 if the caller is fenced or cancelled. A record
+        that exists already counts as created, and nothing changes.
+        """
+        ...
+
+    def beat(self, runs: Sequence[tuple[str, str, int, int]]) -> list[Standing]:
+        """Renew leases. Each item is ``(job, executor, attempt, task running now or -1)``."""
+        ...
+
+    def load(self, job: str, segments: Sequence[int]) -> list[bytes]:
+        """Read sealed segments by number. Raises `ValueLost` naming the first that is missing."""
+        ...
+
+    def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """Write values (name, sealed frames) and return where they are. Names are unique to one
+        write, so writing twice writes the same. Large frames are not copied."""
+        ...
+
+    def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
+        """Read the sealed frames of stored values. Raises `ValueLost` naming the first missing."""
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what this client did since it was made: ``round_trips``, ``objects_written``,
+        ``bytes_written``, ``bytes_read``."""
+        ...
+
+
+class JobStore(Store, Protocol):
+    """The storage tier as the proxy sees it: everything a `Store` does, and the life of jobs."""
+
+    def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
+        """Write a job's record and its sealed segments. To be called before any `admit`."""
+        ...
+
+    def admit(self, records: Sequence[Assignment], ceiling: int) -> int:
+        """Create records for a job's first executors, as many (a prefix) as fit below `ceiling`
+        live executors in the cluster; return how many. Cancelled or closed jobs admit none."""
+        ...
+
+    def listen(self, seconds: float) -> list[tuple[str, str, int, bytes]]:
+        """Wait for events up to `seconds`; return ``(job, executor, attempt, events)`` in order of
+        publication. Empty `events` mean: this executor retired. Each event is returned once;
+        what was returned is forgotten by the store at the next call."""
+        ...
+
+    def lapsed(self) -> list[Lapsed]:
+        """Return the records whose lease has run out (they stay until `drop`)."""
+        ...
+
+    def drop(self, job: str, executor: str) -> None:
+        """Remove a record and its lease, so that its executor is fenced."""
+        ...
+
+    def cancel(self, job: str) -> None:
+        """Mark a job cancelled and remove its records: every executor hears CANCELLED (or FENCED)
+        at its next step."""
+        ...
+
+    def close_job(self, job: str, keep: Sequence[Ref]) -> None:
+        """Remove everything a job left behind (records, fan-ins, segments, objects) except `keep`."""
+        ...
+
+    def free(self, refs: Sequence[Ref]) -> None:
+        """Remove stored values."""
+        ...
+
+    def usage(self) -> Mapping[str, int]:
+        """Return ``store_keys`` and ``store_bytes`` of the whole tier now."""
+        ...
+
+
+class Invoker(Protocol):
+    """How an executor starts another one."""
+
+    def invoke(self, assignments: Sequence[Assignment]) -> list[BaseException | None]:
+        """Invoke one Lambda (asynchronously, `Event`) for each assignment, at the same time.
+
+        Returns, for each, None when Lambda accepted it, or why not. An accepted invocation may
+        still be lost or doubled: leases and fencing answer for that.
+        """
+        ...
+
+
+class Clock(Protocol):
+    """Time that only measures durations."""
+
+    def __call__(self) -> float:
+        """Return seconds since some fixed point; never runs backwards."""
+        ...
