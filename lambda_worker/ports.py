@@ -9,29 +9,25 @@ after a lost reply the caller calls again, and the second call has no further ef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Protocol
 
 from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.verdicts import Claim, Standing, Verdict
 from lambda_worker.core.wire import Frame, Frames, Location, Ref
 
-
-class Standing(Enum):
-    """Whether an attempt may go on."""
-
-    OK = "ok"
-    FENCED = "fenced"  # a newer attempt exists, or the record is gone: write nothing more
-    CANCELLED = "cancelled"  # the job is cancelled: stop and retire
-
-
-class Verdict(Enum):
-    """What a fan-in said to an arrival."""
-
-    WAIT = "wait"  # other parents are still missing: forget the child
-    YOURS = "yours"  # every parent has arrived and the child is this executor's to run
-    TAKEN = "taken"  # another executor runs it
-    DONE = "done"  # it has been run
+__all__ = [
+    "Arrival",
+    "Claim",
+    "Clock",
+    "Invoker",
+    "JobStore",
+    "Lapsed",
+    "Reply",
+    "Standing",
+    "Store",
+    "Verdict",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +38,6 @@ class Arrival:
     parent: int
     parents: int
     value: Location
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The answer for one child of an `arrive`; `values` (all parents) only with `Verdict.YOURS`."""
-
-    child: int
-    verdict: Verdict
-    values: Mapping[int, Location] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +89,7 @@ class Store(Protocol):
         """
         ...
 
-    def delegate(
-        self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int
-    ) -> int:
+    def delegate(self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int) -> int:
         """Create the records of new executors, as many (a prefix) as fit below `ceiling` live
         executors in the whole cluster, and return how many. Only then may they be invoked.
 

@@ -16,9 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lambda_worker.core.wire import Location, location_from_wire, location_to_wire, pack, unpack
+from lambda_worker.core.wire import Location, location_from_wire, location_to_wire, pack, seal, unpack, unseal
 
 SEGMENT_TASKS = 256
+
+#: Segments named in an assignment as worth reading at once, at most.
+HINT_SEGMENTS_MAX = 64
 
 
 def segment_of(task: int) -> int:
@@ -54,9 +57,7 @@ class Edges:
 
     def to_bytes(self) -> bytes:
         """Encode."""
-        return pack(
-            [self.first, self.parents, self.children, self.fan_ins, sorted(self.visible), self.retries]
-        )
+        return pack([self.first, self.parents, self.children, self.fan_ins, sorted(self.visible), self.retries])
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Edges:
@@ -107,9 +108,7 @@ class Assignment:
     def to_bytes(self) -> bytes:
         """Encode."""
         given = {task: location_to_wire(location) for task, location in self.given.items()}
-        return pack(
-            [self.job, self.executor, self.attempt, self.starts, given, self.hint, self.segments]
-        )
+        return pack([self.job, self.executor, self.attempt, self.starts, given, self.hint, self.segments])
 
     @classmethod
     def from_bytes(cls, blob: bytes | memoryview) -> Assignment:
@@ -117,3 +116,25 @@ class Assignment:
         job, executor, attempt, starts, given, hint, segments = unpack(blob)
         given = {task: location_from_wire(item) for task, item in given.items()}
         return cls(job, executor, attempt, starts, given, hint, segments)
+
+
+def _segment_name(job: str, number: int) -> str:
+    return f"{job}/segment/{number}"
+
+
+def seal_segment(secret: bytes, job: str, number: int, segment: Segment) -> bytes:
+    """Encode a segment for the store or an invocation, bound to its job and number."""
+    return seal(secret, _segment_name(job, number), pack([segment.edges, segment.bodies]))
+
+
+def open_segment(secret: bytes, job: str, number: int, blob: bytes) -> tuple[Edges, bytes]:
+    """Undo `seal_segment`: decoded edges and still pickled bodies; raises `Tampered`.
+
+    Examples
+    --------
+    >>> sealed = seal_segment(b"secret", "job", 0, Segment(Edges(0, [[]], [[]]).to_bytes(), b"pickle"))
+    >>> open_segment(b"secret", "job", 0, sealed)[1]
+    b'pickle'
+    """
+    edges, bodies = unpack(unseal(secret, _segment_name(job, number), blob))
+    return Edges.from_bytes(edges), bodies

@@ -63,7 +63,7 @@ def pack(message: Any) -> bytes:
 
 def unpack(blob: Frame) -> Any:
     """Decode a control message (tuples come back as lists, dict keys may be integers)."""
-    return msgpack.unpackb(blob, raw=False, strict_map_key=False, use_list=True, max_buffer_size=2**31 - 1)
+    return msgpack.unpackb(blob, raw=False, strict_map_key=False, use_list=True)
 
 
 def frames_nbytes(frames: Iterable[Frame]) -> int:

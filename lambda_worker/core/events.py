@@ -1,0 +1,88 @@
+"""What can happen to an `Executor`: frozen, one sentence each. Time arrives with the event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lambda_worker.core.schedule import Edges
+from lambda_worker.core.verdicts import Claim, Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The Lambda has started; `edges` are the segments that came with the assignment."""
+
+    now: float
+    edges: Mapping[int, Edges]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsLoaded:
+    """Segments that were asked for have been read."""
+
+    edges: Mapping[int, Edges]
+
+
+@dataclass(frozen=True, slots=True)
+class InputsFetched:
+    """The values that a task needs from elsewhere are here."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    """A task returned; its value is held by the driver under its number."""
+
+    task: int
+    seconds: float
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskErred:
+    """A task raised; the driver holds its error under its number.
+
+    `final` errors are not retried: they cannot get better (an input or a module is missing).
+    """
+
+    task: int
+    now: float
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The store answered an `Arrive`."""
+
+    standing: Standing
+    claims: Sequence[Claim]
+    retired: bool
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delegated:
+    """The store granted the first `granted` shares of the last `Delegate`."""
+
+    granted: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The time asked for by a `WakeAfter` has passed."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """A heartbeat learnt that this attempt must stop."""
+
+    standing: Standing
+
+
+Event: TypeAlias = Began | SegmentsLoaded | InputsFetched | TaskDone | TaskErred | Answered | Delegated | Woken | Halted

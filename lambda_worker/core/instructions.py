@@ -1,0 +1,83 @@
+"""What an `Executor` asks its driver to do. The driver does it and answers with an event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import Location
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSegments:
+    """Read segments; answered by `SegmentsLoaded`."""
+
+    segments: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read the values a task needs from elsewhere; answered by `InputsFetched`."""
+
+    task: int
+    values: Mapping[int, Location]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run a task now, in line; answered by `TaskDone` or `TaskErred`."""
+
+    task: int
+    parents: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop values: nobody here needs them any more."""
+
+    tasks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrive:
+    """Publish: store what is too large to travel, then tell the fan-ins and the proxy.
+
+    `arrivals` are (child, parent, in-degree of the child); `results` and `errors` are visible
+    tasks and erred tasks. Answered by `Answered`.
+    """
+
+    arrivals: Sequence[tuple[int, int, int]]
+    results: Sequence[int]
+    errors: Sequence[int]
+    retire: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delegate:
+    """Give shares of the ready tasks to new executors; answered by `Delegated`.
+
+    Each assignment lacks the values its starts need: `inputs` names the parents whose values the
+    driver must add (from what it holds) before it creates the record and invokes.
+    """
+
+    assignments: Sequence[Assignment]
+    inputs: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAfter:
+    """Answer with `Woken` once this much time has passed, even while a task runs."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing is left to do for this assignment (or it must stop: `reason`)."""
+
+    reason: str = ""
+
+
+Instruction: TypeAlias = LoadSegments | Fetch | Run | Forget | Arrive | Delegate | WakeAfter | Finish

@@ -1,0 +1,79 @@
+"""The one place that weighs time and bytes. Pure: plain numbers in, a decision out.
+
+Today it decides when to publish and how far to split; the full cost model (grouping, holding,
+prefetching, price) has its room here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The numbers that decisions are made from.
+
+    Parameters
+    ----------
+    ceiling
+        Live executors in the whole cluster, at most.
+    inline_bytes_max
+        Serialised values up to this size travel inside messages instead of through a shard.
+    invoke_seconds
+        What starting another executor costs before it does useful work.
+    publish_seconds
+        While tasks are running, publish at most this often: one round trip then carries many
+        arrivals and results, and costs a small share of the time between two.
+    refused_seconds
+        After the store granted no executor, do not ask again for this long (doubled each time).
+    fetch_ahead
+        Ready tasks whose inputs may be on their way while another task runs.
+    """
+
+    ceiling: int = 1
+    inline_bytes_max: int = 64 * 1024
+    invoke_seconds: float = 0.01
+    publish_seconds: float = 0.01
+    refused_seconds: float = 0.1
+    refused_seconds_max: float = 2.0
+    fetch_ahead: int = 2
+
+    def inline(self, nbytes: int) -> bool:
+        """Decide whether a serialised value travels inside messages."""
+        return nbytes <= self.inline_bytes_max
+
+    def shares(self, ready: int, seconds_per_task: float) -> int:
+        """Decide into how many shares ready tasks are split (1: keep them all here).
+
+        Splitting pays when the work left here takes longer than starting somebody else (lazy
+        splitting): a share must be worth twice an invocation. The store grants only what the
+        ceiling allows, so this may ask for too much.
+
+        Examples
+        --------
+        >>> Policy(ceiling=8).shares(ready=2000, seconds_per_task=0.1)
+        8
+        >>> Policy(ceiling=8).shares(ready=100, seconds_per_task=1e-5)
+        1
+        """
+        worth = int(ready * seconds_per_task / (2 * self.invoke_seconds))
+        return max(1, min(self.ceiling, ready, worth))
+
+
+def first_groups(starts: int, permits: int, seconds_per_task: float | None, invoke_seconds: float) -> int:
+    """Decide how many executors a job begins with.
+
+    Without a measured task time every start may be long, so all permits are used; with one, no
+    more than pay for their invocation.
+
+    Examples
+    --------
+    >>> first_groups(starts=2000, permits=200, seconds_per_task=None, invoke_seconds=0.01)
+    200
+    >>> first_groups(starts=2000, permits=200, seconds_per_task=1e-5, invoke_seconds=0.01)
+    1
+    """
+    groups = min(starts, permits)
+    if seconds_per_task is not None:
+        groups = min(groups, int(starts * seconds_per_task / (2 * invoke_seconds)))
+    return max(1, groups)

@@ -1,0 +1,471 @@
+"""Performs an executor's instructions: tasks in line, input and output beside them.
+
+The main thread runs tasks. I/O threads perform everything else while a task is running; when none
+is, the main thread does the I/O itself, which saves two thread switches for a short job. All
+threads feed events to the one `Executor` under one lock; nobody else touches its state.
+
+Rule: data before signal. Whatever an arrival or a result mentions has been written before.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lambda_worker.beside import Beside
+from lambda_worker.core.errors import (
+    MissingModule,
+    ProtocolError,
+    StoreFull,
+    StoreUnavailable,
+    Tampered,
+    UnpicklableResult,
+    ValueLost,
+    ValueTooLarge,
+)
+from lambda_worker.core.events import (
+    Answered,
+    Began,
+    Delegated,
+    Event,
+    Halted,
+    InputsFetched,
+    SegmentsLoaded,
+    TaskDone,
+    TaskErred,
+    Woken,
+)
+from lambda_worker.core.executor import Executor
+from lambda_worker.core.instructions import (
+    Arrive,
+    Delegate,
+    Fetch,
+    Finish,
+    Forget,
+    Instruction,
+    LoadSegments,
+    Run,
+    WakeAfter,
+)
+from lambda_worker.core.policy import Policy
+from lambda_worker.core.schedule import Assignment, Edges, open_segment, segment_of
+from lambda_worker.core.verdicts import Standing
+from lambda_worker.core.wire import (
+    Frame,
+    Location,
+    Ref,
+    frames_nbytes,
+    location_to_wire,
+    object_name,
+    open_frames,
+    pack,
+    pack_inline,
+    seal,
+    seal_frames,
+    unpack_inline,
+)
+from lambda_worker.last_words import LastWords
+from lambda_worker.ports import Arrival, Clock, Invoker, Store
+from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
+from lambda_worker.values import frames_to_value, value_to_frames
+
+#: Constants kept between tasks and invocations of one sandbox, in bytes of their frames.
+CONSTANTS_BYTES_MAX = 256 * 2**20
+
+
+def events_name(job: str, executor: str, attempt: int) -> str:
+    """Name the seal of the events that one attempt publishes."""
+    return f"{job}/events/{executor}/{attempt}"
+
+
+@dataclass
+class World:
+    """What the drivers of one sandbox share: the ports, the secret and the numbers."""
+
+    store: Store
+    invoker: Invoker
+    secret: bytes
+    policy: Policy
+    clock: Clock
+    beside: Beside
+    wall_offset: float = 0.0  # add to `clock` for the time of day, as Dask's task stream wants it
+    lease_seconds: float = 15.0
+    last_words_directory: str | None = None
+    constants: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
+
+    def open_location(self, location: Location) -> Any:
+        """Read one value, wherever it is."""
+        if isinstance(location, Ref):
+            return self.open_value(location.name, self.store.get([location])[0])
+        return self.open_value(*unpack_inline(location))
+
+    def open_value(self, name: str, sealed: Sequence[Frame]) -> Any:
+        """Check and decode the sealed frames of a value."""
+        return frames_to_value(open_frames(self.secret, name, sealed))
+
+    def constant(self, ref: Ref) -> Any:
+        """Read a constant; it stays here for the next task, the oldest leaving first."""
+        found = self.constants.get(ref.name)
+        if found is None:
+            found = (ref.nbytes, self.open_location(ref))
+            room = CONSTANTS_BYTES_MAX - ref.nbytes
+            while self.constants and sum(size for size, _ in self.constants.values()) > room:
+                del self.constants[next(iter(self.constants))]
+            self.constants[ref.name] = found
+        return found[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Something beside the tasks failed; the main thread raises it."""
+
+    error: BaseException
+
+
+class Driver:
+    """Run one assignment to its end in this process.
+
+    Parameters
+    ----------
+    world
+        Ports, secret and numbers of this sandbox.
+    assignment
+        What to run.
+    """
+
+    def __init__(self, world: World, assignment: Assignment) -> None:
+        self.world = world
+        self.assignment = assignment
+        self.executor = Executor(assignment, world.policy)
+        self._lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[Instruction | _Failed] = queue.SimpleQueue()
+        self._bodies = Bodies()
+        self._values: dict[int, Any] = {}
+        self._errors: dict[int, bytes] = {}
+        self._unfit: set[int] = set()
+        self._durations: dict[int, tuple[float, float]] = {}
+        self._locations: dict[int, Location] = dict(assignment.given)
+        self._counted_runs = (0, 0)
+        self._started = False
+        self._words: LastWords | None = None
+
+    def run(self) -> str:
+        """Run; return why it ended ("" when everything was done).
+
+        Raises
+        ------
+        PlatformError
+            When the storage tier failed for good. The record stays, its lease runs out.
+        """
+        if self.world.last_words_directory:
+            self._words = LastWords(self.world.last_words_directory, self.assignment.executor)
+        self.world.beside.after(self.world.lease_seconds / 3, self._beat)
+        edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
+        todo = self._handle(Began(self.world.clock(), edges))
+        reason = self._loop(todo)
+        if self._words is not None:
+            self._words.close()
+        return reason
+
+    # -- the main thread ------------------------------------------------------------------------
+
+    def _loop(self, todo: list[Instruction]) -> str:
+        while True:
+            run, others = self._sort(todo)
+            if run is None and not others:
+                item = self._inbox.get()
+                if isinstance(item, _Failed):
+                    raise item.error
+                run, others = self._sort([item])
+            if run is not None:
+                for instruction in others:
+                    self.world.beside.submit(self._perform_beside, instruction)
+                todo = self._handle(self._run(run))
+                continue
+            *beside, mine = others
+            if isinstance(mine, Finish):
+                return mine.reason
+            for instruction in beside:
+                self.world.beside.submit(self._perform_beside, instruction)
+            event = self._perform(mine)
+            todo = [] if event is None else self._handle(event)
+
+    @staticmethod
+    def _sort(todo: Iterable[Instruction]) -> tuple[Run | None, list[Instruction]]:
+        run, others = None, []
+        for instruction in todo:
+            if isinstance(instruction, Run):
+                run = instruction
+            else:
+                others.append(instruction)
+        return run, others
+
+    def _run(self, run: Run) -> Event:
+        task = run.task
+        clock = self.world.clock
+        if task in self._unfit:
+            return TaskErred(task, clock(), final=True)
+        if self._words is not None:
+            self._words.say(task)
+        started = clock()
+        try:
+            body = self._bodies.get(task, segment_of(task))
+            values = [self._values[parent] for parent in run.parents]
+            result = run_body(body, values, self.world.constant)
+        except (SystemExit, KeyboardInterrupt):
+            raise  # as in Dask: they end the process, not the task
+        except BaseException as error:
+            final = isinstance(error, MissingModule | ValueLost | Tampered)
+            self._errors[task] = self._error(task, error)
+            return TaskErred(task, clock(), final)
+        now = clock()
+        self._values[task] = result
+        self._durations[task] = (started + self.world.wall_offset, now + self.world.wall_offset)
+        return TaskDone(task, now - started, now)
+
+    # -- every thread ---------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> list[Instruction]:
+        """Feed an event; forget at once what is no longer needed; return the rest."""
+        with self._lock:
+            instructions = self.executor.handle(event)
+            if instructions and isinstance(instructions[0], Forget):
+                for task in instructions[0].tasks:
+                    self._values.pop(task, None)
+                    self._durations.pop(task, None)
+                    self._locations.pop(task, None)
+                del instructions[0]
+        return instructions
+
+    def _perform_beside(self, instruction: Instruction) -> None:
+        """Perform on an I/O thread, and everything that follows except running tasks."""
+        try:
+            todo = [instruction]
+            while todo:
+                mine, *rest = todo
+                if isinstance(mine, Run | Finish):
+                    self._inbox.put(mine)
+                    todo = rest
+                    continue
+                event = self._perform(mine)
+                todo = rest + ([] if event is None else self._handle(event))
+        except BaseException as error:
+            self._inbox.put(_Failed(error))
+
+    def _perform(self, instruction: Instruction) -> Event | None:
+        match instruction:
+            case Arrive():
+                return self._arrive(instruction)
+            case Fetch(task, values):
+                return self._fetch(task, values.items())
+            case LoadSegments(segments):
+                blobs = self.world.store.load(self.assignment.job, segments)
+                return SegmentsLoaded({n: self._open_segment(n, blob) for n, blob in zip(segments, blobs, strict=True)})
+            case Delegate():
+                return self._delegate(instruction)
+            case WakeAfter(seconds):
+                self.world.beside.after(seconds, self._wake)
+                return None
+        raise ProtocolError(f"nobody performs {instruction!r}")
+
+    def _wake(self) -> None:
+        for instruction in self._handle(Woken(self.world.clock())):
+            self._perform_beside(instruction)
+
+    def _beat(self) -> None:
+        if self.executor.finished:
+            return
+        mine = self.assignment
+        running = self.executor.running
+        try:
+            (standing,) = self.world.store.beat(
+                [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
+            )
+        except StoreUnavailable:
+            standing = Standing.OK  # the next one may get through; the lease decides
+        if standing is Standing.OK:
+            self.world.beside.after(self.world.lease_seconds / 3, self._beat)
+        else:
+            for instruction in self._handle(Halted(standing)):
+                self._inbox.put(instruction)
+
+    def _open_segment(self, number: int, blob: bytes) -> Edges:
+        edges, bodies = open_segment(self.world.secret, self.assignment.job, number, blob)
+        self._bodies.add(number, bodies)
+        return edges
+
+    # -- values in ------------------------------------------------------------------------------
+
+    def _fetch(self, task: int, values: Iterable[tuple[int, Location]]) -> Event:
+        wanted = [(parent, location) for parent, location in values if parent not in self._values]
+        try:
+            stored = [(parent, location) for parent, location in wanted if isinstance(location, Ref)]
+            frames = self.world.store.get([ref for _, ref in stored]) if stored else []
+            for (parent, ref), sealed in zip(stored, frames, strict=True):
+                self._values[parent] = self.world.open_value(ref.name, sealed)
+            for parent, location in wanted:
+                if not isinstance(location, Ref):
+                    self._values[parent] = self.world.open_location(location)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            # Lost, tampered with, or not to be unpickled here: the task cannot get its inputs.
+            self._errors[task] = self._error(task, error)
+            self._unfit.add(task)  # it errs when its turn to run comes
+        else:
+            self._locations.update(wanted)
+        return InputsFetched(task)
+
+    # -- values out -----------------------------------------------------------------------------
+
+    def _arrive(self, arrive: Arrive) -> Event:
+        mine = self.assignment
+        parents = [parent for _, parent, _ in arrive.arrivals]
+        locations, failed = self._locate([*parents, *arrive.results])
+        events: list[Any] = []
+        done = [
+            [
+                task,
+                location_to_wire(locations[task]),
+                *describe_value(self._values[task], self.world.types),
+                *self._durations[task],
+            ]
+            for task in arrive.results
+            if task in locations
+        ]
+        if done:
+            events.append(["done", done])
+        erred = {task: self._errors.pop(task) for task in arrive.errors} | failed
+        if erred:
+            events.append(["erred", list(erred.items())])
+        counts = self._counts()
+        if counts:
+            events.append(["count", counts])
+        reply = self.world.store.arrive(
+            mine.job,
+            mine.executor,
+            mine.attempt,
+            [
+                Arrival(child, parent, parents_of_child, locations[parent])
+                for child, parent, parents_of_child in arrive.arrivals
+                if parent in locations
+            ],
+            self._seal_events(events),
+            retire=arrive.retire,
+        )
+        return Answered(reply.standing, reply.claims, reply.retired, self.world.clock())
+
+    def _locate(self, tasks: Iterable[int]) -> tuple[dict[int, Location], dict[int, bytes]]:
+        """Find out where values are, writing those that nobody else could read yet.
+
+        Returns the locations, and an encoded error for each value that cannot be written.
+        """
+        mine = self.assignment
+        located: dict[int, Location] = {}
+        failed: dict[int, bytes] = {}
+        large: list[tuple[int, str, list[Frame]]] = []
+        for task in dict.fromkeys(tasks):
+            known = self._locations.get(task)
+            if known is not None:
+                located[task] = known
+                continue
+            name = object_name(mine.job, task, mine.executor, mine.attempt)
+            try:
+                frames = value_to_frames(self._values[task])
+            except Exception as error:
+                kind = type(self._values[task])
+                failed[task] = self._error(
+                    task,
+                    UnpicklableResult(
+                        f"the result of task {self._key(task)!r} cannot be pickled"
+                        f" ({kind.__module__}.{kind.__qualname__}): {error}"
+                    ),
+                )
+                continue
+            sealed = seal_frames(self.world.secret, name, frames)
+            if self.world.policy.inline(frames_nbytes(frames)):
+                located[task] = pack_inline(name, sealed)
+            else:
+                large.append((task, name, sealed))
+        try:
+            refs = self.world.store.put([(name, sealed) for _, name, sealed in large]) if large else []
+            located.update((task, ref) for (task, _, _), ref in zip(large, refs, strict=True))
+        except (ValueTooLarge, StoreFull):
+            # One of them is too much: write them one by one to find out which.
+            for task, name, sealed in large:
+                try:
+                    (located[task],) = self.world.store.put([(name, sealed)])
+                except (ValueTooLarge, StoreFull) as error:
+                    said = type(error)(f"the value of task {self._key(task)!r}: {error}")
+                    failed[task] = self._error(task, said)
+        self._locations.update(located)
+        return located, failed
+
+    def _delegate(self, delegate: Delegate) -> Event:
+        mine = self.assignment
+        assignments = []
+        locations, failed = self._locate(parent for parents in delegate.inputs for parent in parents)
+        if failed:  # keep the work here, where the values are
+            return Delegated(0, self.world.clock())
+        for assignment, parents in zip(delegate.assignments, delegate.inputs, strict=True):
+            given = {parent: locations[parent] for parent in parents}
+            assignments.append(Assignment(mine.job, assignment.executor, 1, assignment.starts, given, assignment.hint))
+        granted = self.world.store.delegate(
+            mine.job, mine.executor, mine.attempt, assignments, self.world.policy.ceiling
+        )
+        refused = [
+            assignment
+            for assignment, error in zip(
+                assignments[:granted], self.world.invoker.invoke(assignments[:granted]), strict=True
+            )
+            if error is not None
+        ]
+        if refused:
+            # The records exist: the proxy, which has more patience, invokes them.
+            events = [["invoke", assignment.to_bytes()] for assignment in refused]
+            self.world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events(events))
+        return Delegated(granted, self.world.clock())
+
+    # -- small things ---------------------------------------------------------------------------
+
+    def _key(self, task: int) -> Any:
+        try:
+            return key_of(self._bodies.get(task, segment_of(task)))
+        except Exception:  # its body cannot be unpickled: the number has to do
+            return f"#{task} of {self.assignment.job}"
+
+    def _error(self, task: int, error: BaseException) -> bytes:
+        if isinstance(error, MissingModule):
+            error = MissingModule(f"task #{task}: {error}", name=error.name)
+        elif isinstance(error, ValueLost | Tampered):
+            error = type(error)(f"an input of task {self._key(task)!r} cannot be read: {error}")
+        return describe_error(error)
+
+    def _seal_events(self, events: list[Any]) -> bytes:
+        if not events:
+            return b""
+        mine = self.assignment
+        name = events_name(mine.job, mine.executor, mine.attempt)
+        return seal(self.world.secret, name, pack(events))
+
+    def _counts(self) -> dict[str, int]:
+        """Count what happened since this was last asked in this sandbox."""
+        counts: dict[str, int] = {}
+        for name, total in self.world.store.counters().items():
+            if total != self.world.counted.get(name, 0):
+                counts[name] = total - self.world.counted.get(name, 0)
+                self.world.counted[name] = total
+        runs = (self.executor.tasks_run, self.executor.tasks_rerun)
+        for name, now, before in zip(("tasks_run", "tasks_rerun"), runs, self._counted_runs, strict=True):
+            if now != before:
+                counts[name] = now - before
+        self._counted_runs = runs
+        if not self._started:
+            self._started = True
+            counts["executors"] = 1
+        return counts

@@ -1,0 +1,69 @@
+"""The Lambda entry point: opens an invocation, runs its assignments, says what became of them.
+
+Everything it knows of the outside comes in environment variables of the function:
+
+=================================  ==============================================================
+``DASK_SERVERLESS_STORE``          where the storage tier is (`StoreConfig.to_json`)
+``DASK_SERVERLESS_SECRET``         the cluster's secret, hexadecimal
+``DASK_SERVERLESS_FUNCTION``       this function's name, for invoking itself
+``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, ...
+``DASK_SERVERLESS_LAST_WORDS``     a directory for `lambda_worker.last_words` (local only)
+=================================  ==============================================================
+
+What a sandbox needs more than once (connections, threads, constants) is made at its first
+invocation, never at import: sandboxes are forked from a process that has imported this module.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fargate_storage.client.config import StoreConfig
+from fargate_storage.client.redis_store import RedisStore
+from lambda_worker.beside import Beside
+from lambda_worker.core.policy import Policy
+from lambda_worker.driver import Driver, World
+from lambda_worker.invoker import LambdaInvoker
+from lambda_worker.payload import assignments_of
+
+
+def make_world(environment: Mapping[str, str]) -> World:
+    """Connect a sandbox to its cluster, from the function's environment."""
+    settings = json.loads(environment.get("DASK_SERVERLESS_SETTINGS", "{}"))
+    secret = bytes.fromhex(environment["DASK_SERVERLESS_SECRET"])
+    policy = Policy(ceiling=settings.get("ceiling", 1), inline_bytes_max=settings.get("inline_bytes_max", 65536))
+    return World(
+        store=RedisStore(StoreConfig.from_json(environment["DASK_SERVERLESS_STORE"])),
+        invoker=LambdaInvoker(
+            environment["DASK_SERVERLESS_FUNCTION"], secret, endpoint_url=environment.get("AWS_ENDPOINT_URL")
+        ),
+        secret=secret,
+        policy=policy,
+        clock=time.perf_counter,
+        beside=Beside(),
+        wall_offset=time.time() - time.perf_counter(),
+        lease_seconds=settings.get("lease_seconds", 15.0),
+        last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
+    )
+
+
+@functools.cache
+def _world() -> World:
+    return make_world(os.environ)
+
+
+def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
+    """Run the assignments of one invocation, one after the other.
+
+    Returns
+    -------
+    dict
+        For each executor, why it ended ("" when everything was done).
+    """
+    world = _world()
+    return {assignment.executor: Driver(world, assignment).run() for assignment in assignments_of(world.secret, event)}
