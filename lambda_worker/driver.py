@@ -150,8 +150,8 @@ class Driver:
         self._unfit: set[int] = set()
         self._durations: dict[int, tuple[float, float]] = {}
         self._locations: dict[int, Location] = dict(assignment.given)
+        self._counters: dict[str, int] = {"executors": 1}
         self._counted_runs = (0, 0)
-        self._started = False
         self._words: LastWords | None = None
 
     def run(self) -> str:
@@ -163,7 +163,9 @@ class Driver:
             When the storage tier failed for good. The record stays, its lease runs out.
         """
         if self.world.last_words_directory:
-            self._words = LastWords(self.world.last_words_directory, self.assignment.executor)
+            self._words = LastWords(
+                self.world.last_words_directory, f"{self.assignment.job}.{self.assignment.executor}"
+            )
         self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
         todo = self._handle(Began(self.world.clock(), edges))
@@ -197,7 +199,8 @@ class Driver:
 
     @staticmethod
     def _sort(todo: Iterable[Instruction]) -> tuple[Run | None, list[Instruction]]:
-        run, others = None, []
+        run: Run | None = None
+        others: list[Instruction] = []
         for instruction in todo:
             if isinstance(instruction, Run):
                 run = instruction
@@ -358,6 +361,9 @@ class Driver:
             self._seal_events(events),
             retire=arrive.retire,
         )
+        for claim in reply.claims:
+            for parent, location in claim.values.items():
+                self._locations.setdefault(parent, location)
         return Answered(reply.standing, reply.claims, reply.retired, self.world.clock())
 
     def _locate(self, tasks: Iterable[int]) -> tuple[dict[int, Location], dict[int, bytes]]:
@@ -418,17 +424,16 @@ class Driver:
         granted = self.world.store.delegate(
             mine.job, mine.executor, mine.attempt, assignments, self.world.policy.ceiling
         )
-        refused = [
-            assignment
-            for assignment, error in zip(
-                assignments[:granted], self.world.invoker.invoke(assignments[:granted]), strict=True
-            )
-            if error is not None
-        ]
-        if refused:
-            # The records exist: the proxy, which has more patience, invokes them.
-            events = [["invoke", assignment.to_bytes()] for assignment in refused]
-            self.world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events(events))
+        if not granted:
+            return Delegated(0, self.world.clock())
+        errors = self.world.invoker.invoke(assignments[:granted])
+        refused = [assignment for assignment, error in zip(assignments, errors, strict=False) if error is not None]
+        with self._lock:
+            self._counters["invocations"] = self._counters.get("invocations", 0) + granted - len(refused)
+        events: list[Any] = [["delegating", [assignment.executor for assignment in assignments[:granted]]]]
+        # Their records exist: the proxy, which has more patience, invokes those that Lambda refused.
+        events.extend(["invoke", assignment.to_bytes()] for assignment in refused)
+        self.world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events(events))
         return Delegated(granted, self.world.clock())
 
     # -- small things ---------------------------------------------------------------------------
@@ -455,7 +460,8 @@ class Driver:
 
     def _counts(self) -> dict[str, int]:
         """Count what happened since this was last asked in this sandbox."""
-        counts: dict[str, int] = {}
+        with self._lock:
+            counts, self._counters = self._counters, {}
         for name, total in self.world.store.counters().items():
             if total != self.world.counted.get(name, 0):
                 counts[name] = total - self.world.counted.get(name, 0)
@@ -465,7 +471,4 @@ class Driver:
             if now != before:
                 counts[name] = now - before
         self._counted_runs = runs
-        if not self._started:
-            self._started = True
-            counts["executors"] = 1
         return counts

@@ -166,10 +166,10 @@ def _bare_session(cls: Any) -> Any:
 
 async def _loopback_credentials(session: Any, cls: Any) -> tuple[Any, tuple[str, str] | None]:
     """Return a session for a loopback endpoint, and dummy credentials if none are configured."""
-    resolver = session.get_component("credential_provider")
-    for remote in ("container-role", "iam-role"):  # asking the network takes seconds, and is not configuration
-        resolver.remove(remote)
     try:
+        resolver = session.get_component("credential_provider")
+        for remote in ("container-role", "iam-role"):  # asking the network takes seconds, and is not configuration
+            resolver.remove(remote)
         found = await session.get_credentials()
     except Exception:  # a broken profile: this machine's own endpoint does not need it
         return _bare_session(cls), ("dask-serverless", "dask-serverless")
@@ -388,19 +388,21 @@ class _Line:
         try:
             self.loop.run_forever()
             with contextlib.suppress(TimeoutError):
-                self.loop.run_until_complete(asyncio.wait_for(self._finish(), CLOSE_SECONDS_MAX))
+                self.loop.run_until_complete(self._finish())
         finally:
             asyncio.set_event_loop(None)
             self.loop.close()
 
     async def _finish(self) -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._stack.aclose()
-        await asyncio.sleep(0)  # transports close one turn later
-        await self.loop.shutdown_asyncgens()
+        # Not asyncio.wait_for: around this coroutine it would be one more task, and cancelled below.
+        async with asyncio.timeout(CLOSE_SECONDS_MAX):
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._stack.aclose()
+            await asyncio.sleep(0)  # transports close one turn later
+            await self.loop.shutdown_asyncgens()
 
 
 def _code_and_message(error: Exception) -> tuple[str, str]:

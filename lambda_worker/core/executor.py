@@ -109,7 +109,7 @@ class Executor:
         self._loading: set[int] = set()
         # Tasks promised to this executor, and those among them whose segment is not here yet.
         self._promised: set[int] = set()
-        self._unexplored: dict[int, list[int]] = {}
+        self._unexplored: dict[int, dict[int, None]] = {}
         self._begun = False
         self._fan_ins: dict[int, _FanIn] = {}
         self._claimed: set[int] = set()
@@ -347,7 +347,7 @@ class Executor:
                 continue
             edges = self._edges.get(segment_of(task))
             if edges is None:
-                self._unexplored.setdefault(segment_of(task), []).append(task)
+                self._unexplored.setdefault(segment_of(task), {})[task] = None
                 continue
             promised.add(task)
             fan_ins = edges.fan_ins
@@ -365,10 +365,13 @@ class Executor:
         stack = list(tasks)
         while stack:
             task = stack.pop()
-            if task not in self._promised:
+            edges = self._edges.get(segment_of(task))
+            if edges is None:
+                # Its segment may come yet, but the promise must not be made then.
+                self._unexplored.get(segment_of(task), {}).pop(task, None)
+            if edges is None or task not in self._promised:
                 continue
             self._promised.discard(task)
-            edges = self._edges[segment_of(task)]
             for child in edges.children[task - edges.first]:
                 stack.append(child)
                 fan_in = self._fan_ins.get(child)
@@ -411,8 +414,7 @@ class Executor:
 
     def _drop(self, task: int) -> None:
         self._uses.pop(task, None)
-        self._located.pop(task, None)
-        if task in self._here:
+        if self._located.pop(task, None) is not None or task in self._here:
             self._here.discard(task)
             self._forget.append(task)
 

@@ -1,0 +1,80 @@
+# One command each; `make` alone lists them. Needs Python 3.11 or newer with venv, and no root.
+#
+# An active virtual environment is used as it is; otherwise one is made in .venv. With PYTHON=python3.12
+# (or any other interpreter) an environment of that name is made and used: .venv-python3.12.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+NEWEST := sys.version_info >= (3, 11)
+
+ifneq ($(PYTHON),)
+    ENVIRONMENT := .venv-$(notdir $(PYTHON))
+else ifneq ($(VIRTUAL_ENV),)
+    ENVIRONMENT := $(VIRTUAL_ENV)
+else
+    ENVIRONMENT := .venv
+endif
+# The first interpreter that is new enough.
+CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
+BIN := $(ENVIRONMENT)/bin
+# The stamps name this directory, for an environment that serves more than one clone.
+STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
+PYTEST_ARGS ?=
+TESTS := tests/unit tests/contract tests/process tests/end_to_end
+
+.PHONY: help quickstart test lint bench clean
+
+help:
+	@echo "make quickstart  run examples/parallel_svc.py on a cluster of Lambda executors on this machine"
+	@echo "make test        lint, types, import contracts, then all tests (PYTEST_ARGS=... for pytest)"
+	@echo "make lint        only lint, types and import contracts"
+	@echo "make bench       compare with LocalCluster and the synchronous scheduler (BENCH_ARGS=...)"
+	@echo "make clean       remove environments, caches and build products"
+
+$(BIN)/python:
+	@set -e; for python in $(CANDIDATES); do \
+	    if $$python -c 'import sys; sys.exit(not ($(NEWEST)))' 2>/dev/null; then \
+	        echo "==> making a virtual environment in $(ENVIRONMENT) with $$($$python --version)"; \
+	        exec $$python -m venv "$(ENVIRONMENT)"; \
+	    fi; \
+	done; \
+	echo "error: Python 3.11 or newer is needed, and none of these runs or is new enough: $(CANDIDATES)" >&2; exit 1
+
+$(STAMP)-examples: pyproject.toml | $(BIN)/python
+	@echo "==> installing the package and what the example needs into $(ENVIRONMENT)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[examples]'
+	@touch "$@"
+
+$(STAMP)-test: pyproject.toml | $(BIN)/python
+	@echo "==> installing the package, its tests' needs and the linters into $(ENVIRONMENT)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint,examples]'
+	@touch "$@" "$(STAMP)-examples"
+
+quickstart: $(STAMP)-examples
+	@echo "==> running examples/parallel_svc.py"
+	@$(BIN)/python examples/parallel_svc.py $(EXAMPLE_ARGS)
+
+lint: $(STAMP)-test
+	@echo "==> ruff check"
+	@$(BIN)/ruff check .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> import contracts"
+	@$(BIN)/lint-imports --no-logo
+
+test: lint
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest $(wildcard $(TESTS)) $(PYTEST_ARGS)
+
+bench: $(STAMP)-examples
+	@echo "==> running benchmarks/throughput.py"
+	@$(BIN)/python benchmarks/throughput.py $(BENCH_ARGS)
+
+clean:
+	@echo "==> removing environments made here, caches and build products"
+	@rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,286 @@
+"""Where tasks run and values are kept: what the proxy is given, and the local kind of it.
+
+`Backend` is data. `LocalBackend` owns what stands behind it on this machine: the storage servers, the
+local Lambda service, and a private directory. Its methods block; the cluster calls them in threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_serverless.config import Settings
+from dask_serverless.invoke import FailureQueue, GovernedInvoker
+from dask_serverless.local_lambda import FunctionConfig, LocalLambda
+from dask_serverless.local_lambda.config import PRELOAD
+from fargate_storage.client.config import StoreConfig
+from fargate_storage.client.redis_store import RedisStore
+from fargate_storage.service.local import LocalTier
+from lambda_worker.core.errors import PlatformError, StoreUnavailable
+from lambda_worker.invoker import LambdaInvoker
+
+logger = logging.getLogger("dask_serverless.backend")
+
+SECRET_BYTES = 32
+#: The local service wants signed requests, as AWS does, but does not check the signature. Named here
+#: so that no real credentials of the user are looked up, or sent to it.
+LOCAL_CREDENTIALS = ("dask-serverless", "dask-serverless")
+LOGS_LINES = 1_000
+_MIB = 2**20
+
+
+class LambdaUnavailable(PlatformError):
+    """Lambda cannot be reached or has failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """What a proxy needs of the platform.
+
+    Parameters
+    ----------
+    store, store_config
+        The storage tier, and what an executor needs to reach it.
+    invoker
+        Starts executors.
+    failures
+        Invocations that Lambda gave up on.
+    secret
+        What payloads and values are sealed with.
+    ceiling
+        How many executors may live at once.
+    settings
+        The configuration, checked.
+    last_words_directory
+        Where local executors say which task they run.
+    """
+
+    store: RedisStore
+    store_config: StoreConfig
+    invoker: LambdaInvoker
+    failures: FailureQueue
+    secret: bytes = field(repr=False)
+    ceiling: int
+    settings: Settings
+    last_words_directory: str
+
+
+class LocalBackend:
+    """The platform on this machine: real storage servers, a real Invoke API, no account.
+
+    Parameters
+    ----------
+    name
+        Prefix of every key in the store.
+    ceiling
+        How many executors may live at once.
+    settings
+        The configuration, checked.
+    environment
+        Variables for the user's tasks.
+    local_directory
+        Where the private directory is made; None: the system's place for temporary files.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ceiling: int,
+        settings: Settings,
+        environment: Mapping[str, str] | None = None,
+        local_directory: str | None = None,
+    ):
+        self.name = name
+        self.ceiling = ceiling
+        self.settings = settings
+        self.directory: str | None = None
+        self.tier: LocalTier | None = None
+        self.service: LocalLambda | None = None
+        self.backend: Backend | None = None
+        self._environment = dict(environment or {})
+        self._local_directory = local_directory
+        # Held during start: a close in the middle of it waits, and then finds everything.
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "not started" if self.backend is None else "running"
+        return f"<LocalBackend {self.name!r}, {state}>"
+
+    def start(self) -> Backend:
+        """Start everything, or leave nothing.
+
+        Raises
+        ------
+        PlatformError
+            A part did not start; the message says which and why.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this backend is closed")
+            try:
+                return self._start()
+            except BaseException:
+                self._close()
+                raise
+
+    def _start(self) -> Backend:
+        settings = self.settings
+        if self._local_directory is not None:
+            os.makedirs(self._local_directory, exist_ok=True)
+        self.directory = tempfile.mkdtemp(prefix="dask-serverless-", dir=self._local_directory)  # mode 0700
+        secret = secrets.token_bytes(SECRET_BYTES)
+        self.tier = LocalTier(
+            shards=settings.storage_shards,
+            maxmemory_bytes=settings.storage_max_memory,
+            server=settings.storage_server,
+        )
+        self.tier.start()
+        store_config = self.tier.config(
+            cluster=self.name,
+            lease_seconds=settings.executor_lease,
+            object_bytes_max=settings.storage_object_bytes_max,
+            ttl_seconds=round(settings.storage_ttl),
+        )
+        self.service = LocalLambda(self._function(secret, store_config))
+        self.service.start()
+        for module, why in self.service.preload_failures.items():
+            logger.info("executors could not preload %s: %s", module, why)
+        endpoint_url = self.service.endpoint_url
+        region = self.service.function.region
+        self.backend = Backend(
+            store=RedisStore(store_config),
+            store_config=store_config,
+            invoker=GovernedInvoker(
+                settings.lambda_function_name, secret, endpoint_url, region, credentials=LOCAL_CREDENTIALS
+            ),
+            failures=FailureQueue(self.service.failure_queue_url, endpoint_url, region, credentials=LOCAL_CREDENTIALS),
+            secret=secret,
+            ceiling=self.ceiling,
+            settings=settings,
+            last_words_directory=self.directory,
+        )
+        return self.backend
+
+    def _function(self, secret: bytes, store_config: StoreConfig) -> FunctionConfig:
+        settings = self.settings
+        assert self.directory is not None
+        executor_settings = {
+            "inline_bytes_max": settings.executor_inline_bytes_max,
+            "payload_bytes_max": settings.executor_payload_bytes_max,
+            "ceiling": self.ceiling,
+            "lease_seconds": settings.executor_lease,
+            "timeout_seconds": settings.lambda_timeout,
+        }
+        return FunctionConfig(
+            name=settings.lambda_function_name,
+            environment={
+                **self._environment,
+                "DASK_SERVERLESS_STORE": store_config.to_json(),
+                "DASK_SERVERLESS_SECRET": secret.hex(),
+                "DASK_SERVERLESS_FUNCTION": settings.lambda_function_name,
+                "DASK_SERVERLESS_SETTINGS": json.dumps(executor_settings),
+                "DASK_SERVERLESS_LAST_WORDS": self.directory,
+            },
+            memory_mb=settings.lambda_memory // _MIB,
+            timeout_seconds=settings.lambda_timeout,
+            concurrency=self.ceiling,
+            preload=tuple(dict.fromkeys((*PRELOAD, *settings.lambda_preload))),
+            python_path=python_path(),
+        )
+
+    def check(self) -> None:
+        """Look whether everything still runs.
+
+        Raises
+        ------
+        StoreUnavailable, LambdaUnavailable
+            Naming what has ended.
+        """
+        tier, service = self.tier, self.service
+        if self._closed or tier is None or service is None:
+            return
+        if ended := tier.poll():
+            if not self._closed:
+                raise StoreUnavailable(
+                    f"the local storage server(s) {', '.join(ended)} have ended: what they held is lost. "
+                    "Close this cluster and start another (too little memory? see storage_max_memory)"
+                )
+        elif not _runs(service) and not self._closed:
+            raise LambdaUnavailable(
+                "the local Lambda service has ended, and all executors with it: close this cluster and start another"
+            )
+
+    def set_ceiling(self, ceiling: int) -> None:
+        """Change how many executors may live at once."""
+        self.ceiling = ceiling
+        if self.service is not None and not self._closed:
+            self.service.set_concurrency(ceiling)
+
+    def counters(self) -> dict[str, float]:
+        """Return what Lambda did, and what is in the store now."""
+        if self.backend is None or self.service is None or self._closed:
+            return {}
+        return {**self.service.counters(), **self.backend.store.usage()}
+
+    def logs(self) -> list[str]:
+        """Return the last lines that executors printed."""
+        return self.service.logs(LOGS_LINES) if self.service is not None and not self._closed else []
+
+    def close(self) -> None:
+        """End every process, connection and file. May be repeated; waits for a start under way."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        backend, self.backend = self.backend, None
+        service, self.service = self.service, None
+        tier, self.tier = self.tier, None
+        directory, self.directory = self.directory, None
+        ends: list[tuple[str, Callable[[], Any]]] = []
+        if backend is not None:
+            ends.append(("invoker", backend.invoker.close))
+        # Before the storage tier: executors in the middle of a task would report a dead store.
+        if service is not None:
+            ends.append(("local Lambda service", service.close))
+        if backend is not None:
+            ends.append(("store", backend.store.close))
+        if tier is not None:
+            ends.append(("storage tier", tier.close))
+        if directory is not None:
+            ends.append(("directory", lambda: shutil.rmtree(directory, ignore_errors=True)))
+        for what, end in ends:
+            try:
+                end()
+            except Exception:  # whatever one of them does, the others are ended
+                logger.exception("the %s did not close cleanly", what)
+
+
+def python_path() -> tuple[str, ...]:
+    """Return the places this process imports from, as absolute paths.
+
+    So that what can be imported in a notebook can be imported in its executors.
+    """
+    places = (os.path.abspath(place or os.getcwd()) for place in sys.path)
+    return tuple(dict.fromkeys(place for place in places if os.path.exists(place)))
+
+
+def _runs(service: LocalLambda) -> bool:
+    pid = service.pid
+    if pid is None:
+        return False
+    try:
+        # Without WNOHANG-reaping it: the service's owner object wants the exit status itself.
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False

@@ -1,0 +1,707 @@
+"""`ServerlessCluster`: what a user makes in the place of `distributed.LocalCluster`.
+
+Life of a cluster: *created* → *starting* (storage tier and Lambda in threads, beside them the stock
+scheduler on the cluster's loop; then the proxy) → *running* → *closing* → *closed*. A start that fails
+goes to *failed* and at once to *closed*, leaving nothing.
+
+Rules kept here:
+
+* One teardown, in a task of its own, which every `close` waits for: a caller's timeout or
+  cancellation gives up the waiting, never the teardown.
+* No blocking call on the loop.
+* The scheduler is stock. What it must do differently (not steal, not queue) is set on this one object,
+  not in Dask's configuration, which belongs to the user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import datetime
+import inspect
+import logging
+import math
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from typing import Any, ClassVar
+
+from dask.utils import format_bytes, parse_bytes, parse_timedelta
+from distributed import Scheduler
+from distributed.core import Status, rpc
+from distributed.deploy.cluster import Cluster
+from distributed.exceptions import WorkerStartTimeoutError
+from distributed.metrics import time
+from distributed.objects import SchedulerInfo
+from distributed.scheduler import DEFAULT_EXTENSIONS
+from distributed.security import Security
+from distributed.stealing import WorkStealing
+from distributed.utils import Log, Logs, NoOpAwaitable, silence_logging_cmgr
+from tornado.ioloop import IOLoop, PeriodicCallback
+
+from dask_serverless import cluster_arguments as arguments
+from dask_serverless.backend import Backend, LocalBackend
+from lambda_worker.core.errors import PlatformError, ServerlessError
+
+logger = logging.getLogger("dask_serverless.cluster")
+
+HEALTH_INTERVAL_SECONDS = 1.0
+#: The proxy and the scheduler say goodbye to their peers, who may be gone; the processes are ended after it.
+PROXY_CLOSE_SECONDS_MAX = 10.0
+SCHEDULER_CLOSE_SECONDS_MAX = 10.0
+ATEXIT_CLOSE_SECONDS_MAX = 10.0
+
+#: Always in `ServerlessCluster.stats`, also before anything has happened.
+STATS = (
+    "invocations",
+    "executors",
+    "sandboxes_cold",
+    "sandboxes_warm",
+    "tasks_run",
+    "tasks_rerun",
+    "objects_written",
+    "bytes_written",
+    "bytes_read",
+    "round_trips",
+    "store_keys",
+    "store_bytes",
+    "gb_seconds",
+)
+#: What Lambda itself counts counts; an invocation that was sent and lost is not one.
+_LAMBDA_STATS = ("invocations", "sandboxes_cold", "sandboxes_warm", "gb_seconds", "store_keys", "store_bytes")
+
+
+class NoStealing(WorkStealing):
+    """Work stealing that never steals.
+
+    Stubs must stay on the fleet worker. The extension is there nevertheless, because a page of the
+    dashboard reads it.
+    """
+
+    async def start(self, scheduler: Any = None) -> None:
+        """Start nothing."""
+        self._in_flight_event.set()
+
+    def balance(self) -> None:
+        """Move nothing."""
+
+    def transition(self, *args: Any, **kwargs: Any) -> None:
+        """Note nothing: what could be stolen is nobody's question."""
+
+
+class CeilingAdaptive:
+    """What `ServerlessCluster.adapt` returns.
+
+    Lambda goes from nothing to the ceiling and back by itself, so there is no control loop: the
+    maximum is the ceiling. The attributes are those of `distributed.deploy.Adaptive` that widgets read.
+
+    Parameters
+    ----------
+    minimum, maximum
+        As given, resolved.
+    """
+
+    def __init__(self, minimum: int, maximum: int):
+        self.minimum = minimum
+        self.maximum = maximum
+        self.state = "running"
+        self.periodic_callback: object | None = self  # not None: "Adaptive" in the widget
+
+    def __repr__(self) -> str:
+        return f"<CeilingAdaptive {self.minimum} .. {self.maximum}, {self.state}>"
+
+    def stop(self, reason: str = "unknown") -> None:
+        """Go back to a ceiling that only `scale` changes."""
+        self.state = "stopped"
+        self.periodic_callback = None
+
+
+class ServerlessCluster(Cluster):
+    """A Dask cluster whose tasks run in Lambda functions that schedule among themselves.
+
+    A drop-in for `distributed.LocalCluster`. This kind runs on this machine: a stock scheduler in this
+    process, real storage servers and a local Lambda service beside it, all on loopback.
+
+    Parameters
+    ----------
+    name
+        Name of the cluster.
+    n_workers
+        How many executors may run at once (the ceiling); default: ``serverless.workers.count``, else
+        the CPU count. 0: none until `scale`.
+    threads_per_worker, processes, worker_class, worker_dashboard_address, services, worker_services, start
+        Accepted for LocalCluster's sake; a value that means something there warns.
+    loop, asynchronous, security, protocol, blocked_handlers, interface, service_kwargs, scheduler_kwargs
+        As for LocalCluster.
+    host, ip
+        Where the scheduler listens; default: loopback.
+    scheduler_port
+        Port of the scheduler; 0: any.
+    silence_logs
+        Level below which distributed's logs are not shown; falsy: as they are.
+    dashboard_address
+        Where the dashboard listens. Without a host it is the scheduler's host, so loopback by default
+        (LocalCluster opens all interfaces). None: no dashboard.
+    scheduler_sync_interval
+        Seconds between exchanges of cluster information with the scheduler.
+    memory_limit
+        Memory of one Lambda, as ``"2 GiB"``.
+    timeout
+        How long one invocation may take, as ``"5 minutes"``.
+    preload
+        Modules to import before sandboxes are forked.
+    environment, env
+        Environment variables for tasks.
+    local_directory
+        Where a private temporary directory is made.
+    storage_shards, storage_max_memory
+        How many storage servers hold objects, and their memory together.
+    shutdown_on_close
+        Whether the cluster closes when the interpreter ends.
+    quiet
+        Whether messages about the cluster's life are only kept for `get_logs`, not printed.
+    **others
+        Further options of LocalCluster, Worker and Nanny: warned of. Unknown names: TypeError.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> cluster = ServerlessCluster(n_workers=4, memory_limit="1 GiB")  # doctest: +SKIP
+    >>> client = Client(cluster)  # doctest: +SKIP
+    """
+
+    _instances: ClassVar[weakref.WeakSet[ServerlessCluster]] = weakref.WeakSet()
+    _proxy_class: Callable[[Scheduler, Backend], Any] | None = None  # None: dask_serverless.proxy.Proxy
+    _backend_class: Callable[..., Any] = LocalBackend
+
+    def __init__(
+        self,
+        name: str | None = None,
+        n_workers: int | None = None,
+        threads_per_worker: int | None = None,
+        processes: bool | None = None,
+        loop: IOLoop | None = None,
+        start: Any = None,
+        host: str | None = None,
+        ip: str | None = None,
+        scheduler_port: int = 0,
+        silence_logs: int | str | bool | None = logging.WARN,
+        dashboard_address: Any = ":8787",
+        worker_dashboard_address: Any = None,
+        services: Any = None,
+        worker_services: Any = None,
+        service_kwargs: dict[str, Any] | None = None,
+        asynchronous: bool = False,
+        security: Security | bool | None = None,
+        protocol: str | None = None,
+        blocked_handlers: list[str] | None = None,
+        interface: str | None = None,
+        worker_class: Any = None,
+        scheduler_kwargs: dict[str, Any] | None = None,
+        scheduler_sync_interval: Any = 1,
+        *,
+        memory_limit: Any = None,
+        timeout: Any = None,
+        preload: Any = None,
+        environment: dict[str, str] | None = None,
+        env: dict[str, str] | None = None,
+        local_directory: Any = None,
+        storage_shards: int | None = None,
+        storage_max_memory: Any = None,
+        shutdown_on_close: bool = True,
+        quiet: bool = True,
+        **others: Any,
+    ):
+        # Everything that can be refused is refused before `Cluster.__init__`, which may start a thread.
+        self.status = Status.closed  # for __del__, should this fail
+        arguments.check_others(others, _OWN_NAMES)
+        arguments.check_worker_shape(
+            threads_per_worker, processes, worker_class, worker_dashboard_address, services, worker_services, start
+        )
+        ceiling = arguments.check_ceiling(n_workers)
+        self.settings = arguments.load_settings(
+            n_workers=ceiling,
+            memory_limit=memory_limit,
+            timeout=timeout,
+            preload=preload,
+            storage_shards=storage_shards,
+            storage_max_memory=storage_max_memory,
+        )
+        self._ceiling = self.settings.workers_count if ceiling is None else ceiling
+        self.security = _security(security)
+        self._scheduler_options = _scheduler_options(
+            host=host if ip is None else ip,
+            port=scheduler_port,
+            protocol=protocol,
+            interface=interface,
+            security=self.security,
+            dashboard_address=dashboard_address,
+            blocked_handlers=blocked_handlers,
+            service_kwargs=service_kwargs,
+            scheduler_kwargs=scheduler_kwargs,
+        )
+        variables = arguments.check_environment(environment, env)
+        directory = arguments.check_local_directory(local_directory)
+        if name is not None and not isinstance(name, str):
+            name = str(name)
+
+        if loop is None and asynchronous:
+            loop = IOLoop.current()
+        self.processes = True
+        self.shutdown_on_close = shutdown_on_close
+        self.scheduler: Scheduler | None = None
+        self._proxy: Any = None
+        self._teardown: asyncio.Task[None] | None = None
+        self._failure: PlatformError | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        self._exit_stack = contextlib.ExitStack()
+        super().__init__(
+            asynchronous=asynchronous,
+            loop=loop,
+            name=name,
+            quiet=quiet,
+            scheduler_sync_interval=scheduler_sync_interval,
+        )
+        self._local = self._backend_class(self.name, self._ceiling, self.settings, variables, directory)
+        if silence_logs:
+            self._exit_stack.enter_context(silence_logging_cmgr(level=silence_logs))
+            self._exit_stack.enter_context(silence_logging_cmgr(level=silence_logs, root="bokeh"))
+        self._instances.add(self)
+
+        if not self.called_from_running_loop:
+            self._loop_runner.start()
+            try:
+                self.sync(self._start)
+            except BaseException:
+                # Also after Ctrl-C, which ends the waiting and not the start.
+                with contextlib.suppress(Exception):
+                    self.sync(self._close, callback_timeout=60)
+                self._loop_runner.stop()
+                raise
+
+    # -- start ----------------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, Any, ServerlessCluster]:
+        async def started() -> ServerlessCluster:
+            if self.status in (Status.created, Status.starting):
+                await self._start()
+            return self
+
+        return started().__await__()
+
+    async def _start(self) -> None:
+        while self.status == Status.starting:
+            await asyncio.sleep(0.01)
+        if self.status == Status.running:
+            return
+        if self.status != Status.created:
+            raise ValueError("Cluster is closed")
+        self.status = Status.starting
+        try:
+            await self._start_parts()
+            await super()._start()
+        except BaseException as error:
+            self.status = Status.failed
+            await self._close()
+            if isinstance(error, ServerlessError) or not isinstance(error, Exception):
+                raise
+            raise RuntimeError(f"Cluster failed to start: {error}") from error
+        self._spawn(self._close_after_scheduler())
+
+    async def _start_parts(self) -> None:
+        # Beside each other: the scheduler loads its dashboard (a second of CPU) while processes start.
+        backend_start = asyncio.ensure_future(_in_thread(self._local.start))
+        try:
+            scheduler = Scheduler(**self._scheduler_options)
+            scheduler.WORKER_SATURATION = math.inf  # every stub goes to the fleet at once; the ledger queues
+            self.scheduler = scheduler
+            await scheduler
+        finally:
+            # Waited for in any case: a thread cannot be cancelled, and what it starts must be closed.
+            await asyncio.wait([backend_start])
+            if not backend_start.cancelled():
+                backend_start.exception()  # seen: the scheduler's own failure is the first, and is raised
+        backend = backend_start.result()
+        self._proxy = self._make_proxy(scheduler, backend)
+        await self._proxy.start()
+        address = getattr(scheduler, "external_address", None) or scheduler.address
+        self.scheduler_comm = rpc(address, connection_args=self.security.get_connection_args("client"))
+        self.periodic_callbacks["health"] = PeriodicCallback(self._check_health, HEALTH_INTERVAL_SECONDS * 1000)
+        self._note(f"{self._local!r}, scheduler at {address}")
+
+    def _make_proxy(self, scheduler: Scheduler, backend: Backend) -> Any:
+        make = self._proxy_class
+        if make is None:
+            from dask_serverless.proxy import Proxy
+
+            make = Proxy
+        return make(scheduler, backend)
+
+    async def _close_after_scheduler(self) -> None:
+        """Close when the scheduler ends by itself: idle timeout, or a client that shut it down by address."""
+        assert self.scheduler is not None
+        await self.scheduler.finished()
+        if self.status == Status.running:
+            await self._close()
+
+    async def _check_health(self) -> None:
+        """Tell the proxy, once, that a process of the backend has died."""
+        if self._failure is not None or self.status != Status.running:
+            return
+        try:
+            await _in_thread(self._local.check)
+        except PlatformError as failure:
+            if self._failure is None and self.status == Status.running:
+                self._failure = failure
+                logger.error("%s", failure)
+                self._note(str(failure))
+                self._proxy.backend_failed(failure)
+
+    # -- close ----------------------------------------------------------------------------------
+
+    def close(self, timeout: float | None = None) -> Any:
+        """Close the cluster: end its scheduler, its processes, and remove its files.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait for it; the closing goes on if they are not enough.
+        """
+        closed = super().close(timeout)
+        if not self.asynchronous:
+            self._loop_runner.stop()
+        return closed
+
+    async def _close(self) -> None:
+        if self.status == Status.closed:
+            return
+        if self._teardown is None:
+            self._teardown = asyncio.ensure_future(self._tear_down())
+        await asyncio.shield(self._teardown)
+
+    async def _tear_down(self) -> None:
+        while self.status == Status.starting:  # a start under way cannot be stopped in the middle
+            await asyncio.sleep(0.01)
+        self.status = Status.closing
+        try:
+            if self._adaptive is not None:
+                self._adaptive.stop()
+            if health := self.periodic_callbacks.get("health"):
+                health.stop()
+            if self._proxy is not None:
+                await _bounded(self._proxy.close(), PROXY_CLOSE_SECONDS_MAX, "the proxy")
+            if self.scheduler is not None:
+                await _bounded(self.scheduler.close(), SCHEDULER_CLOSE_SECONDS_MAX, "the scheduler")
+        finally:
+            try:
+                await _in_thread(self._local.close)
+            finally:
+                current = asyncio.current_task()
+                for task in self._background - {current}:
+                    task.cancel()
+                self._exit_stack.close()
+                await super()._close()
+                self.scheduler_info = SchedulerInfo({**self.scheduler_info, "workers": {}})
+
+    async def __aenter__(self) -> ServerlessCluster:
+        await self
+        return self
+
+    def _note(self, text: str) -> None:
+        """Keep a line for `get_logs`, without printing it."""
+        self._cluster_manager_logs.append((datetime.datetime.now(), text))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # -- size -----------------------------------------------------------------------------------
+
+    @property
+    def ceiling(self) -> int:
+        """How many executors may run at once."""
+        return self._ceiling
+
+    def scale(self, n: int = 0, memory: Any = None, cores: int | None = None) -> Any:
+        """Set how many executors may run at once.
+
+        Nothing is started for it: Lambda starts executors when there is work. Executors that run
+        beyond a lower ceiling finish what they have.
+
+        Parameters
+        ----------
+        n
+            The new ceiling.
+        memory, cores
+            The ceiling as memory or cores altogether (an executor has one).
+
+        Examples
+        --------
+        >>> cluster.scale(10)  # doctest: +SKIP
+        """
+        count = arguments.check_ceiling(n) or 0
+        if memory is not None:
+            count = max(count, math.ceil(parse_bytes(memory) / self.settings.lambda_memory))
+        if cores is not None:
+            count = max(count, math.ceil(cores))
+        self._ceiling = count
+        if self.status in (Status.created, Status.starting, Status.running):
+            self.loop.add_callback(self._apply_ceiling)
+        return NoOpAwaitable() if self.asynchronous else None
+
+    async def _apply_ceiling(self) -> None:
+        if self.status == Status.running and self._proxy is not None:
+            self._proxy.set_ceiling(self._ceiling)
+            try:
+                await _in_thread(self._local.set_ceiling, self._ceiling)
+            except PlatformError as error:  # dead: the health check says so to who can do something
+                logger.warning("the ceiling could not be set: %s", error)
+
+    def adapt(
+        self,
+        Adaptive: Any = None,
+        minimum: int | float = 0,
+        maximum: int | float | None = math.inf,
+        minimum_cores: int | None = None,
+        maximum_cores: int | None = None,
+        minimum_memory: Any = None,
+        maximum_memory: Any = None,
+        **kwargs: Any,
+    ) -> CeilingAdaptive:
+        """Let the cluster have between `minimum` and `maximum` executors.
+
+        Lambda adapts by itself, from none to the ceiling; so this sets the ceiling. `minimum` is
+        accepted and kept (a local cluster keeps sandboxes warm for minutes anyway).
+
+        Parameters
+        ----------
+        Adaptive, **kwargs
+            No effect: there is no control loop to configure.
+        minimum, minimum_cores, minimum_memory
+            The fewest executors, as a count, cores or memory.
+        maximum, maximum_cores, maximum_memory
+            The most. Without any of them the ceiling stays as it is.
+
+        Examples
+        --------
+        >>> cluster.adapt(minimum=0, maximum=20)  # doctest: +SKIP
+        """
+        if Adaptive is not None:
+            arguments.warn_no_effect("Adaptive", "Lambda adapts by itself, there is no control loop to replace")
+        least, most = minimum or 0, math.inf if maximum is None else maximum
+        memory = self.settings.lambda_memory
+        if minimum_cores is not None:
+            least = max(least, minimum_cores)
+        if minimum_memory is not None:
+            least = max(least, math.ceil(parse_bytes(minimum_memory) / memory))
+        if maximum_cores is not None:
+            most = min(most, maximum_cores)
+        if maximum_memory is not None:
+            most = min(most, math.floor(parse_bytes(maximum_memory) / memory))
+        if least < 0 or most < 0:
+            raise ValueError(f"adapt: minimum={least!r} and maximum={most!r} must not be negative")
+        if most == math.inf:
+            most = max(self._ceiling, least)
+        if least > most:
+            raise ValueError(f"adapt: minimum={least!r} must not exceed maximum={most!r}")
+        if self._adaptive is not None:
+            self._adaptive.stop()
+        self._adaptive = CeilingAdaptive(math.ceil(least), math.floor(most))
+        self.scale(self._adaptive.maximum)
+        return self._adaptive
+
+    @property
+    def workers(self) -> dict[Any, Any]:
+        """The Dask workers that the scheduler knows, by name: the fleet, and any that a user has added."""
+        return {info["name"]: info for info in self.scheduler_info["workers"].values()}
+
+    def wait_for_workers(self, n_workers: int, timeout: Any = None) -> Any:
+        """Wait until the cluster can run `n_workers` tasks at once.
+
+        That is so as soon as the fleet is up, since executors start with the work.
+
+        Parameters
+        ----------
+        n_workers
+            At most the ceiling, plus the Dask workers that a user has added.
+        timeout
+            Seconds after which to raise `TimeoutError`.
+        """
+        if isinstance(n_workers, bool) or not isinstance(n_workers, int) or n_workers < 1:
+            raise ValueError(f"`n_workers` must be a positive integer. Instead got {n_workers}.")
+        return self.sync(self._wait_for_workers, n_workers, timeout=timeout)
+
+    async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
+        deadline = time() + parse_timedelta(timeout) if timeout else math.inf
+        while True:
+            info = await self.scheduler_comm.identity(n_workers=-1)
+            running = sum(each["status"] == Status.running.name for each in info["workers"].values())
+            reachable = self._ceiling + max(0, len(info["workers"]) - 1)
+            if n_workers > reachable:
+                raise ValueError(
+                    f"wait_for_workers({n_workers}) would wait for ever: at most {reachable} executors may run at "
+                    f"once here; call scale({n_workers}) first"
+                )
+            if running:
+                self.scheduler_info = SchedulerInfo(info)
+                return
+            if time() > deadline:
+                raise WorkerStartTimeoutError(0, n_workers, timeout)
+            await asyncio.sleep(0.05)
+
+    # -- what it did ----------------------------------------------------------------------------
+
+    def stats(self) -> Any:
+        """Return counters since the start, as a flat dict (an awaitable of it, if asynchronous).
+
+        ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_run``,
+        ``tasks_rerun``, ``objects_written``, ``bytes_written``, ``bytes_read``, ``round_trips``;
+        ``store_keys`` and ``store_bytes`` as they are now; ``gb_seconds`` as Lambda would bill them.
+        """
+        return self.sync(self._stats)
+
+    async def _stats(self) -> dict[str, int | float]:
+        if self.status != Status.running:
+            raise RuntimeError(f"cluster {self.name!r} is {self.status.name}: it has no counters")
+        counters = await _in_thread(self._local.counters)
+        stats: dict[str, int | float] = dict.fromkeys(STATS, 0)
+        stats.update(self._proxy.stats())
+        stats.update({name: counters[name] for name in _LAMBDA_STATS if name in counters})
+        return stats
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
+        logs: Logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
+        if workers is True:
+            lines = await _in_thread(self._local.logs)
+            logs["Executors"] = Log("\n".join(lines))
+        return logs
+
+    def __repr__(self) -> str:
+        return (
+            f"{self._cluster_class_name}({self.name!r}, {self.scheduler_address!r}, workers={self._ceiling}, "
+            f"threads={self._ceiling}, memory={format_bytes(self._ceiling * self.settings.lambda_memory)})"
+        )
+
+    def _repr_html_(self, cluster_status: str | None = None) -> str:
+        memory = format_bytes(self.settings.lambda_memory)
+        row = (
+            f'<tr><td style="text-align: left;"><strong>Status:</strong> {self.status.name}</td>'
+            f'<td style="text-align: left;"><strong>Executors at once:</strong> {self._ceiling} of {memory}</td></tr>'
+        )
+        html: str = super()._repr_html_(cluster_status=row + (cluster_status or ""))
+        return html
+
+    def _scaling_status(self) -> str:
+        mode = "Adaptive" if self._adaptive and self._adaptive.periodic_callback else "Manual"
+        return (
+            f'<table><tr><td style="text-align: left;">Scaling mode: {mode}</td></tr>'
+            f'<tr><td style="text-align: left;">Executors at once: {self._ceiling}</td></tr></table>'
+        )
+
+
+_OWN_NAMES = frozenset(inspect.signature(ServerlessCluster).parameters) - {"others"}
+
+
+def _security(security: Security | bool | None) -> Security:
+    if security is None or security is False:
+        return Security()
+    if security is True:
+        return Security.temporary()
+    if not isinstance(security, Security):
+        raise TypeError(f"security={security!r} must be a Security object, or True")
+    return security
+
+
+def _scheduler_options(
+    *,
+    host: str | None,
+    port: int,
+    protocol: str | None,
+    interface: str | None,
+    security: Security,
+    dashboard_address: Any,
+    blocked_handlers: list[str] | None,
+    service_kwargs: dict[str, Any] | None,
+    scheduler_kwargs: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Make the scheduler's options as LocalCluster does, but for what the module's rules say."""
+    if protocol is None:
+        if host and "://" in host:
+            protocol = host.split("://")[0]
+        else:
+            protocol = "tls://" if security.require_encryption else "tcp://"
+    if not protocol.endswith("://"):
+        protocol += "://"
+    if host is None and not protocol.startswith("inproc") and not interface:
+        host = "127.0.0.1"
+    options = {
+        "host": host,
+        "port": port,
+        "interface": interface,
+        "protocol": protocol,
+        "security": security,
+        "services": {},
+        "service_kwargs": service_kwargs,
+        "dashboard": dashboard_address is not None,
+        "dashboard_address": dashboard_address,
+        "blocked_handlers": blocked_handlers,
+        "extensions": {**DEFAULT_EXTENSIONS, "stealing": NoStealing},
+        **(scheduler_kwargs or {}),
+    }
+    options["dashboard_address"] = arguments.dashboard_addresses(
+        options["dashboard_address"], options["host"], options["interface"]
+    )
+    return options
+
+
+async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a blocking function in a thread of its own.
+
+    Not `asyncio.to_thread`: its pool is gone when clusters are closed at the interpreter's end.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if not done.cancelled():
+            done.set_result(result) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = function(*args)
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    try:
+        threading.Thread(target=run, name=f"dask-serverless-{function.__name__}", daemon=True).start()
+    except RuntimeError:  # no new threads at the interpreter's end (Python 3.12): nobody else needs the loop
+        return function(*args)
+    return await done
+
+
+async def _bounded(work: Any, seconds: float, what: str) -> None:
+    """Wait for a part to close, but not for ever, and whatever it does."""
+    try:
+        await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        logger.warning("%s did not close within %.0f s; going on without it", what, seconds)
+    except Exception:
+        logger.exception("%s did not close cleanly", what)
+
+
+@atexit.register
+def _close_clusters() -> None:
+    for cluster in list(ServerlessCluster._instances):
+        if not cluster.shutdown_on_close or cluster.status == Status.closed:
+            continue
+        if cluster.asynchronous or not cluster.loop.asyncio_loop.is_running():  # its loop is the user's, and has ended
+            cluster._local.close()
+            cluster.status = Status.closed
+            continue
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            cluster.close(timeout=ATEXIT_CLOSE_SECONDS_MAX)

@@ -1,0 +1,276 @@
+"""Checks of `ServerlessCluster`'s arguments. Pure, but for the warnings.
+
+A program written for `distributed.LocalCluster` must start: names that only make sense there are
+accepted with a `UserWarning` that says why they do nothing. What nobody knows is a TypeError with
+the nearest name; a bad value is refused here, before any process is started.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import operator
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from dask.utils import parse_bytes
+from distributed.system import MEMORY_LIMIT
+from distributed.utils import clean_dashboard_address, get_ip_interface
+
+from dask_serverless.config import LAMBDA_MEMORY_BYTES_MAX, Settings
+
+#: Names of `LocalCluster`, `Worker` and `Nanny` with a reason of their own; the others get `_WORKER_REASON`.
+NO_EFFECT = {
+    "start": "it is deprecated in LocalCluster as well",
+    "services": "use the scheduler's own HTTP routes (distributed.scheduler.http.routes)",
+    "worker_services": "executors serve nothing",
+    "worker_class": "executors are Lambda functions, not Dask workers",
+    "worker_dashboard_address": "executors have no dashboard; the scheduler's shows them all",
+    "dashboard": "use dashboard_address",
+    "nthreads": "an executor runs one task at a time; use n_workers for more at once",
+    "ncores": "an executor runs one task at a time; use n_workers for more at once",
+    "resources": "resources belong to Dask workers; connect one to this scheduler for tasks that need them",
+    "death_timeout": "executors end with their invocation",
+    "lifetime": "executors end with their invocation",
+    "data": "values live in the storage tier",
+    "heartbeat_interval": "executors renew leases (serverless.executor.lease)",
+}
+_WORKER_REASON = "it is an option of Dask workers, and executors are Lambda functions"
+
+#: Names of earlier designs of this product, and what replaces each.
+REPLACED = {
+    "proxy_address": "the proxy is part of the cluster's scheduler and needs no address",
+    "num_fargate_nodes": "use storage_shards",
+    "num_lambda_invokers": "the invoker adapts its connections and rate by itself",
+    "use_fargate": "storage is local for a local cluster; use storage_shards for the number of servers",
+}
+
+#: Argument of the cluster: field of `Settings`.
+_SETTINGS = {
+    "n_workers": "workers_count",
+    "memory_limit": "lambda_memory",
+    "timeout": "lambda_timeout",
+    "preload": "lambda_preload",
+    "storage_shards": "storage_shards",
+    "storage_max_memory": "storage_max_memory",
+}
+
+
+def warn_no_effect(name: str, reason: str) -> None:
+    """Say that an argument does nothing, and why."""
+    warnings.warn(f"ServerlessCluster: {name!r} has no effect: {reason}", UserWarning, stacklevel=4)
+
+
+def check_others(others: Mapping[str, Any], own: frozenset[str]) -> None:
+    """Warn of known names that mean nothing here; refuse unknown ones.
+
+    Parameters
+    ----------
+    others
+        The arguments that the cluster has no parameter for.
+    own
+        The names of its parameters.
+
+    Examples
+    --------
+    >>> check_others({"n_wrokers": 2}, frozenset({"n_workers"}))
+    Traceback (most recent call last):
+        ...
+    TypeError: ServerlessCluster() got an unexpected keyword argument 'n_wrokers'; did you mean 'n_workers'?
+    """
+    theirs = _names_of_dask_workers()
+    for name in others:
+        if name not in REPLACED and name not in NO_EFFECT and name not in theirs:
+            near = difflib.get_close_matches(name, sorted(own | theirs), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"ServerlessCluster() got an unexpected keyword argument {name!r}{hint}")
+    for name in others:
+        if name in REPLACED:
+            warnings.warn(f"ServerlessCluster: {name!r} is gone: {REPLACED[name]}", UserWarning, stacklevel=3)
+        else:
+            warn_no_effect(name, NO_EFFECT.get(name, _WORKER_REASON))
+
+
+def check_worker_shape(
+    threads_per_worker: int | None,
+    processes: bool | None,
+    worker_class: Any,
+    worker_dashboard_address: Any,
+    services: Any,
+    worker_services: Any,
+    start: Any,
+) -> None:
+    """Warn of LocalCluster's own parameters whose given value means nothing here."""
+    if threads_per_worker not in (None, 1):
+        if not isinstance(threads_per_worker, int) or threads_per_worker < 1:
+            raise ValueError(f"threads_per_worker={threads_per_worker!r} must be a positive integer")
+        warn_no_effect("threads_per_worker", NO_EFFECT["nthreads"])
+    if processes is not None and not processes:
+        warn_no_effect("processes", "executors are always processes of their own")
+    given = {
+        "worker_class": worker_class,
+        "worker_dashboard_address": worker_dashboard_address,
+        "services": services,
+        "worker_services": worker_services,
+        "start": start,
+    }
+    for name, value in given.items():
+        if value is not None:
+            warn_no_effect(name, NO_EFFECT[name])
+
+
+def check_ceiling(n_workers: Any) -> int | None:
+    """Return the number of executors at once (0: none until `scale`), None as None.
+
+    Examples
+    --------
+    >>> check_ceiling(-1)
+    Traceback (most recent call last):
+        ...
+    ValueError: n_workers=-1 must be a whole number, 0 or more
+    """
+    if n_workers is None:
+        return None
+    try:
+        if isinstance(n_workers, bool):
+            raise TypeError
+        count = operator.index(n_workers)
+    except TypeError:
+        raise TypeError(f"n_workers={n_workers!r} must be a whole number, 0 or more") from None
+    if count < 0:
+        raise ValueError(f"n_workers={n_workers!r} must be a whole number, 0 or more")
+    return count
+
+
+def load_settings(**arguments: Any) -> Settings:
+    """Read the settings, with the cluster's arguments above the configuration.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument and its value, if it was an argument.
+    """
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    given = dict(arguments)
+    if "memory_limit" in arguments:
+        arguments["memory_limit"] = _lambda_memory(arguments["memory_limit"])
+    if isinstance(arguments.get("preload"), str):
+        arguments["preload"] = [arguments["preload"]]
+    if arguments.get("n_workers") == 0:  # the settings know no cluster without executors; the ceiling does
+        del arguments["n_workers"]
+    try:
+        return Settings.load(**{_SETTINGS[name]: value for name, value in arguments.items()})
+    except ValueError as error:
+        for name, value in given.items():
+            if f"serverless.{_KEYS[_SETTINGS[name]]} is " in str(error):
+                raise ValueError(f"{name}={value!r}: {error}") from None
+        raise
+
+
+_KEYS = {
+    "workers_count": "workers.count",
+    "lambda_memory": "lambda.memory",
+    "lambda_timeout": "lambda.timeout",
+    "lambda_preload": "lambda.preload",
+    "storage_shards": "storage.shards",
+    "storage_max_memory": "storage.max-memory",
+}
+
+
+def _lambda_memory(memory_limit: Any) -> Any:
+    """Read a memory limit as LocalCluster does: "auto", a fraction of this machine, or bytes."""
+    if memory_limit == "auto":
+        return None
+    if isinstance(memory_limit, (int, float)) and not isinstance(memory_limit, bool):
+        if memory_limit == 0:
+            warn_no_effect("memory_limit=0", "a Lambda always has a limit; the largest is used")
+            return LAMBDA_MEMORY_BYTES_MAX
+        if isinstance(memory_limit, float) and 0 < memory_limit <= 1:
+            return int(memory_limit * MEMORY_LIMIT)
+        return memory_limit
+    try:
+        return parse_bytes(memory_limit)
+    except (ValueError, TypeError, AttributeError):
+        return memory_limit  # the settings refuse it by name
+
+
+def check_environment(environment: Mapping[str, Any] | None, env: Mapping[str, Any] | None) -> dict[str, str]:
+    """Merge the two spellings of the executors' environment (Nanny's ``env``, Fargate's ``environment``)."""
+    merged: dict[str, str] = {}
+    for argument, variables in (("env", env), ("environment", environment)):
+        if variables is None:
+            continue
+        if not isinstance(variables, Mapping):
+            raise TypeError(f"{argument}={variables!r} must be a mapping of variable names to values")
+        for name, value in variables.items():
+            if not isinstance(name, str) or not name or "=" in name:
+                raise ValueError(f"{argument} has {name!r}, which is no name of an environment variable")
+            if name.startswith("DASK_SERVERLESS_") and "__" not in name:  # with "__" it is configuration
+                raise ValueError(f"{argument} has {name!r}: names with DASK_SERVERLESS_ belong to dask-serverless")
+            merged[name] = str(value)
+    return merged
+
+
+def check_local_directory(local_directory: Any) -> str | None:
+    """Return a path, or None."""
+    if local_directory is None:
+        return None
+    try:
+        return os.fspath(local_directory)
+    except TypeError:
+        raise TypeError(f"local_directory={local_directory!r} must be a path") from None
+
+
+def dashboard_addresses(
+    dashboard_address: Any, host: str | None = None, interface: str | None = None
+) -> list[tuple[str, int]]:
+    """Resolve where the scheduler's HTTP server listens.
+
+    `LocalCluster` opens ":8787" on all interfaces, although its scheduler listens on loopback only.
+    Here an address without a host means the scheduler's host.
+
+    Examples
+    --------
+    >>> dashboard_addresses(":8787")
+    [('127.0.0.1', 8787)]
+    >>> dashboard_addresses("0.0.0.0:0"), dashboard_addresses(8080, host="tcp://10.0.0.5:8786")
+    ([('0.0.0.0', 0)], [('10.0.0.5', 8080)])
+    >>> dashboard_addresses(None)  # disabled, but the routes for health and metrics stay
+    [('127.0.0.1', 0)]
+    """
+    default = "127.0.0.1"
+    if host:
+        default = _host_alone(host)
+    elif interface:
+        default = get_ip_interface(interface)
+    if dashboard_address is None:
+        return [(default, 0)]
+    try:
+        addresses = clean_dashboard_address(dashboard_address)
+        return [(each["address"] or default, int(each["port"])) for each in addresses]
+    except (ValueError, TypeError, UnboundLocalError):
+        raise ValueError(
+            f"dashboard_address={dashboard_address!r} must be like ':8787', 'localhost:8787', a port, or None"
+        ) from None
+
+
+def _host_alone(host: str) -> str:
+    """Take scheme and port away from a host."""
+    host = host.split("://", 1)[-1]
+    if host.startswith("["):
+        return host[1:].split("]", 1)[0]
+    if host.count(":") == 1:
+        host = host.split(":", 1)[0]
+    return host or "127.0.0.1"
+
+
+def _names_of_dask_workers() -> frozenset[str]:
+    from distributed import LocalCluster, Nanny, Worker
+
+    names: set[str] = set()
+    for cls in (LocalCluster, Worker, Nanny):
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names.update(each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD)
+    return frozenset(names - {"self", "args"})

@@ -1,0 +1,246 @@
+"""Configuration: the defaults of `serverless.yaml` under Dask's own rules, checked once, early.
+
+Precedence: keyword argument, then ``DASK_SERVERLESS__...`` environment variable (or
+`dask.config.set`), then the user's YAML files, then the packaged defaults. `Settings.load` is the
+only reader: what it returns has units resolved and has been checked, so no later code parses or
+doubts a value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import dask.system
+import yaml
+from dask.utils import format_bytes, format_time, parse_bytes, parse_timedelta
+
+DEFAULTS_FILE = Path(__file__).with_name("serverless.yaml")
+SCHEMA_FILE = Path(__file__).with_name("serverless-schema.yaml")
+
+MiB = 2**20
+#: AWS's own limits (Lambda quotas): beyond them a deployed function would be refused, so the local
+#: service must not allow more either.
+LAMBDA_MEMORY_BYTES_MIN, LAMBDA_MEMORY_BYTES_MAX = 128 * MiB, 10_240 * MiB
+LAMBDA_TIMEOUT_SECONDS_MAX = 900.0
+LAMBDA_EVENT_BYTES_MAX = 1_000_000
+#: Below this an executor that is merely slow (garbage collection, a page fault storm) looks dead.
+LEASE_SECONDS_MIN = 1.0
+#: Room in a payload beside one inlined value: the edges of a segment, names, tags.
+PAYLOAD_BYTES_MIN = 16 * 2**10
+
+with DEFAULTS_FILE.open() as _file:
+    DEFAULTS: Mapping[str, Any] = yaml.safe_load(_file)
+
+dask.config.ensure_file(source=str(DEFAULTS_FILE))  # a commented copy for the user to edit
+dask.config.update_defaults(DEFAULTS)
+
+
+class _Refused(Exception):
+    """Says what a value should have been."""
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _Refused("a whole number, 1 or more")
+    return value
+
+
+def _bytes(smallest: int, largest: int | None = None) -> Callable[[Any], int]:
+    wanted = f"a size like '2 GiB', at least {format_bytes(smallest)}"
+    if largest is not None:
+        wanted = f"a size like '2 GiB', from {format_bytes(smallest)} to {format_bytes(largest)}"
+
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise _Refused(wanted)
+        try:
+            size = parse_bytes(value)
+        except ValueError:
+            raise _Refused(wanted) from None
+        if size < smallest or (largest is not None and size > largest):
+            raise _Refused(f"{wanted} (a number without a unit counts bytes)")
+        return size
+
+    return parse
+
+
+def _seconds(smallest: float, largest: float | None = None) -> Callable[[Any], float]:
+    wanted = f"a duration like '15 s', at least {format_time(smallest)}"
+    if largest is not None:
+        wanted = f"a duration like '15 s', from {format_time(smallest)} to {format_time(largest)}"
+
+    def parse(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str | timedelta):
+            raise _Refused(wanted)
+        try:
+            duration = float(parse_timedelta(value))
+        except (KeyError, ValueError):
+            raise _Refused(wanted) from None
+        # Written so that a NaN is refused as well.
+        if not (smallest <= duration and (largest is None or duration <= largest)):
+            raise _Refused(wanted)
+        return duration
+
+    return parse
+
+
+def _price(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise _Refused("a price in USD, 0 or more")
+    return float(value)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value or any(part.isspace() for part in value):
+        raise _Refused("a name without spaces")
+    return value
+
+
+def _modules(value: Any) -> tuple[str, ...]:
+    wanted = "a list of module names"
+    if isinstance(value, str) or not isinstance(value, list | tuple):
+        raise _Refused(wanted)
+    for module in value:
+        if not isinstance(module, str) or not all(part.isidentifier() for part in module.split(".")):
+            raise _Refused(wanted)
+    return tuple(value)
+
+
+def _server(value: Any) -> str | None:
+    if value is None:
+        return None
+    path = os.path.expanduser(os.fspath(value)) if isinstance(value, str | os.PathLike) else ""
+    if not (os.path.isfile(path) and os.access(path, os.X_OK)):
+        raise _Refused("the path of a redis-server or valkey-server that can be executed")
+    return path
+
+
+def _workers_count(value: Any) -> int:
+    return dask.system.CPU_COUNT if value is None else _count(value)
+
+
+def _storage_memory(value: Any) -> int:
+    if value is None:
+        from distributed.system import MEMORY_LIMIT  # knows containers' limits too
+
+        return MEMORY_LIMIT // 4
+    return _bytes(16 * MiB)(value)
+
+
+def _setting(key: str, parse: Callable[[Any], Any]) -> Any:
+    return field(metadata={"key": f"serverless.{key}", "parse": parse})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a cluster was told, checked, with units resolved (bytes, seconds, USD).
+
+    Make one with `Settings.load`; each field is one key of ``serverless.yaml``, where its meaning
+    is written.
+
+    Examples
+    --------
+    >>> settings = Settings.load(workers_count=4, lambda_memory="1 GiB")
+    >>> settings.workers_count, settings.lambda_memory
+    (4, 1073741824)
+    >>> Settings.load(workers_count=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: serverless.workers.count is 0, but must be a whole number, 1 or more
+    """
+
+    workers_count: int = _setting("workers.count", _workers_count)
+    lambda_function_name: str = _setting("lambda.function-name", _name)
+    lambda_memory: int = _setting("lambda.memory", _bytes(LAMBDA_MEMORY_BYTES_MIN, LAMBDA_MEMORY_BYTES_MAX))
+    lambda_timeout: float = _setting("lambda.timeout", _seconds(1.0, LAMBDA_TIMEOUT_SECONDS_MAX))
+    lambda_preload: tuple[str, ...] = _setting("lambda.preload", _modules)
+    lambda_price_gb_second: float = _setting("lambda.price-gb-second", _price)
+    lambda_price_request: float = _setting("lambda.price-request", _price)
+    storage_server: str | None = _setting("storage.server", _server)
+    storage_shards: int = _setting("storage.shards", _count)
+    storage_max_memory: int = _setting("storage.max-memory", _storage_memory)
+    storage_object_bytes_max: int = _setting("storage.object-bytes-max", _bytes(1))
+    storage_ttl: float = _setting("storage.ttl", _seconds(1.0))
+    executor_inline_bytes_max: int = _setting("executor.inline-bytes-max", _bytes(0))
+    executor_payload_bytes_max: int = _setting(
+        "executor.payload-bytes-max", _bytes(PAYLOAD_BYTES_MIN, LAMBDA_EVENT_BYTES_MAX)
+    )
+    executor_lease: float = _setting("executor.lease", _seconds(LEASE_SECONDS_MIN))
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read every setting from Dask's configuration, except those given here.
+
+        Parameters
+        ----------
+        **overrides
+            Values by field name, in any form the configuration accepts (``"2 GiB"``, ``"15 s"``,
+            `datetime.timedelta`). None means: not given.
+
+        Raises
+        ------
+        ValueError
+            A value is not acceptable; the message names its key and the value.
+        TypeError
+            There is no such setting.
+        """
+        names = [item.name for item in fields(cls)]
+        for name in overrides:
+            if name not in names:
+                raise TypeError(f"there is no setting {name!r}{_did_you_mean(name, names)}")
+        _warn_of_unknown_keys()
+        values = {}
+        for item in fields(cls):
+            key, parse = item.metadata["key"], item.metadata["parse"]
+            value = overrides.get(item.name)
+            if value is None:
+                value = dask.config.get(key)
+            try:
+                values[item.name] = parse(value)
+            except _Refused as refused:
+                raise ValueError(f"{key} is {value!r}, but must be {refused}") from None
+        settings = cls(**values)
+        settings._check_together()
+        return settings
+
+    def _check_together(self) -> None:
+        pairs = [
+            ("executor_inline_bytes_max", "executor_payload_bytes_max", format_bytes),
+            ("executor_lease", "storage_ttl", format_time),
+        ]
+        keys = {item.name: item.metadata["key"] for item in fields(self)}
+        for smaller, larger, show in pairs:
+            low, high = getattr(self, smaller), getattr(self, larger)
+            if low > high:
+                raise ValueError(
+                    f"{keys[smaller]} is {show(low)}, but must not exceed {keys[larger]}, which is {show(high)}"
+                )
+
+
+def _did_you_mean(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        key = f"{prefix}{name.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{key}.")
+        else:
+            yield key
+
+
+def _warn_of_unknown_keys() -> None:
+    known = list(_keys(DEFAULTS))
+    for key in _keys({"serverless": dask.config.get("serverless")}):
+        if key not in known:
+            warnings.warn(f"unknown configuration key {key!r}{_did_you_mean(key, known)}", stacklevel=3)

@@ -1,0 +1,730 @@
+"""What Dask sends us, translated: the only module that knows Dask's expression and task classes.
+
+A submitted graph passes through here in this order:
+
+1. `materialise`: expression -> tasks by key, as the stock scheduler does it;
+2. `split`: which of them must run on an ordinary Dask worker ("pinned");
+3. `plan_job`: the others -> a `JobPlan`, in numbers, with one *body* per task;
+4. `segment_bodies`: the bodies of one segment -> bytes;
+5. `stub_graph` and `as_expr_ser`: what the stock scheduler gets to see instead.
+
+Rules kept here:
+
+* An alias is a pointer, never a task: whoever refers to it refers to its target.
+* Data inside a graph is no task either, unless somebody asked for it: small values travel in the
+  bodies of their children, large ones are stored once (*constants*).
+* Tasks are never changed in place; one that must be rewritten is copied.
+* What users' code raises passes through unchanged.
+* The plan of a graph does not depend on hash seeds: parents are in the order of a task's arguments.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import pickle
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, NoReturn, TypeAlias
+
+import cloudpickle
+from dask._expr import Expr, LLGExpr
+from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, _execute_subgraph, convert_legacy_graph
+from dask.sizeof import sizeof
+from dask.utils import funcname
+from distributed.protocol.pickle import _DaskPickler
+from distributed.protocol.serialize import Serialized
+from distributed.shuffle._core import P2PBarrierTask
+
+from dask_serverless.plan import Graph, number
+from lambda_worker.core.errors import GraphError, ProtocolError, UnpicklableTask
+from lambda_worker.core.schedule import SEGMENT_TASKS
+
+Key: TypeAlias = Any  # str, bytes, int, float, or a nested tuple of these
+
+#: ``(task, names, constants)``, as documented on `lambda_worker.core.schedule.Segment`; here the
+#: constants are still named by the key of their data. None for an external: nothing to run.
+Body: TypeAlias = tuple[GraphNode, Sequence[Key], Mapping[Key, Key] | None]
+
+#: Data up to this size (pickled) travels with the tasks that use it: reading it from the store would take longer.
+EMBEDDED_BYTES_MAX = 64 * 1024
+
+#: ... unless it would then be written into so many segments that this is exceeded.
+EMBEDDED_COPIES_BYTES_MAX = 1024 * 1024
+
+#: Annotations by which a user places a task on certain Dask workers.
+PLACEMENTS = ("workers", "restrictions", "resources", "allow_other_workers", "loose_restrictions")
+
+_NO_NAMES: tuple[()] = ()
+_SMALL_TYPES = frozenset({bool, int, float, complex, type(None), slice})
+
+
+# -- the garbage collector --------------------------------------------------------------------
+
+
+class _Pauses:
+    """How many threads want the collector paused, and what its state was before the first."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+        self.was_enabled = False
+
+
+_pauses = _Pauses()
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector while many objects are made that all stay.
+
+    Making a million tasks sets it off again and again, and each time it walks all that was made so
+    far. May be nested, and entered by several threads; when the last one leaves, the collector is
+    as it was before the first. What was made in between counts as old at once: otherwise
+    the first collection afterwards would walk through all of it, in the scheduler's event loop.
+
+    Examples
+    --------
+    >>> import gc
+    >>> with collector_paused():
+    ...     gc.isenabled()
+    False
+    >>> gc.isenabled()
+    True
+    """
+    with _pauses.lock:
+        if _pauses.depth == 0:
+            _pauses.was_enabled = gc.isenabled()
+            gc.disable()
+        _pauses.depth += 1
+    try:
+        yield
+    finally:
+        with _pauses.lock:
+            _pauses.depth -= 1
+            if _pauses.depth == 0 and _pauses.was_enabled:
+                if gc.get_freeze_count() == 0:  # else we would thaw what somebody else froze
+                    gc.freeze()
+                    gc.unfreeze()
+                gc.enable()
+
+
+# -- materialise ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Materialised:
+    """A graph of task objects, and the annotations of its layers by type and key."""
+
+    tasks: dict[Key, GraphNode]
+    annotations_by_type: dict[str, dict[Key, Any]]
+
+
+def materialise(expr: Expr, keys: Iterable[Key]) -> Materialised:
+    """Turn an expression into the tasks that `keys` need, as the stock scheduler would.
+
+    This runs users' code (optimisers, lazy layers); what it raises passes through unchanged.
+    The stock scheduler culls only low-level graphs here but later looks only at what the keys
+    need, so culling always comes to the same. The order of the graph is kept (theirs depends on
+    the hash seed), because the order of numbers follows from it.
+
+    Examples
+    --------
+    >>> from dask._expr import LLGExpr
+    >>> list(materialise(LLGExpr({"x": 1, "y": (abs, "x"), "z": 2}), {"y"}).tasks)
+    ['x', 'y']
+    """
+    with collector_paused():
+        graph = expr.__dask_graph__()
+        annotations_by_type = {name: dict(values) for name, values in expr.__dask_annotations__().items()}
+        return Materialised(_cull(convert_legacy_graph(graph), keys), annotations_by_type)
+
+
+def _cull(tasks: dict[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, GraphNode]:
+    seen = {key for key in keys if key in tasks}
+    stack = list(seen)
+    while stack:
+        for parent in tasks[stack.pop()].dependencies:
+            if parent not in seen and parent in tasks:
+                seen.add(parent)
+                stack.append(parent)
+    return tasks if len(seen) == len(tasks) else {key: task for key, task in tasks.items() if key in seen}
+
+
+# -- split ------------------------------------------------------------------------------------
+
+
+def annotation(
+    name: str,
+    keys: Collection[Key],
+    annotations_by_type: Mapping[str, Mapping[Key, Any]],
+    global_annotations: Mapping[str, Any] | None,
+) -> dict[Key, Any]:
+    """Return the value of one annotation for each key that has it.
+
+    As in the scheduler: one for the key itself wins over the global one, None means that there is
+    none, and a global value may be a function of the key.
+
+    Examples
+    --------
+    >>> annotation("retries", ["a", "b"], {"retries": {"a": 5}}, {"retries": lambda key: 1})
+    {'a': 5, 'b': 1}
+    """
+    found: dict[Key, Any] = {}
+    value = (global_annotations or {}).get(name)
+    if callable(value):
+        found = {key: result for key in keys if (result := value(key)) is not None}
+    elif value is not None:
+        found = dict.fromkeys(keys, value)
+    for key, own in annotations_by_type.get(name, {}).items():
+        if own is not None and key in keys:
+            found[key] = own
+    return found
+
+
+def split(
+    tasks: Mapping[Key, GraphNode],
+    wanted: Iterable[Key],
+    annotations_by_type: Mapping[str, Mapping[Key, Any]] | None = None,
+    global_annotations: Mapping[str, Any] | None = None,
+    actors: bool | Iterable[Key] | None = None,
+) -> dict[Key, str]:
+    """Return the tasks that must run on an ordinary Dask worker, each with the reason.
+
+    Examples
+    --------
+    >>> from dask._task_spec import Task, TaskRef
+    >>> tasks = {"a": Task("a", int), "b": Task("b", abs, TaskRef("a"))}
+    >>> split(tasks, {"b"}, {"resources": {"a": {"GPU": 1}}}, {"serverless": lambda key: key != "b"})
+    {'a': "annotation resources={'GPU': 1}", 'b': 'annotation serverless=False'}
+    """
+    pinned: dict[Key, str] = {}
+    by_type = annotations_by_type or {}
+    for name in PLACEMENTS:
+        for key, value in annotation(name, tasks.keys(), by_type, global_annotations).items():
+            if value:
+                pinned.setdefault(key, f"annotation {name}={value!r}")
+    for key, value in annotation("serverless", tasks.keys(), by_type, global_annotations).items():
+        if value is False:
+            pinned.setdefault(key, "annotation serverless=False")
+    if actors:
+        for key in wanted if actors is True else actors:  # type: ignore[union-attr]
+            if key in tasks:
+                pinned.setdefault(key, "actor")
+    for key in _peer_to_peer(tasks):
+        pinned.setdefault(key, "peer-to-peer shuffle")
+    return pinned
+
+
+def _peer_to_peer(tasks: Mapping[Key, GraphNode]) -> Iterator[Key]:
+    """Yield the tasks of peer-to-peer shuffles: barriers, what they wait for, what waits for them.
+
+    Fusion may have merged a transfer with what comes before it, and left an alias in its place.
+    A barrier itself is never fused.
+    """
+    barriers = {key for key, task in tasks.items() if isinstance(task, P2PBarrierTask)}
+    if not barriers:
+        return
+    for key, task in tasks.items():
+        if key in barriers or not barriers.isdisjoint(task.dependencies):
+            yield key
+    seen: set[Key] = set()
+    stack = [parent for key in barriers for parent in _ordered_dependencies(tasks[key])]
+    while stack:
+        key = stack.pop()
+        if key in seen or key not in tasks:
+            continue
+        seen.add(key)
+        yield key
+        task = tasks[key]
+        if isinstance(task, Alias):
+            stack.append(task.target)
+
+
+# -- plan -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class JobPlan:
+    """One job in numbers, and what each number stands for.
+
+    Parameters
+    ----------
+    graph
+        The numbered graph.
+    keys
+        The key of each task.
+    visible
+        The number of each key that was asked for. Aliases of one task share its number.
+    externals
+        The number of each key that is made elsewhere.
+    pointers
+        Keys that were asked for but have nothing to run here: each with the external key (perhaps
+        itself) whose value is its own.
+    bodies
+        What each task runs; None for externals.
+    constants
+        Large values by name, to be stored before any segment is pickled (`segment_bodies`).
+    """
+
+    graph: Graph
+    keys: Sequence[Key]
+    visible: Mapping[Key, int]
+    externals: Mapping[Key, int]
+    pointers: Mapping[Key, Key]
+    bodies: Sequence[Body | None]
+    constants: Mapping[Key, Any]
+
+    def __repr__(self) -> str:
+        return f"<JobPlan: {self.graph!r}, {len(self.constants)} constants, {len(self.pointers)} pointers>"
+
+    def sources(self) -> dict[Key, set[Key]]:
+        """Return what each visible key needs of the outside: the dependencies of its stub.
+
+        These are the nearest external or visible keys above it; a pointer needs its target.
+        """
+        # For a number that several keys were asked for, any one of them will do as a dependency.
+        names = {task: key for key, task in self.visible.items()}
+        names.update({task: key for key, task in self.externals.items()})
+        by_number = self.graph.sources()
+        found = {key: {names[source] for source in by_number[task]} for key, task in self.visible.items()}
+        found.update({key: {target} for key, target in self.pointers.items() if key != target})
+        return found
+
+
+def plan_job(
+    tasks: Mapping[Key, GraphNode],
+    wanted: Collection[Key],
+    known: Callable[[Key], bool] | Container[Key] = (),
+    annotations_by_type: Mapping[str, Mapping[Key, Any]] | None = None,
+    global_annotations: Mapping[str, Any] | None = None,
+) -> JobPlan:
+    """Number the tasks that the wanted keys need, and make their bodies.
+
+    Parameters
+    ----------
+    tasks
+        From `materialise`.
+    wanted
+        The keys whose values were asked for.
+    known
+        Tells (or contains) the keys that are made outside this plan: by other jobs, or pinned. What
+        only they need is left out. A key that is referred to but is not in `tasks` is
+        external too; whether it exists anywhere is for the caller to say. Data that lies in the
+        graph is taken from there in any case.
+    annotations_by_type, global_annotations
+        Where `retries` are found.
+
+    Raises
+    ------
+    GraphError
+        When the graph has a cycle.
+
+    Examples
+    --------
+    >>> from dask._task_spec import Alias, DataNode, Task, TaskRef
+    >>> tasks = {
+    ...     "one": DataNode("one", 1),
+    ...     "x": Task("x", max, TaskRef("one"), TaskRef("far")),
+    ...     "y": Alias("y", "x"),
+    ... }
+    >>> plan = plan_job(tasks, {"y"})
+    >>> plan.keys, plan.visible, plan.externals
+    (['far', 'x'], {'y': 1}, {'far': 0})
+    >>> task, names, constants = plan.bodies[1]
+    >>> task({"far": 41})
+    41
+    """
+    with collector_paused():
+        return _Planner(tasks, wanted, known if callable(known) else known.__contains__).plan(
+            annotations_by_type or {}, global_annotations
+        )
+
+
+class _Planner:
+    """The steps of `plan_job`, and what they share."""
+
+    def __init__(self, tasks: Mapping[Key, GraphNode], wanted: Collection[Key], known: Callable[[Key], bool]) -> None:
+        self.tasks = tasks
+        self.externals: set[Key] = set(filter(known, tasks))
+        # A set has no order of its own, so the graph's is taken.
+        wanted = wanted if isinstance(wanted, (set, frozenset)) else set(wanted)
+        self.targets: dict[Key, Key] = {}  # what an alias stands for in the end
+        for key, task in tasks.items():
+            if type(task) is Alias and key not in self.externals:
+                self._resolve(key)
+        self.visible: dict[Key, Key] = {}  # what was asked for, and the task that makes it
+        self.pointers: dict[Key, Key] = {}
+        for key in itertools.chain((key for key in tasks if key in wanted), sorted(wanted - tasks.keys(), key=str)):
+            target = self.targets.get(key, key)
+            (self.visible if target in tasks and target not in self.externals else self.pointers)[key] = target
+        asked = set(self.visible.values())
+        self.data = {key: task for key, task in tasks.items() if type(task) is DataNode and key not in asked}
+        self.externals.difference_update(self.data)
+
+    def plan(
+        self, annotations_by_type: Mapping[str, Mapping[Key, Any]], global_annotations: Mapping[str, Any] | None
+    ) -> JobPlan:
+        retries = annotation(
+            "retries", self.tasks.keys(), annotations_by_type, _retries_as_function(global_annotations)
+        )
+        for key in self.externals.intersection(retries):
+            del retries[key]
+        names_by_key, parents_by_key = self._parents()
+        graph, keys = number(parents_by_key, dict.fromkeys(self.visible.values()), self.externals, retries)
+
+        # Tasks are rewritten now that what is not needed has been left out.
+        unusual = [key for key in keys if key in names_by_key]
+        copies = Counter(
+            target
+            for key in unusual
+            for target in {self.targets.get(name, name) for name in names_by_key[key]}
+            if target in self.data
+        )
+        embedded = {key: _embed(self.data[key].value, count, len(keys)) for key, count in copies.items()}
+        rewritten = {key: self._rewrite(self.tasks[key], names_by_key[key], embedded) for key in unusual}
+        number_of = {keys[task]: task for task in graph.visible}
+        return JobPlan(
+            graph=graph,
+            keys=keys,
+            visible={key: number_of[target] for key, target in self.visible.items()},
+            externals={keys[task]: task for task in sorted(graph.externals)},
+            pointers=self.pointers,
+            bodies=[
+                None
+                if key in self.externals
+                else rewritten[key]
+                if key in rewritten
+                else (self.tasks[key], parents_by_key[key], None)
+                for key in keys
+            ],
+            constants={key: self.data[key].value for key, embed in embedded.items() if not embed},
+        )
+
+    def _resolve(self, key: Key) -> None:
+        """Find what an alias stands for, and all aliases on the way."""
+        path: dict[Key, None] = {}
+        target = key
+        while target not in self.externals and type(task := self.tasks.get(target)) is Alias:
+            if target in self.targets:
+                target = self.targets[target]
+                break
+            if target in path:
+                cycle = list(path)[list(path).index(target) :]
+                raise GraphError(f"the graph has a cycle of aliases: {' -> '.join(map(repr, [*cycle, target]))}")
+            path[target] = None
+            if task.target == target:  # an alias of itself refers to another graph
+                self.externals.add(target)
+                break
+            target = task.target
+        if target not in self.tasks:
+            self.externals.add(target)
+        for alias in path:
+            if alias != target:
+                self.targets[alias] = target
+
+    def _parents(self) -> tuple[dict[Key, Sequence[Key]], dict[Key, Sequence[Key]]]:
+        """Return the names that the unusual tasks refer to, and the parents of all tasks.
+
+        Unusual are the tasks that refer to aliases, data or keys of other graphs: everything else
+        is taken as it is, and fast.
+        """
+        special = self.targets.keys() | self.data.keys() | self.externals
+        present = self.tasks.keys()
+        names_by_key: dict[Key, Sequence[Key]] = {}
+        parents_by_key: dict[Key, Sequence[Key]] = {}
+        for key, task in self.tasks.items():
+            dependencies = task.dependencies
+            if not dependencies:
+                parents_by_key[key] = _NO_NAMES
+                continue
+            if key in special:
+                continue
+            parents = _ordered_dependencies(task)
+            if not dependencies <= present:
+                self.externals.update(itertools.filterfalse(present.__contains__, parents))
+                names_by_key[key] = parents
+            if special and not special.isdisjoint(dependencies):
+                names_by_key[key] = parents
+                targets = dict.fromkeys(self.targets.get(name, name) for name in parents)
+                parents = [target for target in targets if target not in self.data]
+            parents_by_key[key] = parents
+        return names_by_key, parents_by_key
+
+    def _rewrite(self, task: GraphNode, names: Sequence[Key], embedded: Mapping[Key, bool]) -> Body:
+        """Point a task's parents at the targets of aliases, give it its data, and take futures out.
+
+        An alias needs no rewriting by itself: the body expects the target's value under the
+        alias's name. Only a task that refers to one value by two names is substituted.
+        """
+        expected: dict[Key, Key] = {}  # parent -> the name under which the body expects it
+        constants: dict[Key, Key] = {}
+        substitutions: dict[Key, Any] = {}
+        for name in names:
+            target = self.targets.get(name, name)
+            if target in self.data:
+                if embedded[target]:
+                    substitutions[name] = self.data[target]
+                else:
+                    constants[name] = target
+            elif target in expected:
+                substitutions[name] = expected[target]
+            else:
+                expected[target] = name
+        if not self.externals.isdisjoint(expected):
+            task = _without_futures(task)
+        if substitutions:
+            task = task.substitute(substitutions)
+        return task, tuple(expected.values()), constants or None
+
+
+def _embed(value: Any, copies: int, tasks: int) -> bool:
+    """Decide whether data travels in the bodies of tasks; otherwise it becomes a constant."""
+    nbytes = _pickled_nbytes(value)
+    segments = min(copies, -(-tasks // SEGMENT_TASKS))  # in one segment it is written once
+    return nbytes <= EMBEDDED_BYTES_MAX and nbytes * segments <= EMBEDDED_COPIES_BYTES_MAX
+
+
+def _without_futures(task: GraphNode) -> GraphNode:
+    """Replace the futures in a task by plain references.
+
+    A future is a reference, too, but unpickling it imports all of distributed and binds it to any
+    client that the process has.
+    """
+    futures: dict[Key, Any] = {
+        node.key: TaskRef(node.key)
+        for node in _references(task)
+        if isinstance(node, TaskRef) and type(node) is not TaskRef
+    }
+    if not futures:
+        return task
+    if isinstance(task, Task) and task.func is _execute_subgraph:
+        inside = {key: _without_futures(inner) for key, inner in task.args[0].items()}
+        # What the whole refers to, it refers to by plain references already.
+        return Task(task.key, task.func, inside, *task.args[1:], _data_producer=task.data_producer)
+    return task.substitute(futures)
+
+
+def _retries_as_function(global_annotations: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Let ``retries={key: times}`` be a function of the key, like any other global annotation."""
+    retries = (global_annotations or {}).get("retries")
+    return {"retries": retries.get} if isinstance(retries, Mapping) else global_annotations
+
+
+def _ordered_dependencies(task: GraphNode) -> Sequence[Key]:
+    """Return the keys a task needs in the order of its arguments (`dependencies` is a set)."""
+    dependencies = task.dependencies
+    if len(dependencies) < 2:
+        return tuple(dependencies)
+    found = dict.fromkeys(node.target if isinstance(node, Alias) else node.key for node in _references(task))
+    ordered = [key for key in found if key in dependencies]
+    if len(ordered) < len(dependencies):  # a kind of task that `_references` does not know
+        ordered += sorted(dependencies.difference(ordered), key=str)
+    return ordered
+
+
+def _references(task: GraphNode) -> Iterator[Alias | TaskRef]:
+    """Yield the references in a task's arguments, in order, also those inside a fused task."""
+    stack: list[Any] = [task]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, (Alias, TaskRef)):
+            yield node
+        elif isinstance(node, Task) and node.dependencies:
+            inside = [*node.args, *node.kwargs.values()]
+            if node.func is _execute_subgraph:  # its own references are sorted by hash: they come last
+                inside = [*inside[0].values(), *inside]
+            inside.reverse()
+            stack += inside
+
+
+def _pickled_nbytes(value: Any) -> int:
+    """Measure a value as pickled, without copying its buffers; 0 if it cannot be pickled."""
+    if type(value) in _SMALL_TYPES:
+        return 0
+    if type(value) in (str, bytes):
+        return len(value)
+    try:
+        guess = int(sizeof(value))
+    except Exception:
+        guess = 0
+    if guess > 4 * EMBEDDED_BYTES_MAX:
+        return guess  # not to be pickled only to find that it is large
+    for dumps in (pickle.dumps, cloudpickle.dumps):
+        buffers: list[pickle.PickleBuffer] = []
+        try:
+            return len(dumps(value, protocol=5, buffer_callback=buffers.append)) + sum(
+                buffer.raw().nbytes for buffer in buffers
+            )
+        except Exception:
+            continue
+    return 0  # `segment_bodies` will say so, and name the task
+
+
+# -- pickle -----------------------------------------------------------------------------------
+
+
+def segment_bodies(plan: JobPlan, first: int, last: int, constant_refs: Mapping[Key, Sequence[Any]] = {}) -> bytes:  # noqa: B006
+    """Pickle the bodies of the tasks ``first .. last - 1`` at once.
+
+    Pickled together, what the tasks share (functions, keys, embedded data) is written once.
+
+    Parameters
+    ----------
+    constant_refs
+        For each of the plan's `constants`: the `Ref` under which it was stored.
+
+    Raises
+    ------
+    UnpicklableTask
+        Naming the first task that cannot be pickled, and why.
+
+    Examples
+    --------
+    >>> import pickle
+    >>> from dask._task_spec import Task
+    >>> plan = plan_job({"x": Task("x", sum, (1, 2))}, {"x"})
+    >>> [(task, names, constants)] = pickle.loads(segment_bodies(plan, 0, 1))
+    >>> task({})
+    3
+    """
+    bodies = plan.bodies[first:last]
+    if plan.constants:
+        bodies = [
+            (body[0], body[1], {name: list(constant_refs[constant]) for name, constant in body[2].items()})
+            if body and body[2]
+            else body
+            for body in bodies
+        ]
+    try:
+        return _dumps(bodies)
+    except Exception as error:
+        _blame(plan, first, bodies, error)
+
+
+def _dumps(bodies: Any) -> bytes:
+    """Pickle by the rules of `distributed.protocol.pickle.dumps`, but never log what fails.
+
+    Plain pickle first; types that distributed can serialise but pickle cannot, its way; cloudpickle
+    if that fails too or anything comes from ``__main__``. Modules registered with
+    `cloudpickle.register_pickle_by_value` go by value too: distributed honours them for the object
+    pickled only, which here is a list, so we look for their names in the bytes instead.
+    """
+    try:
+        try:
+            blob = pickle.dumps(bodies, protocol=5)
+        except Exception:
+            file = BytesIO()
+            _DaskPickler(file, protocol=5).dump(bodies)
+            blob = file.getvalue()
+    except Exception:
+        return bytes(cloudpickle.dumps(bodies, protocol=5))
+    by_value = [b"__main__", *(name.encode() for name in cloudpickle.list_registry_pickle_by_value())]
+    if any(name in blob for name in by_value):
+        return bytes(cloudpickle.dumps(bodies, protocol=5))
+    return blob
+
+
+def _blame(plan: JobPlan, first: int, bodies: Sequence[Body | None], error: Exception) -> NoReturn:
+    """Find the task that cannot be pickled, and raise."""
+    for task, body in enumerate(bodies, first):
+        try:
+            _dumps(body)
+        except Exception as cause:
+            assert body is not None
+            node = body[0]
+            what = f"a call of {funcname(node.func)}" if isinstance(node, Task) else f"a {type(node).__name__}"
+            raise UnpicklableTask(
+                f"task {plan.keys[task]!r} ({what}) cannot be pickled, so no executor could receive it: "
+                f"{type(cause).__name__}: {cause}. Make what it holds inside the task, or run it on a Dask worker: "
+                "dask.annotate(serverless=False)"
+            ) from cause
+    raise error
+
+
+# -- what the scheduler sees ------------------------------------------------------------------
+
+
+def run_elsewhere(*values: Any) -> NoReturn:
+    """Stand for a task that Lambda runs."""
+    raise ProtocolError(
+        "a stub was run on a Dask worker: its key is computed by Lambda, and only the fleet worker may be given it"
+    )
+
+
+def stub_graph(visible: Iterable[Key], dependencies: Mapping[Key, Iterable[Key]]) -> dict[Key, GraphNode]:
+    """Return the collapsed graph: one stub per visible key, with the keys it keeps alive.
+
+    Examples
+    --------
+    >>> stub_graph(["y"], {"y": ["x"]})["y"].dependencies
+    frozenset({'x'})
+    """
+    return {
+        key: Task(key, run_elsewhere, *[TaskRef(name) for name in dependencies.get(key, ())])  # type: ignore[misc]
+        for key in visible
+    }
+
+
+class CollapsedGraph(LLGExpr):
+    """A low-level graph that is handed on as it is, with its annotations."""
+
+    _parameters = ["dsk", "annotations_by_type"]
+
+    def __dask_graph__(self) -> dict[Key, GraphNode]:  # noqa: D105
+        graph: dict[Key, GraphNode] = self.operand("dsk")
+        return graph
+
+    def __dask_annotations__(self) -> dict[str, dict[Key, Any]]:  # noqa: D105
+        annotations: dict[str, dict[Key, Any]] = self.operand("annotations_by_type")
+        return annotations
+
+
+_deposits: dict[int, CollapsedGraph] = {}
+_tokens = itertools.count()
+
+
+class _Deposit:
+    """Pickles to a token; unpickled in the same process, becomes the expression left under it."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _collect, (self.token,)
+
+
+def _collect(token: int) -> CollapsedGraph:
+    try:
+        return _deposits.pop(token)
+    except KeyError:
+        raise ProtocolError("a collapsed graph was read twice, or in another process") from None
+
+
+def as_expr_ser(
+    tasks: dict[Key, GraphNode], annotations_by_type: Mapping[str, Mapping[Key, Any]] | None = None
+) -> Serialized:
+    """Wrap a graph for `Scheduler.update_graph`, which takes serialised expressions only.
+
+    What it deserialises to, once and in this process, holds the very same dict: nothing is
+    pickled. A wrapper that is never read takes the graph with it.
+
+    Examples
+    --------
+    >>> from distributed.protocol import deserialize
+    >>> tasks = stub_graph(["x"], {})
+    >>> message = as_expr_ser(tasks)
+    >>> deserialize(message.header, message.frames).__dask_graph__() is tasks
+    True
+    """
+    token = next(_tokens)
+    # With a token of its own, the expression is not hashed through and through for a name.
+    _deposits[token] = CollapsedGraph(tasks, dict(annotations_by_type or {}), _determ_token=f"collapsed-{token}")
+    message = Serialized({"serializer": "pickle", "writeable": ()}, [pickle.dumps(_Deposit(token), protocol=5)])
+    weakref.finalize(message, _deposits.pop, token, None)
+    return message

@@ -1,0 +1,369 @@
+"""Performs the ledger's instructions: stores jobs, starts executors, listens to what they say.
+
+Lives on the proxy's event loop; everything that waits for the storage tier or for Lambda runs on
+threads. The ledger is touched on the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from dask_serverless.backend import Backend
+from dask_serverless.dask_graph import JobPlan
+from dask_serverless.jobs import (
+    Admitted,
+    Close,
+    Delegating,
+    Done,
+    Erred,
+    Event,
+    Fail,
+    Finish,
+    Free,
+    Import,
+    JobFailed,
+    Launch,
+    Ledger,
+    Lost,
+    Result,
+    Retired,
+    Room,
+    Submitted,
+)
+from dask_serverless.preparation import Preparation, prepare
+from lambda_worker.core.errors import ExecutorLost, PlatformError, ProtocolError, ServerlessError, Tampered
+from lambda_worker.core.policy import first_groups
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
+from lambda_worker.driver import events_name
+from lambda_worker.last_words import last_words
+from lambda_worker.payload import assignments_of
+from lambda_worker.task_runner import describe_error
+
+logger = logging.getLogger("dask_serverless.dispatch")
+
+STORE_THREADS = 8
+#: Jobs up to this many tasks are pickled on the event loop: a thread costs more than they do.
+PREPARE_INLINE_TASKS = 64
+SWEEP_SECONDS = 1.0
+LISTEN_SECONDS = 1.0
+#: Segments of jobs up to this size are kept to travel inside invocations.
+KEEP_SEGMENTS_BYTES = 2**20
+
+
+class Waiter(Protocol):
+    """Who wants to hear of keys: the fleet worker."""
+
+    def finish(self, key: Hashable, result: Result) -> None:
+        """A key has a value."""
+
+    def fail(self, key: Hashable, error: bytes) -> None:
+        """A key has erred."""
+
+    async def export(self, key: Hashable) -> None:
+        """Bring the value of a key made elsewhere into the storage tier, and feed the ledger."""
+
+
+class Dispatcher:
+    """The ledger of one cluster, and its hands.
+
+    Parameters
+    ----------
+    backend
+        The storage tier, Lambda and the numbers of this cluster.
+    waiter
+        Hears of keys.
+    """
+
+    def __init__(self, backend: Backend, waiter: Waiter) -> None:
+        self.backend = backend
+        self.waiter = waiter
+        self.ledger = Ledger()
+        self.ceiling = backend.ceiling
+        self.failed: PlatformError | None = None
+        self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_run": 0, "tasks_rerun": 0}
+        self._preparations: dict[str, Preparation] = {}
+        self._opened: dict[str, asyncio.Task[None]] = {}
+        self._jobs = itertools.count(1)
+        self._executors = itertools.count(1)
+        self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="serverless-store")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = threading.Event()
+        self._listener: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to listen; to be called on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._listener = threading.Thread(target=self._listen, name="serverless-events", daemon=True)
+        self._listener.start()
+        self._spawn(self._watch_failures())
+        self._spawn(self._sweep())
+
+    async def close(self) -> None:
+        """Stop listening; nothing that runs is waited for (its cluster goes with it)."""
+        self._closing.set()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._listener is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._listener.join)
+
+    def backend_failed(self, error: PlatformError) -> None:
+        """The storage tier or Lambda is gone: everything that waits for it fails, by name."""
+        if self.failed is not None or self._closing.is_set():
+            return
+        self.failed = error
+        logger.error("%s", error)
+        blob = describe_error(error)
+        for job in list(self.ledger.jobs):
+            self.feed(JobFailed(job, blob))
+
+    # -- jobs -----------------------------------------------------------------------------------
+
+    def new_job(self) -> str:
+        """Return a name for a job, unique in this cluster."""
+        return f"j{next(self._jobs)}"
+
+    def submit(self, job: str, plan: JobPlan) -> None:
+        """Take on a planned graph. Everything from here on happens beside the caller."""
+        if self.failed is None:
+            self._opened[job] = self._spawn(self._open(job, plan))
+        self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers))
+        if self.failed is not None:
+            self.feed(JobFailed(job, describe_error(self.failed)))
+
+    async def _open(self, job: str, plan: JobPlan) -> None:
+        store = self.backend.store
+        if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
+            preparation = prepare(job, plan, self.backend.secret, store)
+        else:
+            preparation = await self._call(prepare, job, plan, self.backend.secret, store)
+        await self._call(store.open_job, job, preparation.segments)
+        if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
+            preparation.segments = {}
+        self._preparations[job] = preparation
+
+    def feed(self, event: Event) -> None:
+        """Feed the ledger and perform what it says."""
+        for instruction in self.ledger.handle(event):
+            match instruction:
+                case Finish(key, result):
+                    self.waiter.finish(key, result)
+                case Fail(key, error):
+                    self.waiter.fail(key, error)
+                case Launch():
+                    self._spawn(self._launch(instruction))
+                case Free(refs):
+                    self._spawn(self._call(self.backend.store.free, refs))
+                case Import(key):
+                    self._spawn(self.waiter.export(key))
+                case Close(job, keep):
+                    self._spawn(self._close_job(job, keep))
+
+    async def _launch(self, launch: Launch) -> None:
+        job = launch.job
+        try:
+            opened = self._opened.get(job)
+            if opened is not None:
+                await asyncio.shield(opened)
+            preparation = self._preparations.get(job)
+            if preparation is None:  # closed meanwhile
+                self.feed(Admitted(job, ()))
+                return
+            groups = first_groups(len(launch.starts), max(1, self.ceiling), None, 0.01)
+            assignments = preparation.assignments(
+                launch.starts, groups, self.backend.settings.executor_payload_bytes_max, next(self._executors) * 10_000
+            )
+            granted = await self._call(self.backend.store.admit, assignments, self.ceiling)
+            starts = dict(launch.starts)
+            refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
+            self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
+            if granted:
+                await self._invoke(assignments[:granted])
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._job_failed(job, error)
+
+    async def _invoke(self, assignments: list[Assignment]) -> None:
+        self.counts["invocations"] += len(assignments)
+        errors = await self._call(self.backend.invoker.invoke, assignments)
+        for assignment, error in zip(assignments, errors, strict=True):
+            if error is not None:
+                await self._lose(assignment.job, assignment.executor, error)
+
+    def _job_failed(self, job: str, error: Exception) -> None:
+        if not isinstance(error, ServerlessError):
+            logger.error("job %s failed in the proxy", job, exc_info=error)
+            error = ProtocolError(f"job {job} failed in the proxy: {type(error).__name__}: {error}")
+        self.feed(JobFailed(job, describe_error(error)))
+
+    async def _close_job(self, job: str, keep: Sequence[Ref]) -> None:
+        opened = self._opened.pop(job, None)
+        try:
+            if opened is not None:
+                await asyncio.gather(opened, return_exceptions=True)
+            self._preparations.pop(job, None)
+            if self.failed is None:
+                await self._call(self.backend.store.cancel, job)
+                await self._call(self.backend.store.close_job, job, keep)
+        except PlatformError as error:
+            logger.warning("job %s was not cleaned up: %s", job, error)
+        self.feed(Room())
+
+    # -- what executors say ---------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        assert self._loop is not None
+        while not self._closing.is_set():
+            try:
+                heard = self.backend.store.listen(LISTEN_SECONDS)
+                if heard:
+                    events = [event for each in heard for event in self._decode(*each)]
+                    self._on_loop(self._take, events)
+            except PlatformError as error:
+                self._on_loop(self.backend_failed, error)
+                return
+            except Exception:
+                logger.exception("an event could not be read")
+
+    def _on_loop(self, call: Callable[..., object], *args: Any) -> None:
+        assert self._loop is not None
+        if not self._closing.is_set():
+            try:
+                self._loop.call_soon_threadsafe(call, *args)
+            except RuntimeError:  # the loop is closed: so are we
+                self._closing.set()
+
+    def _decode(self, job: str, executor: str, attempt: int, blob: bytes) -> list[Any]:
+        """Turn what an executor published into ledger events (and pass on what is not for it)."""
+        if not blob:
+            return [Retired(job, executor)]
+        try:
+            said = unpack(unseal(self.backend.secret, events_name(job, executor, attempt), blob))
+        except Tampered as error:
+            logger.error("events of %s/%s were refused: %s", job, executor, error)
+            return []
+        events: list[Any] = []
+        for kind, content in said:
+            if kind == "done":
+                events.append(
+                    Done(job, [Result(task, location_from_wire(where), *rest) for task, where, *rest in content])
+                )
+            elif kind == "erred":
+                events.extend(Erred(job, task, error) for task, error in content)
+            elif kind == "delegating":
+                events.append(Delegating(job, content))
+            else:
+                events.append((kind, content))
+        return events
+
+    def _take(self, events: list[Any]) -> None:
+        for event in events:
+            match event:
+                case ("count", counts):
+                    for name, amount in counts.items():
+                        self.counts[name] = self.counts.get(name, 0) + amount
+                case ("invoke", blob):
+                    self._spawn(self._invoke([Assignment.from_bytes(blob)]))
+                case _:
+                    self.feed(event)
+
+    # -- what goes wrong ------------------------------------------------------------------------
+
+    async def _watch_failures(self) -> None:
+        async for event, error_type, message in self.backend.failures:
+            try:
+                assignments = assignments_of(self.backend.secret, event)
+            except PlatformError as error:
+                logger.warning("a failure record was refused: %s", error)
+                continue
+            for assignment in assignments:
+                await self._lose(assignment.job, assignment.executor, f"{error_type}: {message}")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            if not self.ledger.jobs or self.failed is not None:
+                continue
+            try:
+                for lapsed in await self._call(self.backend.store.lapsed):
+                    silent = f"no sign of life for {self.backend.settings.executor_lease:g} s"
+                    await self._lose(lapsed.job, lapsed.executor, silent, lapsed.running)
+            except PlatformError as error:
+                self.backend_failed(error)
+            for job in self.ledger.stalled():
+                stalled = ProtocolError(f"job {job} cannot end: keys are pending that no executor works on")
+                logger.error("%s; please report it", stalled)
+                self.feed(JobFailed(job, describe_error(stalled)))
+
+    async def _lose(self, job: str, executor: str, why: str | BaseException, running: int = -1) -> None:
+        """An executor is gone: say which task it was running, and free its place."""
+        directory = self.backend.last_words_directory
+        said = last_words(str(directory), executor_file(job, executor)) if directory else None
+        task = said if said is not None and said >= 0 else running
+        if isinstance(why, ServerlessError):
+            error: ServerlessError = why
+        else:
+            error = ExecutorLost(f"the Lambda that ran {self._task_name(job, task)} died: {why}{_advice(str(why))}")
+        self.feed(Lost(job, executor, describe_error(error)))
+        try:
+            await self._call(self.backend.store.drop, job, executor)
+        except PlatformError as failure:
+            logger.warning("the record of %s/%s was not removed: %s", job, executor, failure)
+        self.feed(Room())
+
+    def _task_name(self, job: str, task: int) -> str:
+        preparation = self._preparations.get(job)
+        if task < 0 or preparation is None or task >= len(preparation.plan.keys):
+            return "a task (it did not say which)"
+        return f"task {preparation.plan.keys[task]!r}"
+
+    # -- small things ---------------------------------------------------------------------------
+
+    def set_ceiling(self, ceiling: int) -> None:
+        """Change how many executors may live at once."""
+        self.ceiling = ceiling
+        self.feed(Room())
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a blocking call of the store on a thread."""
+        return await self._call(function, *args)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._pool, functools.partial(function, *args))
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(_quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def executor_file(job: str, executor: str) -> str:
+    """Name the file of an executor's last words."""
+    return f"{job}.{executor}"
+
+
+async def _quietly(work: Coroutine[Any, Any, Any]) -> Any:
+    return await work
+
+
+def _advice(why: str) -> str:
+    if "timed out" in why.lower():
+        return ". Use smaller chunks, or raise the cluster's timeout= (Lambda allows 15 minutes)."
+    if "memory" in why.lower():
+        return ". Use smaller chunks, or raise the cluster's memory_limit=."
+    return ". If this task is not to blame, run the computation again."

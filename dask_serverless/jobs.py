@@ -1,0 +1,494 @@
+"""The job ledger: what has been asked for, what is under way, what is known. Pure.
+
+Events in, instructions out (`Ledger.handle`); the dispatcher performs the instructions. A job is
+one submitted graph; the ledger keeps its *visible* keys (those somebody outside asked for) and
+nothing of the tasks between them but their edges, for error propagation.
+
+The life of a visible key::
+
+    pending --> done ----> (released)
+       |  `---> erred ---> (released)
+       `--> released: nobody wants it any more
+
+The life of a start task: *gated* (an external whose value is not there yet) -> *ready* -> launched.
+A job is closed when none of its visible keys is pending; executors still at work for it are fenced.
+
+Rules, where two things could happen: the first result of a key stays; a released key takes no
+result; an error of a task is the error of every pending visible key that depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from dask_serverless.plan.graph import Graph
+from lambda_worker.core.wire import Location, Ref
+
+Key: TypeAlias = Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an executor reports of a visible task."""
+
+    task: int
+    location: Location
+    nbytes: int
+    type: bytes
+    typename: str
+    started: float
+    stopped: float
+
+
+# -- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A planned graph. `visible` and `externals` map keys to task numbers; `pointers` map an alias
+    that was asked for to the external key it stands for."""
+
+    job: str
+    graph: Graph
+    visible: Mapping[Key, int]
+    externals: Mapping[Key, int]
+    pointers: Mapping[Key, Key]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Executors were given starts; `refused` starts found no room below the ceiling."""
+
+    job: str
+    executors: Sequence[str]
+    refused: Sequence[tuple[int, Location | None]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Visible tasks have values."""
+
+    job: str
+    results: Sequence[Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Erred:
+    """A task raised, finally; `error` is encoded."""
+
+    job: str
+    task: int
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delegating:
+    """An executor has handed work to new executors."""
+
+    job: str
+    executors: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """An executor ended well."""
+
+    job: str
+    executor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An executor died; `error` says why, encoded."""
+
+    job: str
+    executor: str
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    """Nothing of a job can go on; `error` is encoded."""
+
+    job: str
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The value of a key that Dask workers or a client made is now in the storage tier."""
+
+    key: Key
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class ImportFailed:
+    """A key made elsewhere has no value to offer; `error` is encoded."""
+
+    key: Key
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The scheduler no longer holds a key."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """There may be room for executors below the ceiling again."""
+
+
+Event: TypeAlias = (
+    Submitted
+    | Admitted
+    | Done
+    | Erred
+    | Delegating
+    | Retired
+    | Lost
+    | JobFailed
+    | Imported
+    | ImportFailed
+    | Released
+    | Room
+)
+
+# -- instructions ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Give these starts (with the values that are there already) to executors; answered by
+    `Admitted`."""
+
+    job: str
+    starts: Sequence[tuple[int, Location | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Get the value of a key made elsewhere into the storage tier; answered by `Imported` or
+    `ImportFailed`."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Tell the scheduler that a key is there."""
+
+    key: Key
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Tell the scheduler that a key has erred."""
+
+    key: Key
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Remove stored values."""
+
+    refs: Sequence[Ref]
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Fence a job's executors and remove what it left behind, except `keep`."""
+
+    job: str
+    keep: Sequence[Ref]
+
+
+Instruction: TypeAlias = Launch | Import | Finish | Fail | Free | Close
+
+# -- state ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is known of one key."""
+
+    job: str | None  # which job makes it; None: made elsewhere
+    task: int = -1
+    result: Result | None = None
+    error: bytes | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it has neither a value nor an error yet."""
+        return self.result is None and self.error is None
+
+
+@dataclass(slots=True)
+class Job:
+    """One submitted graph."""
+
+    name: str
+    graph: Graph
+    keys: dict[int, list[Key]]  # pending visible tasks and the keys that name them
+    ready: list[tuple[int, Location | None]] = field(default_factory=list)
+    gated: set[int] = field(default_factory=set)
+    launching: int = 0
+    live: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether keys are pending that nobody is working on: never, unless we have a bug."""
+        return bool(self.keys) and not (self.ready or self.gated or self.launching or self.live)
+
+
+class Ledger:
+    """All jobs and all keys of one cluster."""
+
+    def __init__(self) -> None:
+        self.keys: dict[Key, Entry] = {}
+        self.jobs: dict[str, Job] = {}
+        # Who waits for a key: start tasks of jobs, and pointers to it.
+        self._gates: dict[Key, list[tuple[str, int]]] = {}
+        self._pointers: dict[Key, list[Key]] = {}
+        # By job, the stored values that keys hold, and how many keys hold each.
+        self._held: dict[str, dict[Ref, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Ledger jobs={len(self.jobs)} keys={len(self.keys)}>"
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """Take in one event and return what to do, in order."""
+        out: list[Instruction] = []
+        match event:
+            case Done(name, results):
+                self._on_done(name, results, out)
+            case Released(key):
+                self._on_released(key, out)
+            case Submitted():
+                self._on_submitted(event, out)
+            case Admitted():
+                self._on_admitted(event, out)
+            case Retired(name, executor):
+                self._on_gone(name, executor, out)
+            case Delegating(name, executors):
+                job = self.jobs.get(name)
+                if job is not None:
+                    job.live.update(each for each in executors if each not in job.gone)
+            case Erred(name, task, error):
+                job = self.jobs.get(name)
+                if job is not None:
+                    self._fail_from(job, task, error, out)
+                    self._settle(job, out)
+            case Lost(name, executor, error):
+                job = self.jobs.get(name)
+                if job is not None and executor not in job.gone:
+                    self._fail_job(job, error, out)
+                self._launch_ready(out)
+            case JobFailed(name, error):
+                job = self.jobs.get(name)
+                if job is not None:
+                    self._fail_job(job, error, out)
+            case Imported(key, location):
+                self._on_imported(key, location, out)
+            case ImportFailed(key, error):
+                if key in self.keys:
+                    self.keys[key].error = error
+                    self._tell_waiting(key, out)
+            case Room():
+                self._launch_ready(out)
+        return out
+
+    def stalled(self) -> list[str]:
+        """Name the jobs that cannot end any more. The dispatcher fails them rather than hang."""
+        return [job.name for job in self.jobs.values() if job.stalled]
+
+    # -- a job begins ---------------------------------------------------------------------------
+
+    def _on_submitted(self, event: Submitted, out: list[Instruction]) -> None:
+        graph = event.graph
+        keys: dict[int, list[Key]] = {}
+        for key, task in event.visible.items():
+            keys.setdefault(task, []).append(key)
+            self.keys[key] = Entry(event.job, task)
+        job = self.jobs[event.job] = Job(event.job, graph, keys)
+        externals = set(event.externals.values())
+        job.ready = [(task, None) for task in graph.starts if task not in externals]
+        for key, task in event.externals.items():
+            job.gated.add(task)
+            self._gates.setdefault(key, []).append((job.name, task))
+        for key, target in event.pointers.items():
+            self.keys[key] = Entry(None)
+            self._pointers.setdefault(target, []).append(key)
+        for key in (*event.externals, *event.pointers.values()):
+            self._await(key, out)
+        self._launch(job, out)
+        self._settle(job, out)
+
+    def _await(self, key: Key, out: list[Instruction]) -> None:
+        """Somebody waits for a key: ask for it if nobody makes it, answer at once if it is there."""
+        entry = self.keys.get(key)
+        if entry is None:
+            self.keys[key] = Entry(None)
+            out.append(Import(key))
+        elif not entry.pending:
+            self._tell_waiting(key, out)
+
+    def _tell_waiting(self, key: Key, out: list[Instruction]) -> None:
+        entry = self.keys[key]
+        touched: dict[str, Job] = {}
+        for name, task in self._gates.pop(key, ()):
+            job = self.jobs.get(name)
+            if job is None:
+                continue
+            touched[name] = job
+            job.gated.discard(task)
+            if entry.result is not None:
+                job.ready.append((task, entry.result.location))
+            else:
+                self._fail_from(job, task, entry.error or b"", out)
+        for pointer in self._pointers.pop(key, ()):
+            if pointer in self.keys:
+                self._resolve_pointer(pointer, entry, out)
+        for job in touched.values():
+            self._launch(job, out)
+            self._settle(job, out)
+
+    def _resolve_pointer(self, key: Key, target: Entry, out: list[Instruction]) -> None:
+        if target.result is not None:
+            self._give(key, target.result, out)
+        else:
+            self._fail(key, target.error or b"", out)
+
+    def _give(self, key: Key, result: Result, out: list[Instruction]) -> None:
+        self.keys[key].result = result
+        if isinstance(result.location, Ref):
+            held = self._held.setdefault(_maker(result.location), {})
+            held[result.location] = held.get(result.location, 0) + 1
+        out.append(Finish(key, result))
+        if key in self._gates or key in self._pointers:
+            self._tell_waiting(key, out)
+
+    # -- a job goes on --------------------------------------------------------------------------
+
+    def _launch(self, job: Job, out: list[Instruction]) -> None:
+        if job.ready and job.keys:
+            out.append(Launch(job.name, job.ready))
+            job.ready = []
+            job.launching += 1
+
+    def _launch_ready(self, out: list[Instruction]) -> None:
+        """Room may have appeared below the ceiling: try again, oldest job first."""
+        for job in self.jobs.values():
+            if not job.launching:
+                self._launch(job, out)
+
+    def _on_admitted(self, event: Admitted, out: list[Instruction]) -> None:
+        job = self.jobs.get(event.job)
+        if job is None:
+            return
+        job.launching -= 1
+        job.live.update(each for each in event.executors if each not in job.gone)
+        job.ready[:0] = event.refused
+        if event.executors and not event.refused:
+            self._launch(job, out)
+
+    def _on_imported(self, key: Key, location: Location, out: list[Instruction]) -> None:
+        if key not in self.keys:  # released meanwhile
+            if isinstance(location, Ref):
+                out.append(Free([location]))
+            return
+        self._give(key, Result(-1, location, 0, b"", "", 0.0, 0.0), out)
+        out[:] = [each for each in out if not (isinstance(each, Finish) and each.key == key)]
+
+    def _on_done(self, name: str, results: Sequence[Result], out: list[Instruction]) -> None:
+        job = self.jobs.get(name)
+        late: list[Ref] = []
+        for result in results:
+            keys = job.keys.pop(result.task, None) if job is not None else None
+            if keys is not None:
+                for key in keys:
+                    self._give(key, result, out)
+            elif isinstance(result.location, Ref) and result.location not in self._held.get(name, ()):
+                late.append(result.location)  # a second result, or one that nobody wants any more
+        if late:
+            out.append(Free(late))
+        if job is not None:
+            self._settle(job, out)
+
+    def _on_released(self, key: Key, out: list[Instruction]) -> None:
+        entry = self.keys.pop(key, None)
+        if entry is None:
+            return
+        if entry.result is not None:
+            ref = entry.result.location
+            if isinstance(ref, Ref):
+                held = self._held[_maker(ref)]
+                held[ref] -= 1
+                if not held[ref]:
+                    del held[ref]
+                    if not held:
+                        del self._held[_maker(ref)]
+                    out.append(Free([ref]))
+        elif entry.pending and entry.job in self.jobs:
+            job = self.jobs[entry.job]
+            names = job.keys.get(entry.task, [])
+            if key in names:
+                names.remove(key)
+                if not names:
+                    del job.keys[entry.task]
+                self._settle(job, out)
+        if key in self._gates or key in self._pointers:
+            # Somebody still needs what was let go: ask for it, which gives a value or an error.
+            self.keys[key] = Entry(None)
+            out.append(Import(key))
+
+    def _on_gone(self, name: str, executor: str, out: list[Instruction]) -> None:
+        job = self.jobs.get(name)
+        if job is not None:
+            job.live.discard(executor)
+            job.gone.add(executor)
+        self._launch_ready(out)
+
+    # -- a job ends -----------------------------------------------------------------------------
+
+    def _fail_from(self, job: Job, task: int, error: bytes, out: list[Instruction]) -> None:
+        """Fail every pending visible key at or below a task."""
+        if not job.keys:
+            return
+        for each in (task, *job.graph.descendants(task)):
+            for key in job.keys.pop(each, ()):
+                self._fail(key, error, out)
+
+    def _fail(self, key: Key, error: bytes, out: list[Instruction]) -> None:
+        self.keys[key].error = error
+        out.append(Fail(key, error))
+        if key in self._gates or key in self._pointers:
+            self._tell_waiting(key, out)
+
+    def _fail_job(self, job: Job, error: bytes, out: list[Instruction]) -> None:
+        keys, job.keys = job.keys, {}
+        for names in keys.values():
+            for key in names:
+                self._fail(key, error, out)
+        self._settle(job, out)
+
+    def _settle(self, job: Job, out: list[Instruction]) -> None:
+        """Close a job that has nothing pending."""
+        if job.keys or job.name not in self.jobs:
+            return
+        del self.jobs[job.name]
+        out.append(Close(job.name, list(self._held.get(job.name, ()))))
+        self._launch_ready(out)
+
+
+def _maker(ref: Ref) -> str:
+    """Return the name of the job that wrote a value."""
+    return ref.name.partition("/")[0]

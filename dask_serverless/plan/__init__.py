@@ -1,0 +1,28 @@
+"""The planner: from a graph of keys to numbers, segments and groups of start tasks.
+
+Pure: no I/O, clock or randomness, and no Dask (`dask_serverless.dask_graph` translates). Read
+`graph` (numbers), then `partition` (segments and groups), then `explain` (the same for people).
+
+Rules kept here:
+
+* Every parent has a smaller number than its children, so one pass in number order is always enough.
+* The tasks that only one start key needs lie near it: a range of numbers is a piece of the graph.
+* Time and memory are linear in tasks plus edges, and nothing recurses, whatever the shape.
+* The same graph in the same order gives the same plan: no set decides an order.
+"""
+
+from dask_serverless.plan.explain import Explanation, explain
+from dask_serverless.plan.graph import Graph, number
+from dask_serverless.plan.partition import SHARED, Group, assign_starts, edges, owners
+
+__all__ = [
+    "SHARED",
+    "Explanation",
+    "Graph",
+    "Group",
+    "assign_starts",
+    "edges",
+    "explain",
+    "number",
+    "owners",
+]

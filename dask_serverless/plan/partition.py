@@ -1,0 +1,173 @@
+"""Cut a numbered graph: into segments that are stored, and start tasks into groups that are run.
+
+Segments are blunt (every 256 numbers), because a segment is only a parcel: who reads it may skip
+what it does not need. Groups matter more: each is the work of one executor's first invocation, and
+wherever a group ends, values must travel. So the cuts are put where the load is even, and within
+that, where a piece of the graph has just been finished.
+
+Groups only begin a computation. An executor keeps, gives away or is given tasks as it goes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from dask_serverless.plan.graph import Graph
+from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges, segment_of
+
+#: The owner of a task that more than one group leads to (or none of them).
+SHARED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Start tasks for one executor.
+
+    Parameters
+    ----------
+    starts
+        The tasks to begin with, ascending.
+    segments
+        Segments worth reading at once, ascending, at most `HINT_SEGMENTS_MAX`.
+    tasks
+        How many tasks only these starts lead to, themselves included.
+    """
+
+    starts: Sequence[int]
+    segments: Sequence[int]
+    tasks: int
+
+
+def edges(graph: Graph) -> Iterator[Edges]:
+    """Yield the edges of each segment, in order.
+
+    Examples
+    --------
+    >>> from dask_serverless.plan import number
+    >>> graph, _ = number({"a": (), "b": (), "c": ("a", "b")}, ["c"], retries={"b": 2})
+    >>> list(edges(graph))
+    [Edges(first=0, parents=[(), (), [0, 1]], children=[[2], [2], []], fan_ins={2: 2}, visible=frozenset({2}), \
+retries={1: 2})]
+    """
+    parents, children = graph.parents, graph.children
+    fan_ins = {task: len(row) for task, row in enumerate(parents) if len(row) > 1}
+    visible = sorted(graph.visible)
+    retries = sorted(graph.retries.items())
+    for first in range(0, len(graph), SEGMENT_TASKS):
+        end = first + SEGMENT_TASKS
+        rows = children[first:end]
+        yield Edges(
+            first=first,
+            parents=parents[first:end],
+            children=rows,
+            fan_ins={child: fan_ins[child] for row in rows for child in row if child in fan_ins} if fan_ins else {},
+            visible=frozenset(visible[bisect_left(visible, first) : bisect_left(visible, end)]),
+            retries=dict(retries[bisect_left(retries, (first,)) : bisect_left(retries, (end,))]),
+        )
+
+
+def owners(graph: Graph, groups: Sequence[Iterable[int]]) -> list[int]:
+    """Return for each task the only group that leads to it, or `SHARED`.
+
+    Parameters
+    ----------
+    groups
+        The tasks that each group begins with. They may be tasks with parents (in a recomputation).
+
+    Examples
+    --------
+    >>> from dask_serverless.plan import number
+    >>> graph, keys = number({"a": (), "b": ("a",), "c": (), "d": ("b", "c")}, ["d"])
+    >>> dict(zip(keys, owners(graph, [[0], [2]])))
+    {'a': 0, 'b': 0, 'c': 1, 'd': -1}
+    """
+    owner = [SHARED] * len(graph)
+    for group, starts in enumerate(groups):
+        for task in starts:
+            owner[task] = group
+    for task, row in enumerate(graph.parents):
+        if not row or owner[task] != SHARED:
+            continue
+        common = owner[row[0]]
+        if common != SHARED and len(row) > 1:
+            for parent in row:
+                if owner[parent] != common:
+                    common = SHARED
+                    break
+        owner[task] = common
+    return owner
+
+
+def assign_starts(graph: Graph, groups: int, starts: Iterable[int] | None = None) -> list[Group]:
+    """Cut the start tasks, in number order, into at most `groups` contiguous groups of even weight.
+
+    Parameters
+    ----------
+    starts
+        The tasks to begin with now; all start tasks if None.
+
+    Examples
+    --------
+    >>> from dask_serverless.plan import number
+    >>> graph, _ = number({"a": (), "b": (), "ab": ("a", "b"), "c": (), "d": ("ab", "c")}, ["d"])
+    >>> assign_starts(graph, 2)
+    [Group(starts=[0, 1], segments=[0], tasks=3), Group(starts=[3], segments=[0], tasks=1)]
+    """
+    if groups < 1:
+        raise ValueError(f"groups must be at least 1, not {groups}")
+    chosen = list(graph.starts) if starts is None else sorted(set(starts))
+    if not chosen:
+        return []
+    cuts = _cuts(graph, chosen, min(groups, len(chosen)))
+    cut_starts = [chosen[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(chosen)], strict=True)]
+
+    tasks = [0] * len(cut_starts)
+    segments: list[list[int]] = [[] for _ in cut_starts]
+    for task, group in enumerate(owners(graph, cut_starts)):
+        if group == SHARED:
+            continue
+        tasks[group] += 1
+        seen = segments[group]
+        segment = segment_of(task)
+        if (not seen or seen[-1] != segment) and len(seen) < HINT_SEGMENTS_MAX:
+            seen.append(segment)
+    return [Group(*fields) for fields in zip(cut_starts, segments, tasks, strict=True)]
+
+
+def _cuts(graph: Graph, starts: Sequence[int], groups: int) -> list[int]:
+    """Return at how many starts each group but the last ends.
+
+    A start weighs as many tasks as only it leads to. A cut may move by a quarter of a group from
+    the even place, to where the most shared tasks lie between two starts: there a subtree has just
+    been finished, and the parents of few fan-ins are parted.
+    """
+    owner = owners(graph, [(task,) for task in starts])
+    weights = [0] * len(starts)
+    gaps = [0] * len(starts)  # how many shared tasks lie between each start and the one before
+    begins = iter(enumerate(starts))
+    index, start = next(begins)
+    for task, group in enumerate(owner):
+        if group != SHARED:
+            weights[group] += 1
+        elif task < start:
+            gaps[index] += 1
+        if task == start:
+            index, start = next(begins, (0, SHARED))
+
+    before = [0, *accumulate(weights)]  # the weight of all starts before each
+    total = before[-1]
+    slack = total / groups / 4
+    cuts: list[int] = []
+    for group in range(1, groups):
+        ideal = total * group / groups
+        lowest = cuts[-1] + 1 if cuts else 1
+        highest = len(starts) - (groups - group)  # no group may be left empty
+        low = min(max(bisect_left(before, ideal - slack), lowest), highest)
+        high = min(max(bisect_right(before, ideal + slack), low + 1), highest + 1)
+        if high == low + 1 and low > lowest and abs(before[low - 1] - ideal) < abs(before[low] - ideal):
+            low, high = low - 1, low  # no start ends near the even place: take the nearer side
+        cuts.append(max(range(low, high), key=lambda cut: (gaps[cut], -abs(before[cut] - ideal))))
+    return cuts

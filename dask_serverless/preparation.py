@@ -1,0 +1,77 @@
+"""Turn a planned graph into what executors read: stored constants and sealed segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dask_serverless.dask_graph import JobPlan, segment_bodies
+from dask_serverless.plan.partition import Group, assign_starts, edges
+from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
+from lambda_worker.core.wire import Location, seal_frames
+from lambda_worker.ports import JobStore
+from lambda_worker.values import value_to_frames
+
+
+@dataclass(slots=True)
+class Preparation:
+    """A job ready to run. `segments` are sealed, by number; those of a large job are let go once
+    they are stored."""
+
+    job: str
+    plan: JobPlan
+    segments: dict[int, bytes]
+
+    def assignments(
+        self, starts: Sequence[tuple[int, Location | None]], groups: int, payload_bytes_max: int, serial: int
+    ) -> list[Assignment]:
+        """Group start tasks into assignments for new executors.
+
+        Segments travel inside an assignment when all that it hints at fits into the payload.
+
+        Parameters
+        ----------
+        starts
+            Start tasks, with the value of those that are made elsewhere.
+        groups
+            How many executors to use, at most.
+        payload_bytes_max
+            Size of an invocation, at most.
+        serial
+            Makes the executors' names unique within the job.
+        """
+        values = dict(starts)
+        found: list[Group] = assign_starts(self.plan.graph, groups, sorted(values))
+        made = []
+        for number, group in enumerate(found):
+            given = {task: location for task in group.starts if (location := values[task]) is not None}
+            inline = {n: self.segments[n] for n in group.segments if n in self.segments}
+            # Base64 adds a third, and names and edges need room as well.
+            room = payload_bytes_max * 2 // 3 - sum(len(each) for each in given.values() if isinstance(each, bytes))
+            if len(inline) < len(group.segments) or sum(map(len, inline.values())) > room:
+                inline = {}
+            name = f"{serial + number}"
+            made.append(Assignment(self.job, name, 1, group.starts, given, group.segments, inline))
+        return made
+
+
+def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparation:
+    """Store a plan's constants and pickle its segments. Takes time: not for an event loop.
+
+    Raises
+    ------
+    UnpicklableTask
+        Naming the task.
+    """
+    constants: dict[Any, Sequence[Any]] = {}
+    for number, (name, value) in enumerate(plan.constants.items()):
+        stored_name = f"{job}/constant-{number}"
+        sealed = seal_frames(secret, stored_name, value_to_frames(value))
+        constants[name] = store.put([(stored_name, sealed)])[0]
+    segments = {}
+    count = len(plan.graph)
+    for number, each in enumerate(edges(plan.graph)):
+        bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants)
+        segments[number] = seal_segment(secret, job, number, Segment(each.to_bytes(), bodies))
+    return Preparation(job, plan, segments)

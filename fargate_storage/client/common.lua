@@ -1,0 +1,37 @@
+-- What all scripts share. Before it comes `keys.LUA`; behind it, one script.
+--
+-- Time is the server's own. A script is atomic; Redis checks "out of memory" only before its first write, so a step
+-- is refused as a whole or done as a whole.
+
+local clock = redis.call('TIME')
+local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+-- Whether an attempt may go on. A newer attempt than the record knows is believed, and fences the older one: only
+-- the supervisor hands out attempts, and an invocation may overtake the step that announces it.
+local function enter(job, executor, attempt)
+  local state = redis.call('HMGET', key_of(job, 'job'), 'opened', 'cancelled')
+  if state[2] then return 'cancelled' end
+  local record = key_of(job, 'record:' .. executor)
+  local known = tonumber(redis.call('HGET', record, 'attempt') or nil)
+  if not state[1] or not known or known > attempt then return 'fenced' end
+  if known < attempt then redis.call('HSET', record, 'attempt', attempt, 'running', -1) end
+  return 'ok'
+end
+
+-- Renew a lease, and the time to live of everything that the job still needs.
+local function renew(job, executor, lease_ms, ttl)
+  redis.call('ZADD', leases_key, now_ms + lease_ms, lease_member(job, executor))
+  redis.call('EXPIRE', leases_key, ttl)
+  for _, what in ipairs({'job', 'executors', 'fan-ins', 'done', 'record:' .. executor, 'claims:' .. executor}) do
+    redis.call('EXPIRE', key_of(job, what), ttl)
+  end
+end
+
+-- Remove up to `limit` of a job's records with their leases; return how many are left.
+local function forget_executors(job, limit)
+  for _, executor in ipairs(redis.call('SPOP', key_of(job, 'executors'), limit)) do
+    redis.call('UNLINK', key_of(job, 'record:' .. executor), key_of(job, 'claims:' .. executor))
+    redis.call('ZREM', leases_key, lease_member(job, executor))
+  end
+  return redis.call('SCARD', key_of(job, 'executors'))
+end

@@ -1,0 +1,53 @@
+-- Create the records of executors: for the proxy (`admit`) and for an executor that gives work away (`delegate`).
+-- The promises are in `lambda_worker.ports`.
+--
+-- ARGV[1]: job, executor, attempt of the giver ('' for the proxy), lease_ms, ttl, ceiling,
+--          records {{job, executor, attempt, starts, assignment}, ...}
+-- Reply: how many of the records, from the front, exist now.
+
+local header = cmsgpack.unpack(ARGV[1])
+local giver_job, giver, giver_attempt = header[1], header[2], header[3]
+local lease_ms, ttl, ceiling, records = header[4], header[5], header[6], header[7]
+
+local giver_record
+if giver ~= '' then
+  if enter(giver_job, giver, giver_attempt) ~= 'ok' then return 0 end
+  renew(giver_job, giver, lease_ms, ttl)
+  giver_record = key_of(giver_job, 'record:' .. giver)
+end
+
+local count = 0
+for _, item in ipairs(records) do
+  local job, executor, attempt, starts, assignment = item[1], item[2], item[3], item[4], item[5]
+  local state = redis.call('HMGET', key_of(job, 'job'), 'opened', 'cancelled')
+  if not state[1] or state[2] then break end
+  local record = key_of(job, 'record:' .. executor)
+  local known = redis.call('HMGET', record, 'attempt', 'starts')
+  local known_attempt = tonumber(known[1] or nil)
+  local gave = giver_attempt .. ':' .. starts
+  local write = true
+  if giver_record and redis.call('HGET', giver_record, 'gave:' .. executor) == gave then
+    write = false -- this attempt's call, repeated: the new executor may even have retired since
+  elseif known_attempt and giver_record then
+    -- The same name with other starts is not the same record. To count it as created would lose these starts,
+    -- to refuse it leaves them with the giver.
+    if known[2] ~= starts then break end
+    write = false
+  elseif known_attempt and known_attempt >= attempt then
+    write = false
+  elseif not known_attempt and redis.call('ZCARD', leases_key) >= ceiling then
+    break
+  end
+  if write then
+    if known_attempt then
+      -- The supervisor starts the next attempt with a fresh assignment: what the last one gave away counts no more.
+      redis.call('UNLINK', record)
+    end
+    redis.call('HSET', record, 'attempt', attempt, 'running', -1, 'starts', starts, 'assignment', assignment)
+    redis.call('SADD', key_of(job, 'executors'), executor)
+    renew(job, executor, lease_ms, ttl)
+  end
+  if giver_record then redis.call('HSET', giver_record, 'gave:' .. executor, gave) end
+  count = count + 1
+end
+return count

@@ -1,0 +1,286 @@
+"""Stored values and segments: the bulk data, on shards.
+
+A value is a Redis list of its frames, so that large buffers are sent as they are and come back one by one. Above
+``stripe_bytes`` it is cut into stripes, lists of their own on one shard after the other; the first element of the
+first stripe then tells the lengths of the frames. Names are unique to one write, so writing (delete, then push, in
+one transaction) may be repeated even while somebody reads.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from redis.exceptions import ResponseError
+
+from fargate_storage.client.config import StoreConfig
+from fargate_storage.client.endpoint import Command, Counters, Endpoint
+from fargate_storage.client.keys import Keys, job_of, stripe_name
+from lambda_worker.core.errors import ValueLost, ValueTooLarge
+from lambda_worker.core.wire import Frame, Frames, Ref, frames_nbytes, pack, unpack
+
+#: Bounds of one round trip: what a server must hold at once, and what is lost when it must be repeated.
+BATCH_BYTES_MAX = 64 * 2**20
+BATCH_ITEMS_MAX = 512
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def flat(frame: Frame) -> bytes | memoryview:
+    """View a frame as plain bytes, without a copy where the frame's memory is in one piece.
+
+    Examples
+    --------
+    >>> import array
+    >>> flat(memoryview(array.array("d", [1.0, 2.0]))).nbytes
+    16
+    """
+    if isinstance(frame, bytes):
+        return frame
+    view = memoryview(frame)
+    # `cast` refuses an empty view with several dimensions, and memory that has gaps.
+    return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
+
+
+def cut(frames: Frames, stripe_bytes: int) -> list[list[bytes | memoryview]]:
+    """Cut frames into stripes of at most `stripe_bytes`, the first of which begins with the frames' lengths.
+
+    A value that fits into one stripe stays as it is, without lengths.
+
+    Examples
+    --------
+    >>> first, *others = cut([b"abc", b"defg"], 4)
+    >>> [bytes(piece) for piece in first[1:]], [[bytes(piece) for piece in stripe] for stripe in others]
+    ([b'abc', b'd'], [[b'efg']])
+    """
+    views = [flat(frame) for frame in frames]
+    lengths = [len(view) for view in views]
+    if sum(lengths) <= stripe_bytes:
+        return [views]
+    stripes: list[list[bytes | memoryview]] = [[pack(lengths)]]
+    room = stripe_bytes
+    for whole in views:
+        view = memoryview(whole)
+        while len(view):
+            if not room:
+                stripes.append([])
+                room = stripe_bytes
+            stripes[-1].append(view[:room])
+            room -= len(stripes[-1][-1])
+            view = view[len(stripes[-1][-1]) :]
+    return stripes
+
+
+def uncut(pieces: Iterable[bytes]) -> list[Frame]:
+    """Undo `cut` from the pieces of all stripes, in order; raises `ValueError` when they are not what `cut` made."""
+    source = iter(pieces)
+    frames: list[Frame] = []
+    for length in unpack(next(source, b"")):
+        parts: list[bytes] = []
+        missing = length
+        while missing > 0:
+            parts.append(next(source, b""))
+            if not parts[-1]:
+                raise ValueError("a piece is missing")
+            missing -= len(parts[-1])
+        if missing:
+            raise ValueError("a piece crosses the end of its frame")
+        frames.append(parts[0] if len(parts) == 1 else b"".join(parts))
+    return frames
+
+
+def batches(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """Group items, in order, so that each group keeps the bounds of one round trip (or is a single item)."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        size = nbytes(item)
+        if batch and (total + size > BATCH_BYTES_MAX or len(batch) == BATCH_ITEMS_MAX):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size
+    if batch:
+        yield batch
+
+
+class Objects:
+    """Values and segments on all shards of a cluster; safe to use from several threads."""
+
+    def __init__(self, shards: Sequence[Endpoint], keys: Keys, config: StoreConfig, counters: Counters) -> None:
+        self.shards = tuple(shards)
+        self._keys = keys
+        self._config = config
+        self._counters = counters
+        # Threads only help where there are several servers to wait for. They start when they are needed.
+        self._threads = ThreadPoolExecutor(min(len(shards), 8), "storage") if len(shards) > 1 else None
+
+    def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """Write values; see `lambda_worker.ports.Store.put`."""
+        refs = []
+        stripes: dict[int, list[tuple[str, int, list[bytes | memoryview]]]] = {}
+        for name, frames in objects:
+            nbytes = frames_nbytes(frames)
+            if nbytes > self._config.object_bytes_max:
+                raise ValueTooLarge(
+                    f"a value of {nbytes:,} bytes is larger than object-bytes-max ({self._config.object_bytes_max:,}): "
+                    "make the chunks smaller, or raise the limit"
+                )
+            if not frames:
+                raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
+            pieces = cut(frames, self._config.stripe_bytes)
+            # By name, not by chance: writing twice must write to the same place.
+            ref = Ref(name, zlib.crc32(name.encode()) % len(self.shards), nbytes, len(pieces))
+            refs.append(ref)
+            for stripe, shard in self._places(ref):
+                stripes.setdefault(shard, []).append((name, stripe, pieces[stripe]))
+        self._on_each(stripes, self._put_stripes)
+        self._counters.add(objects_written=len(refs), bytes_written=sum(ref.nbytes for ref in refs))
+        return refs
+
+    def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
+        """Read values; see `lambda_worker.ports.Store.get`."""
+        wanted: dict[int, dict[tuple[str, int], int]] = {}
+        for ref in refs:
+            for stripe, shard in self._places(ref):
+                wanted.setdefault(shard, {})[ref.name, stripe] = ref.nbytes // ref.stripes
+        found: dict[tuple[str, int], list[bytes]] = {}
+        for part in self._on_each({shard: list(items.items()) for shard, items in wanted.items()}, self._get_stripes):
+            found |= part
+        values = [self._value(ref, found) for ref in refs]
+        self._counters.add(bytes_read=sum(ref.nbytes for ref in refs))
+        return values
+
+    def free(self, refs: Sequence[Ref]) -> None:
+        """Remove values."""
+        stripes: dict[int, list[tuple[str, int]]] = {}
+        for ref in refs:
+            for stripe, shard in self._places(ref):
+                stripes.setdefault(shard, []).append((ref.name, stripe))
+
+        def remove(shard: int, items: list[tuple[str, int]]) -> None:
+            for batch in batches(items, lambda item: 0):
+                commands: list[Command] = []
+                for name, stripe in batch:
+                    commands.append(("UNLINK", self._keys.of_object(name, stripe)))
+                    commands.append(("SREM", self._keys.of_job(job_of(name), "objects"), stripe_name(name, stripe)))
+                self.shards[shard].ask(*commands)
+
+        self._on_each(stripes, remove)
+
+    def put_segments(self, job: str, segments: Mapping[int, bytes]) -> None:
+        """Write a job's sealed segments."""
+        by_shard: dict[int, list[tuple[int, bytes]]] = {}
+        for number, segment in segments.items():
+            by_shard.setdefault(number % len(self.shards), []).append((number, segment))
+        key = self._keys.of_job(job, "segments")
+
+        def write(shard: int, items: list[tuple[int, bytes]]) -> None:
+            for batch in batches(items, lambda item: len(item[1])):
+                fields = [part for item in batch for part in item]
+                self.shards[shard].transaction([("HSET", key, *fields), ("EXPIRE", key, self._config.ttl_seconds)])
+
+        self._on_each(by_shard, write)
+        self._counters.add(bytes_written=sum(map(len, segments.values())))
+
+    def get_segments(self, job: str, numbers: Sequence[int]) -> list[bytes]:
+        """Read sealed segments; raises `ValueLost` naming the first that is missing."""
+        by_shard: dict[int, list[int]] = {}
+        for number in dict.fromkeys(numbers):
+            by_shard.setdefault(number % len(self.shards), []).append(number)
+        key = self._keys.of_job(job, "segments")
+
+        def read(shard: int, wanted: list[int]) -> list[tuple[int, bytes | None]]:
+            found: list[tuple[int, bytes | None]] = []
+            for batch in batches(wanted, lambda number: 0):
+                replies = self.shards[shard].ask(("HMGET", key, *batch), ("EXPIRE", key, self._config.ttl_seconds))
+                found += zip(batch, replies[0], strict=True)
+            return found
+
+        segments = dict(pair for part in self._on_each(by_shard, read) for pair in part)
+        values = []
+        for number in numbers:
+            segment = segments[number]
+            if segment is None:
+                raise ValueLost(f"segment {number} of job {job!r} is not in the storage tier")
+            values.append(segment)
+        self._counters.add(bytes_read=sum(map(len, values)))
+        return values
+
+    def forget_job(self, job: str, keep: Sequence[Ref]) -> None:
+        """Remove what a job left on the shards, except some values. May be repeated, also after half of it."""
+        kept = {stripe_name(ref.name, stripe) for ref in keep for stripe in range(ref.stripes)}
+        listed = self._keys.of_job(job, "objects")
+
+        def forget(shard: int, _: None) -> None:
+            server = self.shards[shard]
+            server.ask(("UNLINK", self._keys.of_job(job, "segments")))
+            cursor = b"0"
+            while True:
+                ((cursor, names),) = server.ask(("SSCAN", listed, cursor, "COUNT", BATCH_ITEMS_MAX))
+                doomed = [name.decode() for name in names if name.decode() not in kept]
+                if doomed:
+                    # A stripe's name may stand where a value's name does: the key is made alike.
+                    server.ask(("UNLINK", *[self._keys.of_object(name) for name in doomed]))
+                if cursor == b"0":
+                    break
+            server.ask(("UNLINK", listed))
+
+        self._on_each(dict.fromkeys(range(len(self.shards))), forget)
+
+    def close(self) -> None:
+        """Let threads end. The shards are closed by whoever made them."""
+        if self._threads:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _places(self, ref: Ref) -> list[tuple[int, int]]:
+        return [(stripe, (ref.shard + stripe) % len(self.shards)) for stripe in range(ref.stripes)]
+
+    def _on_each(self, work: Mapping[int, T], do: Callable[[int, T], R]) -> list[R]:
+        """Do something with each shard's part of some work, at the same time."""
+        if len(work) <= 1 or self._threads is None:
+            return [do(shard, part) for shard, part in work.items()]
+        futures = [self._threads.submit(do, shard, part) for shard, part in work.items()]
+        return [future.result() for future in futures]
+
+    def _put_stripes(self, shard: int, stripes: list[tuple[str, int, list[bytes | memoryview]]]) -> None:
+        ttl = self._config.ttl_seconds
+        for batch in batches(stripes, lambda item: sum(map(len, item[2]))):
+            commands: list[Command] = []
+            listed: dict[str, list[str]] = {}
+            for name, stripe, pieces in batch:
+                key = self._keys.of_object(name, stripe)
+                commands += [("DEL", key), ("RPUSH", key, *pieces), ("EXPIRE", key, ttl)]
+                listed.setdefault(self._keys.of_job(job_of(name), "objects"), []).append(stripe_name(name, stripe))
+            for key, names in listed.items():
+                commands += [("SADD", key, *names), ("EXPIRE", key, ttl)]
+            self.shards[shard].transaction(commands)
+
+    def _get_stripes(self, shard: int, wanted: list[tuple[tuple[str, int], int]]) -> dict[tuple[str, int], list[bytes]]:
+        found = {}
+        for batch in batches(wanted, lambda item: item[1]):
+            commands: list[Command] = []
+            for (name, stripe), _ in batch:
+                key = self._keys.of_object(name, stripe)
+                commands += [("LRANGE", key, 0, -1), ("EXPIRE", key, self._config.ttl_seconds)]
+            replies: list[Any] = self.shards[shard].call(*commands)
+            for (wanted_stripe, _), pieces in zip(batch, replies[::2], strict=True):
+                # Not a list (WRONGTYPE) is not what was written: as good as missing.
+                found[wanted_stripe] = [] if isinstance(pieces, ResponseError) else pieces
+        return found
+
+    def _value(self, ref: Ref, found: Mapping[tuple[str, int], list[bytes]]) -> list[Frame]:
+        stripes = [found[ref.name, stripe] for stripe in range(ref.stripes)]
+        frames: list[Frame] = []
+        if all(stripes):
+            try:
+                frames = [*stripes[0]] if ref.stripes == 1 else uncut(piece for stripe in stripes for piece in stripe)
+            except (ValueError, TypeError):  # not written by `cut`
+                frames = []
+        if not frames or frames_nbytes(frames) != ref.nbytes:
+            where = f"the {self.shards[ref.shard % len(self.shards)].role} server"
+            raise ValueLost(f"value {ref.name!r} ({ref.nbytes:,} bytes) is not in {where} as it was written")
+        return frames

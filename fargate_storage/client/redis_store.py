@@ -1,0 +1,303 @@
+"""The storage tier with Redis: every promise of `lambda_worker.ports.Store` and `JobStore`.
+
+Rules kept here:
+
+* One call is one round trip, but for bulk data on several shards or above the bounds of one batch.
+* Every call may be repeated, by the caller or by `Endpoint`; what a reply would have said is said again. One
+  exception is harmless: who retired and asks again is told FENCED, since the record is gone.
+* Who is fenced is decided by the attempt. A newer attempt than the record knows is believed (see ``common.lua``), and
+  so is `admit` with a newer attempt, which gives the record a new assignment.
+* Ownership of a child outlives the record: after `drop`, the same executor, admitted again, hears YOURS again, and
+  nobody else does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fargate_storage.client import scripts
+from fargate_storage.client.config import StoreConfig
+from fargate_storage.client.endpoint import Counters, Endpoint
+from fargate_storage.client.keys import Keys
+from fargate_storage.client.objects import Objects
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import (
+    Frame,
+    Frames,
+    Location,
+    Ref,
+    location_from_wire,
+    location_to_wire,
+    pack,
+    unpack,
+)
+from lambda_worker.ports import Arrival, Claim, Lapsed, Reply, Standing, Verdict
+
+#: What one step of a long removal, or of a sweep, may touch: bounds how long the server is busy with it.
+STEP_ITEMS_MAX = 1_000
+#: What one `listen` returns at most; the rest comes with the next call.
+EVENTS_MAX = 1_000
+#: One wait at the server; shorter than a reply may take, so that a vanished server is noticed.
+LISTEN_SECONDS_MAX = 2.0
+
+
+class RedisStore:
+    """The storage tier of one cluster.
+
+    Safe to use from several threads. Connections do not survive a fork: make a store after forking, not before.
+
+    `counters` counts as ``round_trips`` every exchange with a server (a pipeline or a script is one, a repetition is
+    another), as ``bytes_written`` and ``bytes_read`` the frames of stored values and the segments; what travels
+    inside arrivals, records and events is not counted.
+
+    Parameters
+    ----------
+    config
+        Where the tier is. Nothing is connected before the first call.
+
+    Examples
+    --------
+    >>> store = RedisStore(StoreConfig("demo", "redis://10.0.0.7:6379"))
+    >>> store
+    <RedisStore 'demo' at 10.0.0.7:6379, shards: none>
+    >>> store.close()
+    """
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.config = config
+        self._keys = Keys(config.cluster)
+        self._counters = Counters()
+        self._metadata = Endpoint("metadata", config.metadata, config, self._counters)
+        shards = [Endpoint(f"shard {i}", url, config, self._counters) for i, url in enumerate(config.shards)]
+        self._servers = [self._metadata, *shards]
+        self._objects = Objects(shards or [self._metadata], self._keys, config, self._counters)
+        self._lease_ms = round(config.lease_seconds * 1000)
+        self._listening = threading.Lock()
+        self._returned_to: bytes | None = None  # the last event that `listen` returned
+        self._closed = False
+
+    def __repr__(self) -> str:
+        shards = ", ".join(server.address for server in self._servers[1:]) or "none"
+        return f"<RedisStore {self.config.cluster!r} at {self._metadata.address}, shards: {shards}>"
+
+    # What executors use
+
+    def arrive(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        arrivals: Sequence[Arrival] = (),
+        events: bytes = b"",
+        retire: bool = False,
+    ) -> Reply:
+        """See `lambda_worker.ports.Store.arrive`.
+
+        A call is recognised as a repetition, so that its events are not published twice, when edges, events and
+        `retire` equal those of one of the executor's last 16 calls with events: events that are to be told apart must
+        differ (a sequence number will do).
+        """
+        edges = [part for arrival in arrivals for part in (arrival.child, arrival.parent, arrival.parents)]
+        values = [_location_to_store(arrival.value) for arrival in arrivals]
+        digest = hashlib.blake2b(pack([attempt, edges, retire]) + events, digest_size=8).hexdigest() if events else ""
+        config = self.config
+        header = scripts.header(job, executor, attempt, self._lease_ms, config.ttl_seconds, int(retire), digest, edges)
+        standing, retired, answers = self._run(scripts.ARRIVE, header, events, *values)
+        return Reply(Standing(standing.decode()), tuple(map(_claim, answers)), bool(retired))
+
+    def delegate(self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int) -> int:
+        """See `lambda_worker.ports.Store.delegate`.
+
+        A record of the same name but with other starts is not the same record: creation stops there, and the starts
+        stay with the caller.
+        """
+        if any(record.job != job for record in records):
+            raise ValueError("an executor can only give away tasks of its own job")
+        return self._create(job, executor, attempt, records, ceiling)
+
+    def beat(self, runs: Sequence[tuple[str, str, int, int]]) -> list[Standing]:
+        """See `lambda_worker.ports.Store.beat`."""
+        if not runs:
+            return []
+        flat = [part for run in runs for part in run]
+        standings = self._run(scripts.BEAT, scripts.header(self._lease_ms, self.config.ttl_seconds, flat))
+        return [Standing(standing.decode()) for standing in standings]
+
+    def load(self, job: str, segments: Sequence[int]) -> list[bytes]:
+        """See `lambda_worker.ports.Store.load`."""
+        return self._objects.get_segments(job, segments)
+
+    def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """See `lambda_worker.ports.Store.put`; raises `ValueTooLarge` above ``object_bytes_max``."""
+        return self._objects.put(objects)
+
+    def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
+        """See `lambda_worker.ports.Store.get`. Reading a value renews its time to live."""
+        return self._objects.get(refs)
+
+    def counters(self) -> Mapping[str, int]:
+        """See `lambda_worker.ports.Store.counters`."""
+        return self._counters.snapshot()
+
+    # What the proxy uses beside it
+
+    def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
+        """See `lambda_worker.ports.JobStore.open_job`."""
+        self._objects.put_segments(job, segments)
+        key = self._keys.of_job(job, "job")  # last: who can see the job can read its segments
+        self._metadata.transaction([("HSET", key, "opened", 1), ("EXPIRE", key, self.config.ttl_seconds)])
+
+    def admit(self, records: Sequence[Assignment], ceiling: int) -> int:
+        """See `lambda_worker.ports.JobStore.admit`.
+
+        A record that exists counts as created. If `records` bring a newer attempt, it takes the new assignment, the
+        older attempt is fenced, and the ceiling does not matter (it is counted already).
+        """
+        return self._create("", "", 0, records, ceiling)
+
+    def listen(self, seconds: float) -> list[tuple[str, str, int, bytes]]:
+        """See `lambda_worker.ports.JobStore.listen`. One cluster has one listener."""
+        deadline = time.monotonic() + seconds
+        with self._listening:
+            while True:
+                wait = min(max(deadline - time.monotonic(), 0.0), LISTEN_SECONDS_MAX, self.config.wait_seconds / 2)
+                entries = self._next_events(wait)
+                if entries:
+                    self._returned_to = entries[-1][0]
+                    return [_event(fields) for _, fields in entries]
+                if self._closed or time.monotonic() >= deadline:
+                    return []
+
+    def lapsed(self) -> list[Lapsed]:
+        """See `lambda_worker.ports.JobStore.lapsed`; at most 1,000 at a time, the longest silent first."""
+        return [
+            Lapsed(job.decode(), executor.decode(), attempt, running)
+            for job, executor, attempt, running in self._run(scripts.LAPSED, STEP_ITEMS_MAX)
+        ]
+
+    def drop(self, job: str, executor: str) -> None:
+        """See `lambda_worker.ports.JobStore.drop`."""
+        record = self._keys.of_job(job, f"record:{executor}")
+        lease = self._keys.lease_member(job, executor)
+        self._metadata.transaction([("UNLINK", record), ("ZREM", self._keys.leases, lease)])
+
+    def cancel(self, job: str) -> None:
+        """See `lambda_worker.ports.JobStore.cancel`."""
+        while self._run(scripts.CANCEL, job, self.config.ttl_seconds, STEP_ITEMS_MAX):
+            pass
+
+    def close_job(self, job: str, keep: Sequence[Ref]) -> None:
+        """See `lambda_worker.ports.JobStore.close_job`.
+
+        A value that a fenced executor still writes after this stays until its time to live, or until this is called
+        again. Events of the job that were not listened to stay in the stream.
+        """
+        while self._run(scripts.CLOSE, job, STEP_ITEMS_MAX):
+            pass
+        self._objects.forget_job(job, keep)
+
+    def free(self, refs: Sequence[Ref]) -> None:
+        """See `lambda_worker.ports.JobStore.free`."""
+        self._objects.free(refs)
+
+    def usage(self) -> Mapping[str, int]:
+        """See `lambda_worker.ports.JobStore.usage`; counts all clusters that share these servers."""
+        keys = sum(server.ask(("DBSIZE",))[0] for server in self._servers)
+        used = sum(int(server.info("memory")["used_memory"]) for server in self._servers)
+        return {"store_keys": keys, "store_bytes": used}
+
+    # Beyond the port
+
+    def record(self, job: str, executor: str) -> Assignment | None:
+        """Return what a record was given and has not given away (without segments); None if there is no record."""
+        (reply,) = self._metadata.ask(("HGETALL", self._keys.of_job(job, f"record:{executor}")))
+        fields: dict[bytes, bytes] = dict(zip(reply[::2], reply[1::2], strict=True))
+        if not fields:
+            return None
+        assignment = Assignment.from_bytes(fields[b"assignment"])
+        gone = {
+            start
+            for name, gave in fields.items()
+            if name.startswith(b"gave:")
+            for start in unpack(gave.partition(b":")[2])
+        }
+        starts = [start for start in assignment.starts if start not in gone]
+        return replace(assignment, attempt=int(fields[b"attempt"]), starts=starts)
+
+    def ping(self) -> None:
+        """Raise `StoreUnavailable` unless every server answers."""
+        for server in self._servers:
+            server.ask(("PING",))
+
+    def close(self) -> None:
+        """Close all connections. May be repeated."""
+        self._closed = True
+        self._objects.close()
+        for server in self._servers:
+            server.close()
+
+    def _run(self, script: scripts.Script, *arguments: Any) -> Any:
+        return script.run(self._metadata, self._keys.prefix, *arguments)
+
+    def _create(self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int) -> int:
+        if not records:
+            return 0
+        items = [
+            [record.job, record.executor, record.attempt, pack(list(record.starts)), _record_bytes(record)]
+            for record in records
+        ]
+        header = scripts.header(job, executor, attempt, self._lease_ms, self.config.ttl_seconds, ceiling, items)
+        return int(self._run(scripts.CREATE, header))
+
+    def _next_events(self, seconds: float) -> list[Any]:
+        key = self._keys.events
+        block = ("BLOCK", max(1, round(seconds * 1000))) if seconds > 0 else ()  # BLOCK 0 would be for ever
+        # Read from the beginning, not from behind the last event: what was returned is trimmed first, so whatever is
+        # left was not returned, also when another process listened before this one.
+        read = ("XREAD", "COUNT", EVENTS_MAX, *block, "STREAMS", key, "0")
+        if self._returned_to is None:
+            (reply,) = self._metadata.ask(read)
+        else:
+            _, reply = self._metadata.ask(("XTRIM", key, "MINID", "=", _behind(self._returned_to)), read)
+            self._returned_to = None
+        return reply[0][1] if reply else []
+
+
+def _behind(entry: bytes) -> str:
+    """Return the smallest stream id above another one."""
+    milliseconds, _, sequence = entry.decode().partition("-")
+    return f"{milliseconds}-{int(sequence) + 1}"
+
+
+def _event(fields: Sequence[bytes]) -> tuple[str, str, int, bytes]:
+    event = dict(zip(fields[::2], fields[1::2], strict=True))
+    return event[b"job"].decode(), event[b"executor"].decode(), int(event[b"attempt"]), event[b"events"]
+
+
+def _record_bytes(record: Assignment) -> bytes:
+    # Segments travel with the invocation to save a read; in the record they would only be a second copy.
+    return replace(record, segments={}).to_bytes()
+
+
+def _location_to_store(location: Location) -> bytes:
+    # One byte in front tells the two kinds apart; packing an inline value would copy it just the same.
+    return b"r" + pack(location_to_wire(location)) if isinstance(location, Ref) else b"i" + location
+
+
+def _location_from_store(blob: bytes) -> Location:
+    return location_from_wire(unpack(blob[1:])) if blob[:1] == b"r" else blob[1:]
+
+
+def _claim(answer: Sequence[Any]) -> Claim:
+    child, verdict, *values = answer
+    if not values:
+        return Claim(child, Verdict(verdict.decode()))
+    pairs = zip(values[0][::2], values[0][1::2], strict=True)
+    return Claim(
+        child, Verdict(verdict.decode()), {int(p): _location_from_store(value) for p, value in pairs if p != b"owner"}
+    )

