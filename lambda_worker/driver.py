@@ -51,7 +51,7 @@ from lambda_worker.core.instructions import (
     WakeAfter,
 )
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.schedule import Assignment, Edges, open_segment, segment_of
+from lambda_worker.core.schedule import Assignment, Edges, open_segment
 from lambda_worker.core.verdicts import Standing
 from lambda_worker.core.wire import (
     Frame,
@@ -217,7 +217,7 @@ class Driver:
             self._words.say(task)
         started = clock()
         try:
-            body = self._bodies.get(task, segment_of(task))
+            body = self._bodies.get(task)
             values = [self._values[parent] for parent in run.parents]
             result = run_body(body, values, self.world.constant)
         except (SystemExit, KeyboardInterrupt):
@@ -440,7 +440,7 @@ class Driver:
 
     def _key(self, task: int) -> Any:
         try:
-            return key_of(self._bodies.get(task, segment_of(task)))
+            return key_of(self._bodies.get(task))
         except Exception:  # its body cannot be unpickled: the number has to do
             return f"#{task} of {self.assignment.job}"
 

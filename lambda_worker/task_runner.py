@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from lambda_worker.core.errors import MissingModule
-from lambda_worker.core.schedule import segment_of
+from lambda_worker.core.schedule import SEGMENT_TASKS, segment_of
 from lambda_worker.core.wire import Ref, pack
 from lambda_worker.values import pickled
 
@@ -33,8 +33,8 @@ class Bodies:
         """Take in the pickle of a segment; it is unpickled when a task of it is to run."""
         self._pickles[segment] = blob
 
-    def get(self, task: int, first: int) -> Any:
-        """Return the body of a task whose segment begins with task number `first`.
+    def get(self, task: int) -> Any:
+        """Return the body of a task.
 
         Raises
         ------
@@ -55,7 +55,7 @@ class Bodies:
                 ) from None
             self._bodies[segment] = bodies
             del self._pickles[segment]
-        return bodies[task - first]
+        return bodies[task % SEGMENT_TASKS]
 
 
 def run_body(body: Any, values: Sequence[Any], constant: Callable[[Ref], Any]) -> Any:

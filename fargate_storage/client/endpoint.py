@@ -116,6 +116,7 @@ class Endpoint:
         self.address = parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2]
         self._retry_seconds = config.retry_seconds
         self._counters = counters
+        self._closed = False
         options: dict[str, Any] = {
             "password": config.password,
             "protocol": 2,
@@ -156,14 +157,20 @@ class Endpoint:
             try:
                 replies = self._exchange(commands)
                 break
-            except AuthenticationError:
-                raise StoreUnavailable(f"the {self.role} server at {self.address} refuses the password") from None
-            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                pause = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)] * (0.5 + random.random())
-                if time.monotonic() + pause > deadline:
+            except Exception as error:
+                # Whatever went wrong: connections that were closed under a caller fail in more than one way.
+                if self._closed:
                     raise StoreUnavailable(
-                        f"the {self.role} server at {self.address} cannot be reached: {error}"
+                        f"the connection to the {self.role} server was closed by this side"
                     ) from None
+                failure = error
+            if isinstance(failure, AuthenticationError):
+                raise StoreUnavailable(f"the {self.role} server at {self.address} refuses the password")
+            if not isinstance(failure, (RedisConnectionError, RedisTimeoutError, OSError)):
+                raise failure
+            pause = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)] * (0.5 + random.random())
+            if time.monotonic() + pause > deadline:
+                raise StoreUnavailable(f"the {self.role} server at {self.address} cannot be reached: {failure}")
             time.sleep(pause)
             attempt += 1
         for reply in replies:
@@ -174,22 +181,20 @@ class Endpoint:
     def ask(self, *commands: Command) -> list[Any]:
         """Like `call`, but any error reply raises `StoreUnavailable`."""
         replies = self.call(*commands)
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise StoreUnavailable(f"the {self.role} server at {self.address} refused a step: {reply}")
+        self._refuse_errors(replies)
         return replies
 
     def transaction(self, commands: Sequence[Command]) -> None:
         """Send commands that take effect together or not at all: one round trip."""
-        self.ask(("MULTI",), *commands, ("EXEC",))
+        *_, results = self.ask(("MULTI",), *commands, ("EXEC",))
+        self._refuse_errors(results)
 
     def script(self, sha: str, source: str, key: str, *arguments: Argument) -> Any:
         """Run a script by its digest, or by its source when the server does not have it (yet, or any more)."""
         (reply,) = self.call(("EVALSHA", sha, 1, key, *arguments))
         if isinstance(reply, NoScriptError):
             (reply,) = self.call(("EVAL", source, 1, key, *arguments))
-        if isinstance(reply, ResponseError):
-            raise StoreUnavailable(f"the {self.role} server at {self.address} refused a step: {reply}")
+        self._refuse_errors([reply])
         return reply
 
     def info(self, section: str) -> dict[str, str]:
@@ -199,10 +204,13 @@ class Endpoint:
         return {name: value for name, colon, value in pairs if colon}
 
     def close(self) -> None:
-        """Close all connections, those in use too."""
+        """Close all connections, those in use too: whoever waits for a reply hears `StoreUnavailable`."""
+        self._closed = True
         self._pool.disconnect()
 
     def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        if self._closed:
+            raise RedisConnectionError("closed")
         self._counters.add(round_trips=1)
         connection: Any = self._pool.get_connection()
         try:
@@ -214,6 +222,11 @@ class Endpoint:
             raise
         finally:
             self._pool.release(connection)
+
+    def _refuse_errors(self, replies: Sequence[Any]) -> None:
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise StoreUnavailable(f"the {self.role} server at {self.address} refused a step: {reply}")
 
     def _memory_limit(self) -> str:
         try:

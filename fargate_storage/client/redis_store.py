@@ -25,6 +25,7 @@ from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import Counters, Endpoint
 from fargate_storage.client.keys import Keys
 from fargate_storage.client.objects import Objects
+from lambda_worker.core.errors import StoreUnavailable
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import (
     Frame,
@@ -166,11 +167,16 @@ class RedisStore:
         with self._listening:
             while True:
                 wait = min(max(deadline - time.monotonic(), 0.0), LISTEN_SECONDS_MAX, self.config.wait_seconds / 2)
-                entries = self._next_events(wait)
+                try:
+                    entries = self._next_events(wait)
+                except StoreUnavailable:
+                    if self._closed:  # by another thread: no error, only the end
+                        return []
+                    raise
                 if entries:
                     self._returned_to = entries[-1][0]
                     return [_event(fields) for _, fields in entries]
-                if self._closed or time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     return []
 
     def lapsed(self) -> list[Lapsed]:

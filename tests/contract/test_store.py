@@ -155,15 +155,16 @@ def test_many_children_in_one_call(store):
     assert verdicts(store.arrive("job", "b", 1, [edge(19_999, 1, 1)])) == [(19_999, DONE)]
 
 
-def test_many_executors_at_once_and_one_wins(make_store):
-    stores = [make_store() for _ in range(8)]
+@pytest.mark.parametrize("clients", [8, 1], ids=["a client each", "threads of one client"])
+def test_many_executors_at_once_and_one_wins(make_store, clients):
+    stores = [make_store() for _ in range(clients)]
     opened(stores[0], *"abcdefgh")
     barrier, answers = threading.Barrier(8), []
 
     def run(number):
         barrier.wait()
         for child in range(100, 150):
-            reply = stores[number].arrive("job", "abcdefgh"[number], 1, [edge(child, number, 8)])
+            reply = stores[number % clients].arrive("job", "abcdefgh"[number], 1, [edge(child, number, 8)])
             answers.extend(reply.claims)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
@@ -561,6 +562,20 @@ def test_listen_wakes_up_for_an_event_and_ends_without(make_store):
     assert 0.3 <= time.monotonic() - start < 2
 
 
+def test_closing_ends_a_listener_and_refuses_further_use(store):
+    heard = []
+    thread = threading.Thread(target=lambda: heard.append(store.listen(30)))
+    thread.start()
+    server = connections(store)[0]
+    eventually(lambda: any(client["cmd"] == "xread" and "b" in client["flags"] for client in server.client_list()))
+    store.close()
+    thread.join(10)
+    assert heard == [[]]
+    with pytest.raises(StoreUnavailable, match="closed by this side"):
+        store.beat([("job", "a", 1, -1)])
+    store.close()
+
+
 def test_a_large_backlog_comes_in_bounded_batches(store):
     opened(store, "a")
     for number in range(2_300):
@@ -673,6 +688,14 @@ def test_a_broken_connection_is_repaired_unseen(store):
         server.client_kill_filter(_type="normal", skipme=True)
     assert store.beat([("job", "a", 1, -1)]) == [OK]
     assert store.load("job", [0]) == [b"segment"]
+
+
+def test_a_step_that_a_server_refuses_is_no_success(store):
+    key = Keys(store.config.cluster).of_job("job", "objects")
+    for server in connections(store)[1:]:
+        server.set(key, b"not a set")
+    with pytest.raises(StoreUnavailable, match="refused a step: WRONGTYPE"):
+        store.put([("job/1/a/1", [b"tag"])])
 
 
 def test_a_server_that_forgot_its_scripts_is_told_again(store):

@@ -1,0 +1,344 @@
+"""What `ServerlessCluster` accepts, warns of and refuses: all before anything is started."""
+
+import inspect
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster, Nanny, Worker
+from distributed.core import Status
+from distributed.security import Security
+
+from dask_serverless import ServerlessCluster
+from dask_serverless.backend import python_path
+from dask_serverless.cluster import _scheduler_options
+from dask_serverless.cluster_arguments import check_environment, dashboard_addresses, load_settings
+
+MiB = 2**20
+
+
+class Stop(Exception):
+    """The arguments were accepted."""
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """Make a cluster up to the point where it would be started."""
+    made = []
+
+    class Backend:
+        def __init__(self, name, ceiling, settings, environment, local_directory):
+            made.append(self)
+            self.name, self.ceiling, self.settings = name, ceiling, settings
+            self.environment, self.local_directory = environment, local_directory
+            raise Stop
+
+    class Cluster(ServerlessCluster):
+        _backend_class = Backend
+
+    def make(*args, **kwargs):
+        with pytest.raises(Stop):
+            Cluster(*args, **kwargs)
+        return made[-1]
+
+    make.cluster = Cluster
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+# --- as LocalCluster
+
+
+def test_the_same_names_at_the_same_places_as_local_cluster():
+    theirs = [
+        each for each in inspect.signature(LocalCluster).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    ours = [
+        each
+        for each in inspect.signature(ServerlessCluster).parameters.values()
+        if each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    assert [each.name for each in ours] == [each.name for each in theirs]
+    assert [each.default for each in ours] == [each.default for each in theirs]
+
+
+def test_every_name_of_local_cluster_worker_and_nanny_is_accepted(make):
+    names = set()
+    for cls in (LocalCluster, Worker, Nanny):
+        names |= {
+            each.name
+            for each in inspect.signature(cls.__init__).parameters.values()
+            if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL) and each.name != "self"
+        }
+    assert len(names) > 60
+    for name in names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make(**{name: None})
+
+
+def test_the_ceiling_is_the_cpu_count_unless_told(make, monkeypatch):
+    monkeypatch.setattr("dask.system.CPU_COUNT", 7)
+    assert make().ceiling == 7
+    assert make(n_workers=3).ceiling == 3
+    assert make("name", 3).ceiling == 3
+    assert make(n_workers=0).ceiling == 0
+
+
+def test_usual_calls_do_not_warn(make):
+    make(n_workers=2, threads_per_worker=1, processes=True, memory_limit="auto", dashboard_address=None)
+    make(name="name", security=Security(), host="127.0.0.1", scheduler_port=0, silence_logs=False)
+
+
+# --- warned of
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "reason"),
+    [
+        ("threads_per_worker", 4, "one task at a time"),
+        ("processes", False, "always processes"),
+        ("worker_class", Worker, "Lambda functions"),
+        ("worker_dashboard_address", ":0", "no dashboard"),
+        ("nthreads", 2, "one task at a time"),
+        ("resources", {"GPU": 1}, "Dask workers"),
+        ("lifetime", "1 hour", "invocation"),
+        ("memory_target_fraction", 0.5, "option of Dask workers"),
+        ("nanny_port", 0, "no effect"),
+        ("contact_address", "tcp://a:1", "option of Dask workers"),
+        ("proxy_address", "10.0.0.1", "part of the cluster"),
+        ("num_fargate_nodes", 5, "storage_shards"),
+        ("num_lambda_invokers", 5, "by itself"),
+        ("use_fargate", True, "storage_shards"),
+    ],
+)
+def test_what_means_nothing_here_is_warned_of_once_with_the_reason(make, argument, value, reason):
+    known = argument != "nanny_port"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if not known:
+            with pytest.raises(TypeError, match=argument):
+                make.cluster(**{argument: value})
+            return
+        make(**{argument: value})
+    [warning] = caught
+    assert warning.category is UserWarning
+    assert repr(argument) in str(warning.message) and reason in str(warning.message)
+
+
+# --- refused
+
+
+def refused(make, **kwargs):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make.cluster(**kwargs)
+    return caught.type, str(caught.value)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(make):
+    kind, text = refused(make, n_wrokers=2)
+    assert kind is TypeError
+    assert "'n_wrokers'" in text and "did you mean 'n_workers'?" in text
+
+
+def test_a_name_like_no_other_is_refused_without_a_guess(make):
+    assert refused(make, xyzzy=1) == (
+        TypeError,
+        "ServerlessCluster() got an unexpected keyword argument 'xyzzy'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("n_workers", -1),
+        ("n_workers", 2.5),
+        ("n_workers", "two"),
+        ("n_workers", True),
+        ("threads_per_worker", 0),
+        ("threads_per_worker", "many"),
+        ("memory_limit", "lots"),
+        ("memory_limit", "1 MiB"),
+        ("memory_limit", "64 GiB"),
+        ("memory_limit", True),
+        ("memory_limit", -1),
+        ("timeout", "soon"),
+        ("timeout", "1 hour"),
+        ("timeout", 0),
+        ("preload", 7),
+        ("preload", ["not a module"]),
+        ("storage_shards", 0),
+        ("storage_shards", 1.5),
+        ("storage_max_memory", "1 MiB"),
+        ("security", "tls"),
+        ("environment", ["A=1"]),
+        ("env", "A=1"),
+        ("local_directory", 3),
+        ("dashboard_address", "nonsense:port"),
+        ("dashboard_address", "a:b:c"),
+    ],
+)
+def test_a_bad_value_is_refused_naming_argument_and_value(make, argument, value):
+    _, text = refused(make, **{argument: value})
+    assert argument in text and repr(value) in text
+
+
+def test_a_refused_cluster_leaves_no_thread_and_no_unclosed_warning(make):
+    import gc
+    import threading
+
+    before = threading.active_count()
+    refused(make, memory_limit="lots")
+    gc.collect()
+    assert threading.active_count() == before
+
+
+# --- meanings
+
+
+@pytest.mark.parametrize(
+    ("memory_limit", "expected"),
+    [("1 GiB", 1024), (512 * MiB, 512), ("auto", 2048), (None, 2048), ("1024MiB", 1024), (float(1024 * MiB), 1024)],
+)
+def test_memory_limit_is_the_memory_of_one_lambda(memory_limit, expected):
+    assert load_settings(memory_limit=memory_limit).lambda_memory == expected * MiB
+
+
+def test_memory_limit_as_a_fraction_of_this_machine(monkeypatch):
+    monkeypatch.setattr("dask_serverless.cluster_arguments.MEMORY_LIMIT", 8192 * MiB)
+    assert load_settings(memory_limit=0.25).lambda_memory == 2048 * MiB
+
+
+def test_no_memory_limit_is_lambdas_largest():
+    with pytest.warns(UserWarning, match="always has a limit"):
+        assert load_settings(memory_limit=0).lambda_memory == 10240 * MiB
+
+
+def test_arguments_stand_above_the_configuration():
+    import dask
+
+    with dask.config.set({"serverless.lambda.memory": "512 MiB", "serverless.storage.shards": 3}):
+        settings = load_settings(memory_limit="1 GiB")
+    assert (settings.lambda_memory, settings.storage_shards) == (1024 * MiB, 3)
+
+
+def test_a_bad_configuration_is_named_by_its_key():
+    import dask
+
+    with dask.config.set({"serverless.lambda.memory": "lots"}):
+        with pytest.raises(ValueError, match="^serverless.lambda.memory is 'lots'"):
+            load_settings(n_workers=2)
+
+
+def test_one_module_to_preload_needs_no_list():
+    assert load_settings(preload="json").lambda_preload == ("json",)
+
+
+def test_environment_in_both_spellings():
+    assert check_environment({"A": 1}, {"A": "0", "B": "2"}) == {"A": "1", "B": "2"}
+    assert check_environment({"DASK_SERVERLESS__LAMBDA__MEMORY": "1 GiB"}, None)
+    with pytest.raises(ValueError, match="DASK_SERVERLESS_SECRET"):
+        check_environment({"DASK_SERVERLESS_SECRET": "x"}, None)
+
+
+@pytest.mark.parametrize(
+    ("dashboard_address", "host", "expected"),
+    [
+        (":8787", None, [("127.0.0.1", 8787)]),
+        (8787, None, [("127.0.0.1", 8787)]),
+        ("8787", None, [("127.0.0.1", 8787)]),
+        (":0", None, [("127.0.0.1", 0)]),
+        ("localhost:8787", None, [("localhost", 8787)]),
+        ("0.0.0.0:8787", None, [("0.0.0.0", 8787)]),
+        (":8787", "10.0.0.5", [("10.0.0.5", 8787)]),
+        (":8787", "tcp://10.0.0.5:8786", [("10.0.0.5", 8787)]),
+        (":8787", "tls://[::1]:8786", [("::1", 8787)]),
+        (":8787,:8788", None, [("127.0.0.1", 8787), ("127.0.0.1", 8788)]),
+        (None, None, [("127.0.0.1", 0)]),
+        ("", None, [("127.0.0.1", 0)]),
+    ],
+)
+def test_the_dashboard_listens_where_the_scheduler_does(dashboard_address, host, expected):
+    assert dashboard_addresses(dashboard_address, host) == expected
+
+
+def options(**kwargs):
+    given = dict.fromkeys(
+        ("host", "protocol", "interface", "blocked_handlers", "service_kwargs", "scheduler_kwargs", "dashboard_address")
+    )
+    return _scheduler_options(**{**given, "port": 0, "security": Security(), **kwargs})
+
+
+def test_the_scheduler_listens_on_loopback_unless_told():
+    assert (options()["host"], options()["protocol"]) == ("127.0.0.1", "tcp://")
+    assert options(host="10.0.0.5")["host"] == "10.0.0.5"
+    assert options(interface="lo")["host"] is None
+    assert options(protocol="inproc")["host"] is None
+
+
+def test_security_and_host_choose_the_protocol():
+    assert options(security=Security(require_encryption=True))["protocol"] == "tls://"
+    assert options(host="tls://10.0.0.5")["protocol"] == "tls://"
+
+
+def test_scheduler_kwargs_come_last_but_do_not_open_the_dashboard():
+    got = options(scheduler_kwargs={"idle_timeout": "1 hour", "dashboard_address": ":8080"})
+    assert got["idle_timeout"] == "1 hour"
+    assert got["dashboard_address"] == [("127.0.0.1", 8080)]
+
+
+def test_executors_import_from_where_the_user_does(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", "/nowhere", str(tmp_path), str(Path(__file__).parent)])
+    assert python_path() == (str(tmp_path), str(Path(__file__).parent))
+
+
+# --- a cluster that was made but not started
+
+
+async def test_before_and_without_a_start():
+    cluster = ServerlessCluster(n_workers=3, asynchronous=True, dashboard_address=":0", name="n")
+    assert cluster.status == Status.created
+    assert "n" in repr(cluster) and "workers=3" in repr(cluster)
+    assert "Executors at once" in cluster._repr_html_()
+    assert cluster.scheduler_address == "<Not Connected>"
+    cluster.scale(5)
+    assert cluster.ceiling == 5
+    await cluster.close()
+    assert cluster.status == Status.closed
+    await cluster.close()
+    with pytest.raises(ValueError, match="closed"):
+        await cluster._start()
+    with pytest.raises(RuntimeError, match="closed"):
+        await Client(cluster, asynchronous=True)
+
+
+async def test_scale_and_adapt_set_the_ceiling():
+    cluster = ServerlessCluster(n_workers=3, asynchronous=True, memory_limit="1 GiB")
+    await cluster.scale(memory="5 GiB")
+    assert cluster.ceiling == 5
+    await cluster.scale(cores=7)
+    assert cluster.ceiling == 7
+    adaptive = cluster.adapt(minimum=1, maximum=4)
+    assert (adaptive.minimum, adaptive.maximum, cluster.ceiling) == (1, 4, 4)
+    assert "Adaptive" in cluster._scaling_status()
+    assert cluster.adapt().maximum == 4 and adaptive.periodic_callback is None
+    assert cluster.adapt(maximum=math.inf, maximum_memory="2 GiB").maximum == 2
+    cluster._adaptive.stop()
+    assert "Manual" in cluster._scaling_status()
+    for bad in ({"minimum": 5, "maximum": 2}, {"minimum": -1}, {"maximum": -1}):
+        with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
+            cluster.adapt(**bad)
+    for bad in (-1, 1.5):
+        with pytest.raises((TypeError, ValueError), match=str(bad)):
+            cluster.scale(bad)
+    await cluster.close()
