@@ -23,6 +23,7 @@ import inspect
 import logging
 import math
 import threading
+import uuid
 import weakref
 from collections.abc import Callable, Generator
 from typing import Any, ClassVar
@@ -243,8 +244,8 @@ class ServerlessCluster(Cluster):
         )
         variables = arguments.check_environment(environment, env)
         directory = arguments.check_local_directory(local_directory)
-        if name is not None and not isinstance(name, str):
-            name = str(name)
+        name = str(uuid.uuid4())[:8] if name is None else str(name)
+        self._local = self._backend_class(name, self._ceiling, self.settings, variables, directory)
 
         if loop is None and asynchronous:
             loop = IOLoop.current()
@@ -263,7 +264,6 @@ class ServerlessCluster(Cluster):
             quiet=quiet,
             scheduler_sync_interval=scheduler_sync_interval,
         )
-        self._local = self._backend_class(self.name, self._ceiling, self.settings, variables, directory)
         if silence_logs:
             self._exit_stack.enter_context(silence_logging_cmgr(level=silence_logs))
             self._exit_stack.enter_context(silence_logging_cmgr(level=silence_logs, root="bokeh"))
@@ -354,7 +354,6 @@ class ServerlessCluster(Cluster):
         except PlatformError as failure:
             if self._failure is None and self.status == Status.running:
                 self._failure = failure
-                logger.error("%s", failure)
                 self._note(str(failure))
                 self._proxy.backend_failed(failure)
 
@@ -447,7 +446,7 @@ class ServerlessCluster(Cluster):
         if cores is not None:
             count = max(count, math.ceil(cores))
         self._ceiling = count
-        if self.status in (Status.created, Status.starting, Status.running):
+        if self.status in (Status.created, Status.starting, Status.running) and self.loop is not None:
             self.loop.add_callback(self._apply_ceiling)
         return NoOpAwaitable() if self.asynchronous else None
 
@@ -459,7 +458,7 @@ class ServerlessCluster(Cluster):
             except PlatformError as error:  # dead: the health check says so to who can do something
                 logger.warning("the ceiling could not be set: %s", error)
 
-    def adapt(
+    def adapt(  # type: ignore[override]
         self,
         Adaptive: Any = None,
         minimum: int | float = 0,
@@ -627,6 +626,7 @@ def _scheduler_options(
     scheduler_kwargs: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Make the scheduler's options as LocalCluster does, but for what the module's rules say."""
+    arguments.check_scheduler_kwargs(scheduler_kwargs)
     if protocol is None:
         if host and "://" in host:
             protocol = host.split("://")[0]
@@ -694,14 +694,22 @@ async def _bounded(work: Any, seconds: float, what: str) -> None:
         logger.exception("%s did not close cleanly", what)
 
 
-@atexit.register
 def _close_clusters() -> None:
+    """Close what the user forgot."""
     for cluster in list(ServerlessCluster._instances):
         if not cluster.shutdown_on_close or cluster.status == Status.closed:
             continue
-        if cluster.asynchronous or not cluster.loop.asyncio_loop.is_running():  # its loop is the user's, and has ended
+        loop: Any = cluster.loop
+        if cluster.asynchronous or not loop.asyncio_loop.is_running():  # the user's loop, which has ended
             cluster._local.close()
             cluster.status = Status.closed
             continue
-        with contextlib.suppress(TimeoutError, RuntimeError):
+        try:
             cluster.close(timeout=ATEXIT_CLOSE_SECONDS_MAX)
+        except (TimeoutError, RuntimeError):  # whatever hangs, no process may stay
+            cluster._local.close()
+
+
+# Not atexit if it can be had: before atexit's turn, concurrent.futures (which registers the same way, at its
+# import, and so runs after us) has shut every thread pool in the process, and nothing closes in order.
+getattr(threading, "_register_atexit", atexit.register)(_close_clusters)

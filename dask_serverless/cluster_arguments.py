@@ -13,9 +13,9 @@ import operator
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from dask.utils import parse_bytes
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import clean_dashboard_address, get_ip_interface
 
@@ -160,23 +160,14 @@ def load_settings(**arguments: Any) -> Settings:
         arguments["preload"] = [arguments["preload"]]
     if arguments.get("n_workers") == 0:  # the settings know no cluster without executors; the ceiling does
         del arguments["n_workers"]
+    keys = {field.name: field.metadata["key"] for field in fields(Settings)}
     try:
         return Settings.load(**{_SETTINGS[name]: value for name, value in arguments.items()})
     except ValueError as error:
         for name, value in given.items():
-            if f"serverless.{_KEYS[_SETTINGS[name]]} is " in str(error):
+            if f"{keys[_SETTINGS[name]]} is " in str(error):
                 raise ValueError(f"{name}={value!r}: {error}") from None
         raise
-
-
-_KEYS = {
-    "workers_count": "workers.count",
-    "lambda_memory": "lambda.memory",
-    "lambda_timeout": "lambda.timeout",
-    "lambda_preload": "lambda.preload",
-    "storage_shards": "storage.shards",
-    "storage_max_memory": "storage.max-memory",
-}
 
 
 def _lambda_memory(memory_limit: Any) -> Any:
@@ -189,11 +180,7 @@ def _lambda_memory(memory_limit: Any) -> Any:
             return LAMBDA_MEMORY_BYTES_MAX
         if isinstance(memory_limit, float) and 0 < memory_limit <= 1:
             return int(memory_limit * MEMORY_LIMIT)
-        return memory_limit
-    try:
-        return parse_bytes(memory_limit)
-    except (ValueError, TypeError, AttributeError):
-        return memory_limit  # the settings refuse it by name
+    return memory_limit
 
 
 def check_environment(environment: Mapping[str, Any] | None, env: Mapping[str, Any] | None) -> dict[str, str]:
@@ -221,6 +208,27 @@ def check_local_directory(local_directory: Any) -> str | None:
         return os.fspath(local_directory)
     except TypeError:
         raise TypeError(f"local_directory={local_directory!r} must be a path") from None
+
+
+def check_scheduler_kwargs(scheduler_kwargs: Any) -> None:
+    """Refuse options that the scheduler does not have.
+
+    It would refuse them itself, but in the middle of its constructor, with its HTTP port already open
+    and nobody who could close it.
+    """
+    from distributed import Scheduler
+    from distributed.core import Server
+
+    if scheduler_kwargs is None:
+        return
+    if not isinstance(scheduler_kwargs, Mapping):
+        raise TypeError(f"scheduler_kwargs={scheduler_kwargs!r} must be a mapping")
+    known = {name for cls in (Scheduler, Server) for name in inspect.signature(cls).parameters} - {"kwargs"}
+    for name in scheduler_kwargs:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), sorted(known), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"scheduler_kwargs has {name!r}, which is no option of the scheduler{hint}")
 
 
 def dashboard_addresses(

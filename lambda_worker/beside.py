@@ -17,7 +17,7 @@ IO_THREADS = 4
 
 
 class Beside:
-    """Run calls on I/O threads, now or after a while."""
+    """Run calls beside the main thread, now or after a while."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="executor-io")
@@ -32,7 +32,10 @@ class Beside:
         self._pool.submit(call, *args)
 
     def after(self, seconds: float, call: Callable[[], object]) -> None:
-        """Run a call on an I/O thread once `seconds` have passed."""
+        """Run a call on the alarm's own thread once `seconds` have passed.
+
+        It should be short: what takes long, it submits.
+        """
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._ring, name="executor-alarm", daemon=True)
@@ -54,7 +57,7 @@ class Beside:
                     self._changed.wait(wait)
                     continue
                 call = heapq.heappop(self._alarms)[2]
-            self._pool.submit(call)
+            call()
 
     def close(self) -> None:
         """End the threads; what is still queued runs first."""

@@ -166,7 +166,7 @@ class Driver:
             self._words = LastWords(
                 self.world.last_words_directory, f"{self.assignment.job}.{self.assignment.executor}"
             )
-        self.world.beside.after(self.world.lease_seconds / 3, self._beat)
+        self.world.beside.after(self.world.lease_seconds / 3, self._beat_beside)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
         todo = self._handle(Began(self.world.clock(), edges))
         reason = self._loop(todo)
@@ -280,6 +280,10 @@ class Driver:
         for instruction in self._handle(Woken(self.world.clock())):
             self._perform_beside(instruction)
 
+    def _beat_beside(self) -> None:
+        if not self.executor.finished:
+            self.world.beside.submit(self._beat)
+
     def _beat(self) -> None:
         if self.executor.finished:
             return
@@ -292,7 +296,7 @@ class Driver:
         except StoreUnavailable:
             standing = Standing.OK  # the next one may get through; the lease decides
         if standing is Standing.OK:
-            self.world.beside.after(self.world.lease_seconds / 3, self._beat)
+            self.world.beside.after(self.world.lease_seconds / 3, self._beat_beside)
         else:
             for instruction in self._handle(Halted(standing)):
                 self._inbox.put(instruction)

@@ -38,6 +38,7 @@ PRELOAD = (
     "distributed.protocol",
     "redis",
     "msgpack",
+    "lambda_worker.snapshot",
 )
 
 

@@ -31,7 +31,8 @@ SINGLE_THREADED = {
 DATA_MULTIPLE = 2
 DATA_SLACK_BYTES = 512 * MEBIBYTE
 
-CLOSE_SECONDS_MAX = 4.0
+#: More than the zygote allows itself, so that it is killed only when it is stuck.
+CLOSE_SECONDS_MAX = 7.0
 
 
 def function_environment(function: FunctionConfig, address: str, inherited: Mapping[str, str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ TOKEN_HEADER = "X-Local-Lambda-Token"  # as in `service`, which the owner need n
 
 #: On top of the zygote's own limit: a Python that starts on a busy machine.
 START_SECONDS_SLACK = 30.0
-CLOSE_SECONDS_MAX = 10.0
+CLOSE_SECONDS_MAX = 12.0
 CONTROL_SECONDS_MAX = 10.0
 STDERR_CHARACTERS_MAX = 4000
 

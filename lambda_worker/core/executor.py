@@ -163,8 +163,8 @@ class Executor:
                 self._on_erred(event)
             case Delegated():
                 self._on_delegated(event)
-            case Began(_, edges):
-                self._on_began(edges, out)
+            case Began(now, edges):
+                self._on_began(now, edges, out)
             case Halted(standing):
                 self._finish(standing.value, out)
         if not self.finished:
@@ -177,8 +177,10 @@ class Executor:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def _on_began(self, edges: Mapping[int, Edges], out: list[Instruction]) -> None:
+    def _on_began(self, now: float, edges: Mapping[int, Edges], out: list[Instruction]) -> None:
         self._edges.update(edges)
+        # Who has only just begun knows neither how long tasks take nor how full the fleet is.
+        self._ask_again = now + self.policy.share_seconds_min
         starts = self.assignment.starts
         needed = dict.fromkeys(self.assignment.hint)
         for task in starts:

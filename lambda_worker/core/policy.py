@@ -21,9 +21,14 @@ class Policy:
         Serialised values up to this size travel inside messages instead of through a shard.
     invoke_seconds
         What starting another executor costs before it does useful work.
-    publish_seconds
+    share_seconds_min
+        Work worth less than this is never given away: starting many executors for a last few tasks
+        each costs every one of them more than it saves.
+    publish_seconds_min
         While tasks are running, publish at most this often: one round trip then carries many
         arrivals and results, and costs a small share of the time between two.
+    publications_per_second_max
+        What the proxy hears from all executors together while they run tasks, at most.
     refused_seconds
         After the store granted no executor, do not ask again for this long (doubled each time).
     fetch_ahead
@@ -33,10 +38,23 @@ class Policy:
     ceiling: int = 1
     inline_bytes_max: int = 64 * 1024
     invoke_seconds: float = 0.01
-    publish_seconds: float = 0.01
+    share_seconds_min: float = 0.5
+    publish_seconds_min: float = 0.01
+    publications_per_second_max: float = 1000.0
     refused_seconds: float = 0.1
     refused_seconds_max: float = 2.0
     fetch_ahead: int = 2
+
+    @property
+    def publish_seconds(self) -> float:
+        """How long a result or an arrival may wait for others while a task is running.
+
+        Examples
+        --------
+        >>> Policy(ceiling=2).publish_seconds, Policy(ceiling=200).publish_seconds
+        (0.01, 0.2)
+        """
+        return max(self.publish_seconds_min, self.ceiling / self.publications_per_second_max)
 
     def inline(self, nbytes: int) -> bool:
         """Decide whether a serialised value travels inside messages."""
@@ -46,7 +64,7 @@ class Policy:
         """Decide into how many shares ready tasks are split (1: keep them all here).
 
         Splitting pays when the work left here takes longer than starting somebody else (lazy
-        splitting): a share must be worth twice an invocation. The store grants only what the
+        splitting): a share must be worth several invocations. The store grants only what the
         ceiling allows, so this may ask for too much.
 
         Examples
@@ -56,7 +74,7 @@ class Policy:
         >>> Policy(ceiling=8).shares(ready=100, seconds_per_task=1e-5)
         1
         """
-        worth = int(ready * seconds_per_task / (2 * self.invoke_seconds))
+        worth = int(ready * seconds_per_task / max(2 * self.invoke_seconds, self.share_seconds_min))
         return max(1, min(self.ceiling, ready, worth))
 
 

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import psutil
 import pytest
 from distributed import Client
 from distributed.core import Status
+from distributed.security import Security
 
 from dask_serverless import ServerlessCluster
 from lambda_worker.core.errors import PlatformError, ServerlessError
@@ -72,13 +74,18 @@ def traces():
 
 
 @pytest.fixture(autouse=True)
-def no_traces():
+def no_traces(monkeypatch, tmp_path):  # tmp_path: pytest's own place must exist before ours stands for it
+    # A place of our own, since other programs make temporary files too; short, for the sockets in it.
+    directory = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    monkeypatch.setenv("TMPDIR", directory)
+    monkeypatch.setattr(tempfile, "tempdir", directory)
     before = traces()
     yield
     for _ in range(100):
         gc.collect()
         left = {kind: found - before[kind] for kind, found in traces().items()}
         if not any(left.values()):
+            shutil.rmtree(directory)
             return
         time.sleep(0.05)
     raise AssertionError(f"left behind: {left}")
@@ -186,8 +193,35 @@ def test_printing_in_a_task_is_in_the_logs():
         assert "seen by nobody else" in cluster.get_logs()["Executors"]
 
 
-def test_encrypted():
-    with ServerlessCluster(**OPTIONS, security=True) as cluster:
+@pytest.fixture
+def security(tmp_path):
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the program openssl")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    options = (
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test",
+    )
+    subprocess.run([openssl, "req", *options, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    files = {
+        f"tls_{role}_{part}": path
+        for role in ("client", "scheduler", "worker")
+        for part, path in (("key", key), ("cert", certificate))
+    }
+    return Security(require_encryption=True, tls_ca_file=certificate, **files)
+
+
+def test_encrypted(security):
+    with ServerlessCluster(**OPTIONS, security=security) as cluster:
         assert cluster.scheduler_address.startswith("tls://127.0.0.1")
         with Client(cluster) as client:
             assert client.submit(sum, [1, 2]).result(timeout=30) == 3
@@ -387,11 +421,6 @@ def test_a_scheduler_that_cannot_listen():
         busy.listen()
         with pytest.raises(RuntimeError, match="Cluster failed to start"):
             Alone(**OPTIONS, scheduler_port=busy.getsockname()[1])
-
-
-def test_an_unknown_scheduler_option():
-    with pytest.raises(RuntimeError, match="Cluster failed to start.*nonsense"):
-        Alone(**OPTIONS, scheduler_kwargs={"nonsense": 1})
 
 
 async def test_a_start_that_is_cancelled():

@@ -110,8 +110,7 @@ def test_usual_calls_do_not_warn(make):
         ("nthreads", 2, "one task at a time"),
         ("resources", {"GPU": 1}, "Dask workers"),
         ("lifetime", "1 hour", "invocation"),
-        ("memory_target_fraction", 0.5, "option of Dask workers"),
-        ("nanny_port", 0, "no effect"),
+        ("nanny", True, "option of Dask workers"),
         ("contact_address", "tcp://a:1", "option of Dask workers"),
         ("proxy_address", "10.0.0.1", "part of the cluster"),
         ("num_fargate_nodes", 5, "storage_shards"),
@@ -120,13 +119,8 @@ def test_usual_calls_do_not_warn(make):
     ],
 )
 def test_what_means_nothing_here_is_warned_of_once_with_the_reason(make, argument, value, reason):
-    known = argument != "nanny_port"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if not known:
-            with pytest.raises(TypeError, match=argument):
-                make.cluster(**{argument: value})
-            return
         make(**{argument: value})
     [warning] = caught
     assert warning.category is UserWarning
@@ -146,6 +140,12 @@ def test_an_unknown_name_is_refused_with_the_nearest(make):
     kind, text = refused(make, n_wrokers=2)
     assert kind is TypeError
     assert "'n_wrokers'" in text and "did you mean 'n_workers'?" in text
+
+
+def test_an_unknown_option_of_the_scheduler_is_refused(make):
+    kind, text = refused(make, scheduler_kwargs={"idle_timeuot": 1})
+    assert kind is TypeError
+    assert "scheduler_kwargs has 'idle_timeuot'" in text and "did you mean 'idle_timeout'?" in text
 
 
 def test_a_name_like_no_other_is_refused_without_a_guess(make):
@@ -181,6 +181,7 @@ def test_a_name_like_no_other_is_refused_without_a_guess(make):
         ("environment", ["A=1"]),
         ("env", "A=1"),
         ("local_directory", 3),
+        ("scheduler_kwargs", "port"),
         ("dashboard_address", "nonsense:port"),
         ("dashboard_address", "a:b:c"),
     ],
