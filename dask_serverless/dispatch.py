@@ -38,7 +38,14 @@ from dask_serverless.jobs import (
     Submitted,
 )
 from dask_serverless.preparation import Preparation, prepare
-from lambda_worker.core.errors import ExecutorLost, PlatformError, ProtocolError, ServerlessError, Tampered
+from lambda_worker.core.errors import (
+    ExecutorLost,
+    MissingModule,
+    PlatformError,
+    ProtocolError,
+    ServerlessError,
+    Tampered,
+)
 from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
@@ -116,8 +123,10 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.backend.store.close)  # which wakes the listener
         if self._listener is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._listener.join)
+            await loop.run_in_executor(None, self._listener.join)
 
     def backend_failed(self, error: PlatformError) -> None:
         """The storage tier or Lambda is gone: everything that waits for it fails, by name."""
@@ -183,7 +192,11 @@ class Dispatcher:
                 return
             groups = first_groups(len(launch.starts), max(1, self.ceiling), None, 0.01)
             assignments = preparation.assignments(
-                launch.starts, groups, self.backend.settings.executor_payload_bytes_max, next(self._executors) * 10_000
+                launch.starts,
+                groups,
+                self.ceiling,
+                self.backend.settings.executor_payload_bytes_max,
+                next(self._executors),
             )
             granted = await self._call(self.backend.store.admit, assignments, self.ceiling)
             starts = dict(launch.starts)
@@ -251,7 +264,7 @@ class Dispatcher:
         if not blob:
             return [Retired(job, executor)]
         try:
-            said = unpack(unseal(self.backend.secret, events_name(job, executor, attempt), blob))
+            _, said = unpack(unseal(self.backend.secret, events_name(job, executor, attempt), blob))
         except Tampered as error:
             logger.error("events of %s/%s were refused: %s", job, executor, error)
             return []
@@ -263,6 +276,8 @@ class Dispatcher:
                 )
             elif kind == "erred":
                 events.extend(Erred(job, task, error) for task, error in content)
+            elif kind == "missing":
+                events.extend(("missing", job, task, module) for task, module in content)
             elif kind == "delegating":
                 events.append(Delegating(job, content))
             else:
@@ -275,6 +290,14 @@ class Dispatcher:
                 case ("count", counts):
                     for name, amount in counts.items():
                         self.counts[name] = self.counts.get(name, 0) + amount
+                case ("missing", job, task, module):
+                    error = MissingModule(
+                        f"{self._task_name(job, task)} needs the module {module!r} (or shares a segment with a task"
+                        " that does), which the executors' environment does not have. Install it there, or define"
+                        " the function in the notebook: functions of __main__ travel by value.",
+                        name=module,
+                    )
+                    self.feed(Erred(job, task, describe_error(error)))
                 case ("invoke", blob):
                     self._spawn(self._invoke([Assignment.from_bytes(blob)]))
                 case _:

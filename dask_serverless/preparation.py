@@ -8,6 +8,7 @@ from typing import Any
 
 from dask_serverless.dask_graph import JobPlan, segment_bodies
 from dask_serverless.plan.partition import Group, assign_starts, edges
+from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
 from lambda_worker.core.wire import Location, seal_frames
 from lambda_worker.ports import JobStore
@@ -24,7 +25,12 @@ class Preparation:
     segments: dict[int, bytes]
 
     def assignments(
-        self, starts: Sequence[tuple[int, Location | None]], groups: int, payload_bytes_max: int, serial: int
+        self,
+        starts: Sequence[tuple[int, Location | None]],
+        groups: int,
+        ceiling: int,
+        payload_bytes_max: int,
+        serial: int,
     ) -> list[Assignment]:
         """Group start tasks into assignments for new executors.
 
@@ -36,6 +42,8 @@ class Preparation:
             Start tasks, with the value of those that are made elsewhere.
         groups
             How many executors to use, at most.
+        ceiling
+            How many may live at once in the whole cluster.
         payload_bytes_max
             Size of an invocation, at most.
         serial
@@ -51,8 +59,8 @@ class Preparation:
             room = payload_bytes_max * 2 // 3 - sum(len(each) for each in given.values() if isinstance(each, bytes))
             if len(inline) < len(group.segments) or sum(map(len, inline.values())) > room:
                 inline = {}
-            name = f"{serial + number}"
-            made.append(Assignment(self.job, name, 1, group.starts, given, group.segments, inline))
+            name = f"{serial}-{number}"
+            made.append(Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling))
         return made
 
 
@@ -61,14 +69,22 @@ def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparat
 
     Raises
     ------
-    UnpicklableTask
-        Naming the task.
+    UnpicklableTask, ValueTooLarge, StoreFull
+        Naming the task or the data.
     """
     constants: dict[Any, Sequence[Any]] = {}
     for number, (name, value) in enumerate(plan.constants.items()):
         stored_name = f"{job}/constant-{number}"
-        sealed = seal_frames(secret, stored_name, value_to_frames(value))
-        constants[name] = store.put([(stored_name, sealed)])[0]
+        try:
+            frames = value_to_frames(value)
+        except Exception as error:
+            raise UnpicklableTask(
+                f"the data {name!r} ({type(value).__name__}) in the graph cannot be pickled: {error}"
+            ) from error
+        try:
+            constants[name] = store.put([(stored_name, seal_frames(secret, stored_name, frames))])[0]
+        except (ValueTooLarge, StoreFull) as error:
+            raise type(error)(f"the data {name!r} in the graph: {error}") from None
     segments = {}
     count = len(plan.graph)
     for number, each in enumerate(edges(plan.graph)):

@@ -57,6 +57,7 @@ class _Kept:
     tasks: Mapping[Any, Any]
     annotations_by_type: Mapping[str, Mapping[Any, Any]]
     annotations: Mapping[str, Any]
+    pinned: Mapping[Any, str]
 
 
 class Proxy(SchedulerPlugin):
@@ -145,7 +146,7 @@ class Proxy(SchedulerPlugin):
         keys = set(keys)
         annotations = annotations or {}
         try:
-            kept, pinned, plan = await self._plan(expr_ser, keys, annotations, actors)
+            kept, plan = await self._plan(expr_ser, keys, annotations, actors)
         except Exception as error:
             logger.debug("a graph was refused", exc_info=error)
             refusal = error_message(error)
@@ -163,11 +164,11 @@ class Proxy(SchedulerPlugin):
         stubs = stub_graph((*plan.visible, *plan.pointers), plan.sources())
         for key in stubs:
             self._kept[key] = kept
-        graph = {**stubs, **{key: kept.tasks[key] for key in pinned}}
+        graph = {**stubs, **{key: kept.tasks[key] for key in kept.pinned}}
         by_type = {
             name: found
             for name in (*kept.annotations_by_type, *annotations)
-            if (found := self._annotated(name, stubs, pinned, kept))
+            if (found := self._annotated(name, stubs, kept))
         }
         await self._stock_update_graph(
             client=client,
@@ -185,13 +186,13 @@ class Proxy(SchedulerPlugin):
         if stubs and not lost:
             self.dispatcher.submit(self.dispatcher.new_job(), plan)
 
-    def _annotated(self, name: str, stubs: Collection[Any], pinned: Collection[Any], kept: _Kept) -> dict[Any, Any]:
-        keys = set(pinned) if name in _NOT_FOR_STUBS else {*stubs, *pinned}
+    def _annotated(self, name: str, stubs: Collection[Any], kept: _Kept) -> dict[Any, Any]:
+        keys = set(kept.pinned) if name in _NOT_FOR_STUBS else {*stubs, *kept.pinned}
         return annotation(name, keys, kept.annotations_by_type, kept.annotations)
 
     async def _plan(
         self, expr_ser: Serialized, keys: set[Any], annotations: dict[str, Any], actors: bool | list[Any] | None
-    ) -> tuple[_Kept, Mapping[Any, str], JobPlan]:
+    ) -> tuple[_Kept, JobPlan]:
         small = sum(memoryview(frame).nbytes for frame in expr_ser.frames) <= INLINE_EXPR_BYTES
 
         def read() -> Any:
@@ -210,16 +211,16 @@ class Proxy(SchedulerPlugin):
 
         materialised = read() if small else await offload(read)
         tasks = materialised.tasks
-        kept = _Kept(tasks, materialised.annotations_by_type, annotations)
-        pinned = split(tasks, keys, kept.annotations_by_type, annotations, actors)
+        by_type = materialised.annotations_by_type
+        kept = _Kept(tasks, by_type, annotations, split(tasks, keys, by_type, annotations, actors))
         while True:
-            plan = await self._plan_kept(kept, keys, pinned, small)
+            plan = await self._plan_kept(kept, keys, small)
             # While a thread was planning, keys may have been released: plan again without them.
-            if all(key not in tasks or key in pinned or self._is_known(key) for key in plan.externals):
-                return kept, pinned, plan
+            if all(key not in tasks or key in kept.pinned or self._is_known(key) for key in plan.externals):
+                return kept, plan
 
-    async def _plan_kept(self, kept: _Kept, keys: Collection[Any], pinned: Collection[Any], small: bool) -> JobPlan:
-        tasks = kept.tasks
+    async def _plan_kept(self, kept: _Kept, keys: Collection[Any], small: bool) -> JobPlan:
+        tasks, pinned = kept.tasks, kept.pinned
         known = {key for key in tasks if self._is_known(key)}
         wanted = {key for key in keys if key in tasks and key not in known and key not in pinned}
         for key in pinned:
@@ -254,7 +255,7 @@ class Proxy(SchedulerPlugin):
 
     def _recompute(self, key: Hashable) -> None:
         kept = self._kept[key]
-        known = {each for each in kept.tasks if each != key and self._is_known(each)}
+        known = {each for each in kept.tasks if each != key and (each in kept.pinned or self._is_known(each))}
         plan = plan_job(kept.tasks, {key}, known, kept.annotations_by_type, kept.annotations)
         self.dispatcher.submit(self.dispatcher.new_job(), plan)
 

@@ -82,9 +82,7 @@ class FleetWorker(Worker):
         else:
             self._compute_here(key=key, run_id=run_id, **message)
 
-    async def _bring_and_compute(
-        self, missing: list[Any], key: Hashable, run_id: int, message: dict[str, Any]
-    ) -> None:
+    async def _bring_and_compute(self, missing: list[Any], key: Hashable, run_id: int, message: dict[str, Any]) -> None:
         """Read the inputs of a task that runs here out of the storage tier first."""
         try:
             found = await self.read(missing)

@@ -9,10 +9,11 @@ Rule: data before signal. Whatever an arrival or a result mentions has been writ
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lambda_worker.beside import Beside
@@ -148,11 +149,13 @@ class Driver:
         self._values: dict[int, Any] = {}
         self._errors: dict[int, bytes] = {}
         self._unfit: set[int] = set()
+        self._missing: dict[int, str] = {}
         self._durations: dict[int, tuple[float, float]] = {}
         self._locations: dict[int, Location] = dict(assignment.given)
         self._counters: dict[str, int] = {"executors": 1}
         self._counted_runs = (0, 0)
         self._words: LastWords | None = None
+        self._publications = itertools.count()
 
     def run(self) -> str:
         """Run; return why it ended ("" when everything was done).
@@ -170,6 +173,7 @@ class Driver:
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
         todo = self._handle(Began(self.world.clock(), edges))
         reason = self._loop(todo)
+        self._values.clear()  # an alarm may hold this object a little longer
         if self._words is not None:
             self._words.close()
         return reason
@@ -222,10 +226,12 @@ class Driver:
             result = run_body(body, values, self.world.constant)
         except (SystemExit, KeyboardInterrupt):
             raise  # as in Dask: they end the process, not the task
+        except MissingModule as error:
+            self._missing[task] = error.name or str(error)
+            return TaskErred(task, clock(), final=True)
         except BaseException as error:
-            final = isinstance(error, MissingModule | ValueLost | Tampered)
             self._errors[task] = self._error(task, error)
-            return TaskErred(task, clock(), final)
+            return TaskErred(task, clock(), final=isinstance(error, ValueLost | Tampered))
         now = clock()
         self._values[task] = result
         self._durations[task] = (started + self.world.wall_offset, now + self.world.wall_offset)
@@ -347,7 +353,10 @@ class Driver:
         ]
         if done:
             events.append(["done", done])
-        erred = {task: self._errors.pop(task) for task in arrive.errors} | failed
+        missing = {task: self._missing.pop(task) for task in arrive.errors if task in self._missing}
+        if missing:  # without its module a body cannot be read, not even for the task's name
+            events.append(["missing", list(missing.items())])
+        erred = {task: self._errors.pop(task) for task in arrive.errors if task not in missing} | failed
         if erred:
             events.append(["erred", list(erred.items())])
         counts = self._counts()
@@ -424,10 +433,8 @@ class Driver:
             return Delegated(0, self.world.clock())
         for assignment, parents in zip(delegate.assignments, delegate.inputs, strict=True):
             given = {parent: locations[parent] for parent in parents}
-            assignments.append(Assignment(mine.job, assignment.executor, 1, assignment.starts, given, assignment.hint))
-        granted = self.world.store.delegate(
-            mine.job, mine.executor, mine.attempt, assignments, self.world.policy.ceiling
-        )
+            assignments.append(replace(assignment, given=given))
+        granted = self.world.store.delegate(mine.job, mine.executor, mine.attempt, assignments, mine.ceiling)
         if not granted:
             return Delegated(0, self.world.clock())
         errors = self.world.invoker.invoke(assignments[:granted])
@@ -449,9 +456,7 @@ class Driver:
             return f"#{task} of {self.assignment.job}"
 
     def _error(self, task: int, error: BaseException) -> bytes:
-        if isinstance(error, MissingModule):
-            error = MissingModule(f"task #{task}: {error}", name=error.name)
-        elif isinstance(error, ValueLost | Tampered):
+        if isinstance(error, ValueLost | Tampered):
             error = type(error)(f"an input of task {self._key(task)!r} cannot be read: {error}")
         return describe_error(error)
 
@@ -460,7 +465,8 @@ class Driver:
             return b""
         mine = self.assignment
         name = events_name(mine.job, mine.executor, mine.attempt)
-        return seal(self.world.secret, name, pack(events))
+        # The number tells two publications with the same content from one that is repeated.
+        return seal(self.world.secret, name, pack([next(self._publications), events]))
 
     def _counts(self) -> dict[str, int]:
         """Count what happened since this was last asked in this sandbox."""

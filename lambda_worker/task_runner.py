@@ -47,12 +47,7 @@ class Bodies:
             try:
                 bodies = pickle.loads(self._pickles[segment])
             except ModuleNotFoundError as error:
-                raise MissingModule(
-                    f"the executors' environment has no module {error.name!r}, which a task of this"
-                    " graph needs. Install it there, or define the function in the notebook"
-                    " (functions of __main__ travel by value).",
-                    name=error.name,
-                ) from None
+                raise MissingModule(str(error), name=error.name) from None
             self._bodies[segment] = bodies
             del self._pickles[segment]
         return bodies[task % SEGMENT_TASKS]

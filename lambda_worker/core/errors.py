@@ -31,6 +31,9 @@ class ValueTooLarge(TaskError):
 class MissingModule(TaskError, ModuleNotFoundError):
     """A task needs a module that the executors' environment does not have."""
 
+    def __init__(self, message: str, name: str | None = None) -> None:
+        ImportError.__init__(self, message, name=name)
+
 
 class GraphError(TaskError):
     """The submitted graph is not a graph of tasks (for example, it has a cycle)."""

@@ -518,7 +518,7 @@ class Executor:
             self._children_named += 1
             name = f"{mine.executor}.{mine.attempt}.{self._children_named}"
             hint = sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX]
-            assignments.append(Assignment(mine.job, name, 1, share[::-1], hint=hint))
+            assignments.append(Assignment(mine.job, name, 1, share[::-1], hint=hint, ceiling=mine.ceiling))
             inputs.append(sorted({p for task in share for p in self._known_parents(task) or ()}))
         out.append(Delegate(assignments, inputs))
 

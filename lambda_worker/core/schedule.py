@@ -95,6 +95,8 @@ class Assignment:
         Segments worth reading at once.
     segments
         Segments that travel inside the invocation, sealed, by number.
+    ceiling
+        Live executors in the whole cluster, at most, when this was assigned.
     """
 
     job: str
@@ -104,18 +106,19 @@ class Assignment:
     given: Mapping[int, Location] = field(default_factory=dict)
     hint: Sequence[int] = ()
     segments: Mapping[int, bytes] = field(default_factory=dict)
+    ceiling: int = 1
 
     def to_bytes(self) -> bytes:
         """Encode."""
         given = {task: location_to_wire(location) for task, location in self.given.items()}
-        return pack([self.job, self.executor, self.attempt, self.starts, given, self.hint, self.segments])
+        return pack([self.job, self.executor, self.attempt, self.starts, given, self.hint, self.segments, self.ceiling])
 
     @classmethod
     def from_bytes(cls, blob: bytes | memoryview) -> Assignment:
         """Undo `to_bytes`."""
-        job, executor, attempt, starts, given, hint, segments = unpack(blob)
+        job, executor, attempt, starts, given, hint, segments, ceiling = unpack(blob)
         given = {task: location_from_wire(item) for task, item in given.items()}
-        return cls(job, executor, attempt, starts, given, hint, segments)
+        return cls(job, executor, attempt, starts, given, hint, segments, ceiling)
 
 
 def _segment_name(job: str, number: int) -> str:

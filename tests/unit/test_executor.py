@@ -210,7 +210,9 @@ def dags(draw):
 @given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.integers(1, 9))
 def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, inline, ceiling):
     graph, _ = graph_of(*dag)
-    world = World(graph, Policy(ceiling=ceiling, invoke_seconds=1e-4, share_seconds_min=0, refused_seconds=0.001), seed, inline)
+    world = World(
+        graph, Policy(ceiling=ceiling, invoke_seconds=1e-4, share_seconds_min=0, refused_seconds=0.001), seed, inline
+    )
     world.start(groups)
     world.run()
     assert world.results == world.expected()
