@@ -1,7 +1,9 @@
 """Compare this package with Dask's own schedulers, all in one run.
 
 Absolute times on shared machines mislead, so the three contenders take turns (`--repeat` times) and
-the table gives medians and their ratios. Nothing here asserts a time.
+the table gives medians and their ratios. Building a graph is Dask's work and the same for all, so
+it is done before the clock starts; everything from handing it over to holding the value is timed.
+Nothing here asserts a time.
 
     python benchmarks/throughput.py [--repeat 3] [--quick] [--samples 800000] [--only tree map svc]
 """
@@ -28,8 +30,9 @@ from dask_serverless import ServerlessCluster
 
 WORKERS = 2
 COUNTERS = ("tasks_run", "invocations", "executors", "objects_written", "bytes_written", "bytes_read", "round_trips")
-#: Runs a program's graph and returns its value; the client is None for the synchronous scheduler.
-Program = Callable[[Client | None, int], Any]
+#: Builds the graph of one turn and returns what is timed: the call that computes its value. The
+#: client is None for the synchronous scheduler.
+Program = Callable[[Client | None, int], Callable[[], Any]]
 
 
 def leaf(number: int) -> int:
@@ -49,25 +52,26 @@ def compute(client: Client | None, collection: Any) -> Any:
 def tree(leaves: int) -> Program:
     """Return a program that adds `leaves` numbers pairwise: 2 * leaves - 1 delayed tasks."""
 
-    def run(client: Client | None, turn: int) -> int:
+    def build(client: Client | None, turn: int) -> Callable[[], Any]:
         level = [dask.delayed(leaf, pure=False)(number) for number in range(leaves)]
         while len(level) > 1:
             level = [dask.delayed(add, pure=False)(*level[i : i + 2]) for i in range(0, len(level), 2)]
-        return compute(client, level[0])
+        return lambda: compute(client, level[0])
 
-    return run
+    return build
 
 
 def small_tasks(count: int) -> Program:
     """Return a program that maps a small function over `count` numbers and gathers the results."""
 
-    def run(client: Client | None, turn: int) -> int:
+    def build(client: Client | None, turn: int) -> Callable[[], Any]:
         if client is None:
             task = dask.delayed(increment, pure=False)
-            return sum(dask.compute(*[task(number) for number in range(count)], scheduler="sync"))
-        return sum(client.gather(client.map(increment, range(count), pure=False)))
+            tasks = [task(number) for number in range(count)]
+            return lambda: sum(dask.compute(*tasks, scheduler="sync"))
+        return lambda: sum(client.gather(client.map(increment, range(count), pure=False)))
 
-    return run
+    return build
 
 
 def svc(samples: int, chunks: int) -> Program:
@@ -75,13 +79,14 @@ def svc(samples: int, chunks: int) -> Program:
     X, y = sklearn.datasets.make_classification(n_samples=1_000, random_state=0)
     clf = ParallelPostFit(SVC(gamma="scale")).fit(X, y)
 
-    def run(client: Client | None, turn: int) -> int:
+    def build(client: Client | None, turn: int) -> Callable[[], Any]:
         X, _ = dask_ml.datasets.make_classification(
             n_samples=samples, random_state=samples + turn, chunks=-(-samples // chunks)
         )
-        return int(compute(client, clf.predict(X)).sum())
+        prediction = clf.predict(X)
+        return lambda: int(compute(client, prediction).sum())
 
-    return run
+    return build
 
 
 @dataclass
@@ -102,9 +107,10 @@ def measure(row: Row, program: Program, contenders: Mapping[str, Client | None],
     for turn in range(repeat):
         values = {}
         for name, client in contenders.items():
+            run = program(client, turn)
             before = cluster.stats()
             begun = time.perf_counter()
-            values[name] = program(client, turn)
+            values[name] = run()
             row.seconds.setdefault(name, []).append(time.perf_counter() - begun)
             print(f"{row.title}, turn {turn + 1}, {name}: {row.seconds[name][-1]:.3f} s", file=sys.stderr, flush=True)
             if name == "serverless":

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,9 @@ from lambda_worker.invoker import LambdaInvoker
 logger = logging.getLogger("dask_serverless.backend")
 
 SECRET_BYTES = 32
+#: Libraries whose import takes long. What this process has of them, sandboxes get from the zygote:
+#: imported once there, instead of once in each sandbox, in the middle of its first task.
+HEAVY_LIBRARIES = frozenset({"dask", "dask_ml", "numba", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "xarray"})
 #: The local service wants signed requests, as AWS does, but does not check the signature. Named here
 #: so that no real credentials of the user are looked up, or sent to it.
 LOCAL_CREDENTIALS = ("dask-serverless", "dask-serverless")
@@ -194,7 +197,7 @@ class LocalBackend:
             memory_mb=settings.lambda_memory // _MIB,
             timeout_seconds=settings.lambda_timeout,
             concurrency=self.ceiling,
-            preload=tuple(dict.fromkeys((*PRELOAD, *settings.lambda_preload))),
+            preload=tuple(dict.fromkeys((*PRELOAD, *settings.lambda_preload, *heavy_modules(sys.modules)))),
             python_path=python_path(),
         )
 
@@ -264,6 +267,22 @@ class LocalBackend:
                 end()
             except Exception:  # whatever one of them does, the others are ended
                 logger.exception("the %s did not close cleanly", what)
+
+
+def heavy_modules(loaded: Iterable[str]) -> list[str]:
+    """Return the public modules of heavy libraries among those loaded, packages first.
+
+    Examples
+    --------
+    >>> heavy_modules(["sklearn.svm", "sklearn", "sklearn.svm._base", "sklearn._config", "json"])
+    ['sklearn', 'sklearn.svm']
+    """
+    found = (name.split(".") for name in list(loaded))
+    return [
+        ".".join(parts)
+        for parts in sorted(found)
+        if len(parts) <= 2 and parts[0] in HEAVY_LIBRARIES and not parts[-1].startswith("_")
+    ]
 
 
 def python_path() -> tuple[str, ...]:
