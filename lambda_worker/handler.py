@@ -6,6 +6,7 @@ Everything it knows of the outside comes in environment variables of the functio
 ``DASK_SERVERLESS_STORE``          where the storage tier is (`StoreConfig.to_json`)
 ``DASK_SERVERLESS_SECRET``         the cluster's secret, hexadecimal
 ``DASK_SERVERLESS_FUNCTION``       this function's name, for invoking itself
+``DASK_SERVERLESS_ENDPOINT``       where Lambda is, if not at AWS (set by the local service)
 ``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, ...
 ``DASK_SERVERLESS_LAST_WORDS``     a directory for `lambda_worker.last_words` (local only)
 =================================  ==============================================================
@@ -28,7 +29,7 @@ from fargate_storage.client.redis_store import RedisStore
 from lambda_worker.beside import Beside
 from lambda_worker.core.policy import Policy
 from lambda_worker.driver import Driver, World
-from lambda_worker.invoker import LambdaInvoker
+from lambda_worker.invoker import LambdaInvoker, is_loopback
 from lambda_worker.payload import assignments_of
 
 
@@ -37,10 +38,16 @@ def make_world(environment: Mapping[str, str]) -> World:
     settings = json.loads(environment.get("DASK_SERVERLESS_SETTINGS", "{}"))
     secret = bytes.fromhex(environment["DASK_SERVERLESS_SECRET"])
     policy = Policy(ceiling=settings.get("ceiling", 1), inline_bytes_max=settings.get("inline_bytes_max", 65536))
+    # Another endpoint than AWS's own: the local service, or an emulator such as LocalStack.
+    endpoint_url = environment.get("DASK_SERVERLESS_ENDPOINT") or environment.get("AWS_ENDPOINT_URL")
     return World(
         store=RedisStore(StoreConfig.from_json(environment["DASK_SERVERLESS_STORE"])),
         invoker=LambdaInvoker(
-            environment["DASK_SERVERLESS_FUNCTION"], secret, endpoint_url=environment.get("AWS_ENDPOINT_URL")
+            environment["DASK_SERVERLESS_FUNCTION"],
+            secret,
+            endpoint_url,
+            # Whose credentials it is does not matter to this machine's own endpoint; looking for them takes time.
+            credentials=("dask-serverless", "dask-serverless") if is_loopback(endpoint_url) else None,
         ),
         secret=secret,
         policy=policy,

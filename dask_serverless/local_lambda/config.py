@@ -56,7 +56,7 @@ class FunctionConfig:
         As in Lambda. The handler's module is imported once, in the zygote, before any sandbox exists: a
         connection it opens at import would be shared by all sandboxes, so it must not open one.
     environment
-        Variables of the function, above those of the current process (without its ``AWS_*``).
+        Variables of the function, above those of the current process (without its ``AWS_LAMBDA_*``).
     memory_mb
         A sandbox whose own memory (above what it shares with the zygote) grows beyond this is killed.
     timeout_seconds

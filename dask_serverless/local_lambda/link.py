@@ -36,15 +36,16 @@ CLOSE_SECONDS_MAX = 7.0
 
 
 def function_environment(function: FunctionConfig, address: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the zygote and so of all sandboxes."""
-    environment = {name: value for name, value in inherited.items() if not name.startswith("AWS_")}
+    """Return the environment of the zygote and so of all sandboxes.
+
+    The user's own AWS configuration stays as it is: tasks that read S3 on the user's machine under
+    `LocalCluster` read it here. Only functions look for this service, under a name of our own.
+    """
+    environment = {name: value for name, value in inherited.items() if not name.startswith("AWS_LAMBDA_")}
+    environment.setdefault("AWS_REGION", environment.get("AWS_DEFAULT_REGION", function.region))
     environment.update(SINGLE_THREADED)
     environment.update(
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test",
-        AWS_REGION=function.region,
-        AWS_DEFAULT_REGION=function.region,
-        AWS_ENDPOINT_URL=f"http://{address}",
+        DASK_SERVERLESS_ENDPOINT=f"http://{address}",
         AWS_EXECUTION_ENV=f"AWS_Lambda_python{sys.version_info.major}.{sys.version_info.minor}",
         AWS_LAMBDA_FUNCTION_NAME=function.name,
         AWS_LAMBDA_FUNCTION_VERSION="$LATEST",

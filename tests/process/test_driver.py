@@ -1,0 +1,733 @@
+"""The driver against real storage servers: executors are threads here, and nothing else is pretended.
+
+`Fleet` stands for Lambda: whatever is invoked, it runs a `Driver` for, in a world (connections, I/O
+threads) of its own, as a sandbox has. It also stands for the proxy: it opens jobs and reads events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import redis
+from dask._expr import LLGExpr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dask_serverless.dask_graph import materialise, plan_job
+from dask_serverless.preparation import prepare
+from fargate_storage.client import RedisStore
+from fargate_storage.service import LocalTier, ServerNotFound
+from lambda_worker.beside import Beside
+from lambda_worker.core.errors import (
+    StoreFull,
+    StoreUnavailable,
+    Tampered,
+    UnpicklableResult,
+    ValueLost,
+    ValueTooLarge,
+)
+from lambda_worker.core.policy import Policy
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import Ref, location_from_wire, pack, pack_inline, seal_frames, unpack, unseal
+from lambda_worker.driver import Driver, World, events_name
+from lambda_worker.last_words import last_words
+from lambda_worker.values import frames_to_value, value_to_frames
+from tests.waiting import until
+
+SECRET = b"s" * 32
+END_SECONDS_MAX = 30.0
+_numbers = itertools.count()
+
+#: What tasks did, for tests to look at: tasks run in this process.
+RAN: list[object] = []
+GATES: dict[str, threading.Event] = {}
+MEETINGS: dict[str, threading.Barrier] = {}
+
+
+@contextlib.contextmanager
+def start_tier(**options):
+    try:
+        tier = LocalTier(**options).start()
+    except ServerNotFound as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    with contextlib.closing(tier):
+        yield tier
+
+
+@pytest.fixture(scope="module")
+def tier():
+    with start_tier(shards=2, maxmemory_bytes=2**30) as tier:
+        yield tier
+
+
+@pytest.fixture
+def make_fleet(tier):
+    RAN.clear()
+    fleets = []
+
+    def make(tier=tier, **options):
+        fleets.append(Fleet(tier, **options))
+        return fleets[-1]
+
+    yield make
+    for gate in GATES.values():
+        gate.set()
+    for fleet in fleets:
+        fleet.close()
+
+
+@pytest.fixture
+def fleet(make_fleet):
+    return make_fleet()
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a job's executors said until the last of them ended."""
+
+    fleet: Fleet
+    keys: list
+    where: dict = dataclasses.field(default_factory=dict)
+    errors: dict = dataclasses.field(default_factory=dict)
+    tracebacks: dict = dataclasses.field(default_factory=dict)
+    missing: dict = dataclasses.field(default_factory=dict)
+    counts: dict = dataclasses.field(default_factory=dict)
+    retired: list = dataclasses.field(default_factory=list)
+    delegated: list = dataclasses.field(default_factory=list)
+    reasons: dict = dataclasses.field(default_factory=dict)
+
+    def value(self, key):
+        return self.fleet.world().open_location(self.where[key])
+
+    @property
+    def values(self):
+        return {key: self.value(key) for key in self.where}
+
+
+class Fleet:
+    """Lambda and the proxy, for one cluster."""
+
+    def __init__(self, tier, policy=None, lease_seconds=15.0, last_words_directory=None, **store_options):
+        self.config = tier.config(f"driver-{next(_numbers)}", lease_seconds=lease_seconds, **store_options)
+        self.policy = policy or Policy(ceiling=4)
+        self.last_words_directory = last_words_directory
+        self.worlds: list[World] = []
+        self.threads: list[threading.Thread] = []
+        self.drivers: dict[str, Driver] = {}
+        self.ends: dict[str, object] = {}
+        self.store = RedisStore(self.config)
+        self._jobs = itertools.count()
+        self._lock = threading.Lock()
+        self._reader: World | None = None
+
+    def new_world(self):
+        world = World(
+            store=RedisStore(self.config),
+            invoker=self,
+            secret=SECRET,
+            policy=self.policy,
+            clock=time.perf_counter,
+            beside=Beside(),
+            lease_seconds=self.config.lease_seconds,
+            last_words_directory=self.last_words_directory,
+        )
+        with self._lock:
+            self.worlds.append(world)
+        return world
+
+    def world(self):
+        if self._reader is None:
+            self._reader = self.new_world()
+        return self._reader
+
+    def invoke(self, assignments):
+        """Accept everything, as `Invoker.invoke`."""
+        for assignment in assignments:
+            world = self.new_world()
+            # Through bytes and back, as it would travel.
+            driver = Driver(world, Assignment.from_bytes(assignment.to_bytes()))
+            thread = threading.Thread(target=self._run, args=(assignment, driver), daemon=True)
+            with self._lock:
+                self.drivers[assignment.executor] = driver
+                self.threads.append(thread)
+            thread.start()
+        return [None] * len(assignments)
+
+    def _run(self, assignment, driver):
+        try:
+            end = driver.run()
+        except BaseException as error:
+            end = error
+        with self._lock:
+            self.ends[assignment.executor, assignment.attempt] = end
+
+    def begin(self, tasks, wanted, groups=1, given=None, known=(), retries=None, payload_bytes_max=2**18):
+        """Plan, store and start a job, as the proxy does; return its name, plan and assignments."""
+        job = f"j{next(self._jobs)}"
+        wanted = set(wanted)
+        graph = materialise(LLGExpr(tasks), wanted).tasks if not known else dict(tasks)
+        plan = plan_job(graph, wanted, known, {"retries": retries or {}})
+        preparation = prepare(job, plan, SECRET, self.store)
+        self.store.open_job(job, preparation.segments)
+        given = {plan.externals[key]: location for key, location in (given or {}).items()}
+        starts = [(task, given.get(task)) for task in plan.graph.starts]
+        ceiling = self.policy.ceiling
+        assignments = preparation.assignments(starts, groups, ceiling, payload_bytes_max, 1)
+        assert self.store.admit(assignments, ceiling) == len(assignments)
+        return job, plan, assignments
+
+    def compute(self, tasks, wanted, **options):
+        """Run a job until its last executor has ended, and return what they said."""
+        job, plan, assignments = self.begin(tasks, wanted, **options)
+        self.invoke(assignments)
+        return self.outcome(job, plan)
+
+    def join(self):
+        until(lambda: not any(thread.is_alive() for thread in list(self.threads)), "executors end", END_SECONDS_MAX)
+
+    def outcome(self, job, plan):
+        self.join()
+        outcome = Outcome(self, list(plan.keys))
+        outcome.reasons = {executor: end for (executor, _), end in self.ends.items()}
+        names = {}
+        for key, task in plan.visible.items():
+            names.setdefault(task, []).append(key)
+        while heard := self.store.listen(0):
+            for name, executor, attempt, blob in heard:
+                assert name == job
+                if not blob:
+                    outcome.retired.append(executor)
+                    continue
+                _, said = unpack(unseal(SECRET, events_name(job, executor, attempt), blob))
+                for kind, content in said:
+                    self._note(outcome, kind, content, names)
+        return outcome
+
+    @staticmethod
+    def _note(outcome, kind, content, names):
+        if kind == "done":
+            for task, where, *_ in content:
+                for key in names[task]:
+                    outcome.where[key] = location_from_wire(where)
+        elif kind == "erred":
+            for task, blob in content:
+                exception, _, _, shown = unpack(blob)
+                outcome.errors[outcome.keys[task]] = pickle.loads(exception)
+                outcome.tracebacks[outcome.keys[task]] = shown
+        elif kind == "missing":
+            outcome.missing.update((outcome.keys[task], module) for task, module in content)
+        elif kind == "count":
+            for name, amount in content.items():
+                outcome.counts[name] = outcome.counts.get(name, 0) + amount
+        elif kind == "delegating":
+            outcome.delegated += content
+        else:
+            raise AssertionError(f"nobody asked for {kind!r}")
+
+    def keep(self, value, name="exports/1"):
+        """Store a value made elsewhere."""
+        (ref,) = self.store.put([(name, seal_frames(SECRET, name, value_to_frames(value)))])
+        return ref
+
+    def close(self):
+        for world in self.worlds:
+            world.beside.close()
+            world.store.close()
+        self.store.close()
+
+
+# --- what tasks do
+
+
+def add(number, *values):
+    """Sum, whatever form the values have."""
+    return number + sum(int(np.sum(value)) for value in values)
+
+
+def wide(number, *values):
+    """As `add`, but large."""
+    array = np.zeros(2000, dtype="int64")
+    array[0] = add(number, *values)
+    return array
+
+
+def ran(what, *values):
+    RAN.append(what)
+    return what
+
+
+def meet(where, value):
+    MEETINGS[where].wait(10)
+    return value
+
+
+def wait_for(gate, *values):
+    RAN.append(gate)
+    GATES[gate].set() if gate.endswith("-reached") else None
+    assert GATES[f"{gate}-open"].wait(20)
+    return gate
+
+
+def gate(name):
+    """Make a task block until the returned event is set."""
+    GATES[f"{name}-open"] = threading.Event()
+    return GATES[f"{name}-open"]
+
+
+def a_lock(*values):
+    return threading.Lock()
+
+
+def is_lock(value):
+    return hasattr(value, "acquire")
+
+
+def sleep_and_add(seconds, number):
+    time.sleep(seconds)
+    return number
+
+
+def fail(message):
+    raise LookupError(message)
+
+
+def leave(status):
+    raise SystemExit(status)
+
+
+class Bomb:
+    """Unpickling one creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+# --- the same values
+
+
+@st.composite
+def graphs(draw):
+    size = draw(st.integers(1, 30))
+    tasks = {}
+    for number in range(size):
+        parents = draw(st.lists(st.integers(0, number - 1), max_size=4, unique=True)) if number else []
+        function = draw(st.sampled_from([add, add, wide]))
+        tasks[f"t{number}"] = (function, number, *[f"t{parent}" for parent in parents])
+    wanted = draw(st.sets(st.sampled_from(sorted(tasks)), min_size=1, max_size=6))
+    return tasks, sorted(wanted)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(graphs(), st.integers(1, 4), st.booleans(), st.booleans())
+def test_any_graph_has_the_values_that_dask_gets(make_fleet, graph, groups, inline, travel):
+    tasks, wanted = graph
+    fleet = make_fleet(policy=Policy(ceiling=groups, inline_bytes_max=65_536 if inline else 64))
+    outcome = fleet.compute(tasks, wanted, groups=groups, payload_bytes_max=2**18 if travel else 0)
+    assert set(outcome.reasons.values()) == {""}
+    values = outcome.values
+    assert sorted(values) == wanted
+    for key, expected in zip(wanted, dask.get(tasks, wanted), strict=True):
+        np.testing.assert_array_equal(values[key], expected)
+    assert sorted(outcome.retired) == sorted(outcome.reasons), "every executor retires, once"
+    fleet.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_graph_of_several_segments_on_several_executors(make_fleet, seed):
+    chooser = np.random.default_rng(seed)
+    tasks = {}
+    for number in range(900):
+        parents = sorted({int(n) for n in chooser.integers(max(0, number - 40), number, size=2)}) if number > 8 else []
+        tasks[f"t{number}"] = (add, 1, *[f"t{parent}" for parent in parents])
+        if number > 200:  # sums would grow without end
+            tasks[f"t{number}"] = (max, *[f"t{parent}" for parent in parents], number)
+    wanted = ["t899", "t500", "t3"]
+    fleet = make_fleet()
+    outcome = fleet.compute(tasks, wanted, groups=4, payload_bytes_max=0)
+    assert [outcome.value(key) for key in wanted] == list(dask.get(tasks, wanted))
+
+
+def test_large_values_go_through_shards_and_small_ones_inline(fleet):
+    outcome = fleet.compute({"small": (bytes, 10), "large": (bytes, 100_000)}, ["small", "large"])
+    assert isinstance(outcome.where["small"], bytes)
+    assert isinstance(outcome.where["large"], Ref) and outcome.where["large"].nbytes >= 100_000
+    assert outcome.values == {"small": bytes(10), "large": bytes(100_000)}
+    assert outcome.counts["objects_written"] == 1
+
+
+def test_an_arrays_buffer_is_stored_as_it_is_and_comes_back_writeable(fleet):
+    outcome = fleet.compute({"x": (np.arange, 50_000)}, ["x"])
+    value = outcome.value("x")
+    np.testing.assert_array_equal(value, np.arange(50_000))
+    value[0] = 7
+
+
+def test_a_value_that_stays_with_its_executor_is_not_written(fleet):
+    outcome = fleet.compute({"large": (bytes, 1_000_000), "size": (len, "large")}, ["size"])
+    assert outcome.value("size") == 1_000_000
+    assert "objects_written" not in outcome.counts
+
+
+def test_two_executors_meet_at_a_fan_in_and_one_goes_on(fleet):
+    MEETINGS["both"] = threading.Barrier(2)
+    tasks = {
+        "a": (meet, "both", 1),
+        "b": (meet, "both", 2),
+        "c": (add, 0, "a", "b"),
+        "d": (ran, "d", "c"),
+    }
+    outcome = fleet.compute(tasks, ["c", "d"], groups=2)
+    assert outcome.values == {"c": 3, "d": "d"}
+    assert RAN == ["d"]
+    assert outcome.counts["executors"] == 2 and outcome.counts["tasks_run"] == 4
+
+
+def test_two_executors_meet_at_many_fan_ins(fleet):
+    MEETINGS["both"] = threading.Barrier(2)
+    tasks = {"a": (meet, "both", 1), "b": (meet, "both", 2)}
+    tasks.update({f"c{n}": (wide, n, "a", "b") for n in range(50)})
+    tasks["end"] = (add, 0, *[f"c{n}" for n in range(50)])
+    outcome = fleet.compute(tasks, ["end"], groups=2)
+    assert outcome.value("end") == dask.get(tasks, "end")
+    assert outcome.counts["tasks_run"] == 53
+
+
+def test_a_wide_fan_out_is_shared_with_executors_that_were_invoked_for_it(make_fleet):
+    fleet = make_fleet(policy=Policy(ceiling=4, share_seconds_min=0.02, invoke_seconds=0.001))
+    tasks = {"s": (add, 1), **{f"t{n}": (sleep_and_add, 0.01, n) for n in range(100)}}
+    tasks.update({f"u{n}": (add, 0, f"t{n}", "s") for n in range(100)})
+    tasks["end"] = (add, 0, *[f"u{n}" for n in range(100)])
+    outcome = fleet.compute(tasks, ["end"])
+    assert outcome.value("end") == sum(range(100)) + 100
+    assert outcome.delegated and set(outcome.delegated) < set(outcome.retired)
+    assert len(set(outcome.retired)) == outcome.counts["executors"] <= 1 + len(outcome.delegated)
+    assert outcome.counts["invocations"] == len(outcome.delegated)
+    assert outcome.counts["tasks_run"] == 202, "nothing ran twice"
+
+
+def test_a_large_constant_is_read_once_per_sandbox(fleet):
+    table = np.arange(100_000)
+    tasks = {"table": table, **{f"t{n}": (add, n, "table") for n in range(20)}}
+    outcome = fleet.compute(tasks, [f"t{n}" for n in range(20)])
+    assert outcome.value("t3") == 3 + int(table.sum())
+    assert outcome.counts["bytes_read"] < 2 * table.nbytes
+
+
+# --- values that cannot be
+
+
+def test_a_result_that_cannot_be_pickled_errs_by_name_and_spares_the_rest(fleet):
+    outcome = fleet.compute({"lock": (a_lock,), "fine": (add, 1)}, ["lock", "fine"])
+    assert isinstance(outcome.errors["lock"], UnpicklableResult)
+    assert "'lock'" in str(outcome.errors["lock"]) and "_thread.lock" in str(outcome.errors["lock"])
+    assert outcome.values == {"fine": 1}
+
+
+def test_a_value_that_cannot_be_pickled_may_be_used_where_it_was_made(fleet):
+    outcome = fleet.compute({"lock": (a_lock,), "yes": (is_lock, "lock")}, ["yes"])
+    assert outcome.values == {"yes": True} and not outcome.errors
+
+
+def test_a_value_that_cannot_be_pickled_cannot_reach_another_executor(fleet):
+    MEETINGS["both"] = threading.Barrier(2)
+    tasks = {
+        "one": (meet, "both", 1),
+        "other": (meet, "both", 2),
+        "lock": (a_lock, "one"),
+        "end": (add, 0, "lock", "other"),
+    }
+    outcome = fleet.compute(tasks, ["end"], groups=2)
+    assert isinstance(outcome.errors["lock"], UnpicklableResult) and not outcome.where
+
+
+def test_a_value_that_is_too_large_names_task_size_and_limit(make_fleet):
+    fleet = make_fleet(object_bytes_max=1_000_000)
+    outcome = fleet.compute({"huge": (bytes, 2_000_000), "fine": (bytes, 200_000)}, ["huge", "fine"])
+    text = str(outcome.errors["huge"])
+    assert isinstance(outcome.errors["huge"], ValueTooLarge)
+    assert "'huge'" in text and "2,000," in text and "1,000,000" in text
+    assert len(outcome.value("fine")) == 200_000
+
+
+def test_a_full_store_names_task_and_limit(make_fleet):
+    with start_tier(shards=1, maxmemory_bytes=12 * 2**20) as small:
+        fleet = make_fleet(tier=small)
+        outcome = fleet.compute({"huge": (bytes, 40_000_000), "fine": (add, 1)}, ["huge", "fine"])
+        assert isinstance(outcome.errors["huge"], StoreFull)
+        assert "'huge'" in str(outcome.errors["huge"]) and "limit" in str(outcome.errors["huge"])
+        assert outcome.values == {"fine": 1}
+        fleet.close()
+
+
+def test_a_store_that_dies_ends_the_executor_with_a_typed_error_soon(make_fleet):
+    with start_tier(shards=1, maxmemory_bytes=2**26) as mortal:
+        fleet = make_fleet(tier=mortal, retry_seconds=0.2)
+        opened = gate("dying")
+        job, plan, assignments = fleet.begin({"x": (wait_for, "dying")}, ["x"])
+        fleet.invoke(assignments)
+        until(lambda: "dying" in RAN, "the task runs")
+        for pid in mortal.pids.values():
+            os.kill(pid, signal.SIGKILL)
+        opened.set()
+        fleet.join()
+        (end,) = fleet.ends.values()
+        assert isinstance(end, StoreUnavailable)
+        fleet.close()
+
+
+# --- inputs that are not what was written
+
+
+def raw_shards(fleet):
+    """Return plain connections to the shards, as an intruder would have."""
+    for url in fleet.config.shards:
+        yield redis.Redis(unix_socket_path=url.removeprefix("unix://"), password=fleet.config.password)
+
+
+def objects_in(fleet):
+    for shard in raw_shards(fleet):
+        for key in shard.scan_iter(match=f"{fleet.config.cluster}:*object:*"):
+            yield shard, key
+
+
+def flip_a_byte(fleet, ref, path):
+    for shard, key in objects_in(fleet):
+        last = shard.llen(key) - 1
+        frame = bytearray(shard.lindex(key, last))
+        frame[len(frame) // 2] ^= 1
+        shard.lset(key, last, bytes(frame))
+
+
+def put_a_bomb(fleet, ref, path):
+    (frames,) = fleet.store.get([ref])
+    bomb = value_to_frames(Bomb(path))[1]
+    for shard, key in objects_in(fleet):  # of the same size, so that only the tag can tell
+        sizes = [len(frame) for frame in frames]
+        bomb = bomb + bytes(sum(sizes) - sizes[0] - sizes[1] - len(bomb))
+        shard.delete(key)
+        shard.rpush(key, bytes(frames[0]), pack([]), bomb)
+
+
+def put_another_sealed_value(fleet, ref, path):
+    fleet.keep(bytes(100_000), "exports/2")
+    (other,) = [(shard, key) for shard, key in objects_in(fleet) if b"exports/2" in key]
+    frames = other[0].lrange(other[1], 0, -1)
+    for shard, key in objects_in(fleet):
+        if b"exports/1" in key:
+            shard.delete(key)
+            shard.rpush(key, *frames)
+
+
+def remove(fleet, ref, path):
+    fleet.store.free([ref])
+
+
+INTRUSIONS = [
+    (flip_a_byte, Tampered),
+    (put_a_bomb, (Tampered, ValueLost)),
+    (put_another_sealed_value, Tampered),
+    (remove, ValueLost),
+]
+
+
+@pytest.mark.parametrize("children", [1, 5])
+@pytest.mark.parametrize(("intrude", "kind"), INTRUSIONS, ids=[each.__name__ for each, _ in INTRUSIONS])
+def test_a_stored_input_that_is_not_what_was_written(fleet, tmp_path, intrude, kind, children):
+    """Every task that needs it errs by name, with what happened; nothing was unpickled; others go on."""
+    path = tmp_path / "unpickled"
+    where = fleet.keep(bytes(100_000))
+    intrude(fleet, where, path)
+    tasks = {f"t{n}": (len, "x") for n in range(children)}
+    graph = materialise(LLGExpr({**tasks, "fine": (add, 1), "x": 0}), {*tasks, "fine"}).tasks
+    del graph["x"]
+    outcome = fleet.compute(graph, [*tasks, "fine"], given={"x": where}, known={"x"})
+    assert set(outcome.errors) == set(tasks)
+    for key, error in outcome.errors.items():
+        assert isinstance(error, kind), f"{key}: {error!r}"
+        assert f"'{key}'" in str(error)
+    assert outcome.values == {"fine": 1}
+    assert not path.exists(), "it was unpickled"
+
+
+def test_an_inline_input_with_a_wrong_tag_is_not_unpickled(fleet, tmp_path):
+    path = tmp_path / "unpickled"
+    forged = pack_inline("exports/1", seal_frames(b"not the secret", "exports/1", value_to_frames(Bomb(path))))
+    graph = materialise(LLGExpr({"t": (len, "x"), "x": 0}), {"t"}).tasks
+    del graph["x"]
+    outcome = fleet.compute(graph, ["t"], given={"x": forged}, known={"x"})
+    assert isinstance(outcome.errors["t"], Tampered) and "'t'" in str(outcome.errors["t"])
+    assert not path.exists()
+
+
+def test_the_bomb_would_go_off(tmp_path):
+    """Else the tests above show nothing."""
+    frames_to_value(value_to_frames(Bomb(tmp_path / "unpickled")))
+    assert (tmp_path / "unpickled").exists()
+
+
+def test_a_segment_that_was_tampered_with_is_not_unpickled(fleet, tmp_path):
+    path = tmp_path / "unpickled"
+    job, plan, assignments = fleet.begin({"x": (add, 1)}, ["x"], payload_bytes_max=0)
+    assert not assignments[0].segments, "it is read from the store"
+    for shard in raw_shards(fleet):
+        for key in shard.scan_iter(match=f"{fleet.config.cluster}:*segments"):
+            shard.hset(key, "0", bytes(32) + pack([b"", pickle.dumps([Bomb(path)])]))
+    fleet.invoke(assignments)
+    fleet.join()
+    (end,) = fleet.ends.values()
+    assert isinstance(end, Tampered)
+    assert not path.exists()
+
+
+# --- the user's errors
+
+
+def test_a_users_exception_keeps_its_type_and_shows_the_users_frame_first(fleet):
+    outcome = fleet.compute({"bad": (fail, "no such thing"), "end": (add, 0, "bad"), "fine": (add, 1)}, ["end", "fine"])
+    assert set(outcome.errors) == {"bad"} and outcome.values == {"fine": 1}
+    assert type(outcome.errors["bad"]) is LookupError and outcome.errors["bad"].args == ("no such thing",)
+    assert "in fail" in outcome.tracebacks["bad"].splitlines()[0]
+
+
+def test_a_task_is_tried_again_as_often_as_asked_for(fleet):
+    outcome = fleet.compute({"bad": (fail, "again")}, ["bad"], retries={"bad": 2})
+    assert outcome.counts["tasks_run"] == 3 and outcome.counts["tasks_rerun"] == 2
+    assert set(outcome.errors) == {"bad"}
+
+
+def test_a_module_that_is_not_here_is_named_with_the_task(fleet, tmp_path, monkeypatch):
+    (tmp_path / "gone_by_then.py").write_text("def function():\n    return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import gone_by_then
+
+    job, plan, assignments = fleet.begin({"needs": (gone_by_then.function,)}, ["needs"])
+    monkeypatch.undo()
+    del sys.modules["gone_by_then"]
+    fleet.invoke(assignments)
+    assert fleet.outcome(job, plan).missing == {"needs": "gone_by_then"}
+
+
+def test_leaving_the_process_is_not_an_error_of_the_task(make_fleet, tmp_path):
+    fleet = make_fleet(last_words_directory=str(tmp_path))
+    outcome = fleet.compute({"x": (leave, 3)}, ["x"])
+    (end,) = outcome.reasons.values()
+    assert isinstance(end, SystemExit) and end.code == 3
+    assert not outcome.errors and not outcome.retired, "its record stays, for the failure to find"
+
+
+# --- leases
+
+
+@pytest.mark.parametrize("how", ["fenced", "cancelled"])
+def test_an_executor_that_is_halted_in_a_task_does_nothing_after_it(make_fleet, how):
+    fleet = make_fleet(lease_seconds=0.3)
+    opened = gate("halted")
+    tasks = {"a": (wait_for, "halted"), "b": (ran, "b", "a"), "c": (ran, "c", "b")}
+    job, plan, assignments = fleet.begin(tasks, ["b", "c"])
+    fleet.invoke(assignments)
+    until(lambda: "halted" in RAN, "the task runs")
+    executor = assignments[0].executor
+    fleet.store.drop(job, executor) if how == "fenced" else fleet.store.cancel(job)
+    until(lambda: fleet.drivers[executor].executor.finished, "a beat hears of it")
+    opened.set()
+    outcome = fleet.outcome(job, plan)
+    assert outcome.reasons == {executor: how}
+    assert RAN == ["halted"] and not outcome.where and not outcome.errors
+
+
+def test_a_newer_attempt_takes_over(make_fleet):
+    fleet = make_fleet(lease_seconds=0.3)
+    opened = gate("old")
+    job, plan, (old,) = fleet.begin({"a": (wait_for, "old"), "b": (ran, "b", "a")}, ["b"])
+    fleet.invoke([old])
+    until(lambda: "old" in RAN, "the first attempt runs")
+    new = dataclasses.replace(old, attempt=2)
+    assert fleet.store.admit([new], 4) == 1
+    first = fleet.drivers[old.executor]
+    until(lambda: first.executor.finished, "the first attempt hears that it is fenced")
+    opened.set()
+    fleet.invoke([new])
+    outcome = fleet.outcome(job, plan)
+    assert fleet.ends == {(old.executor, 1): "fenced", (old.executor, 2): ""}
+    assert outcome.values == {"b": "b"} and RAN.count("b") == 1
+
+
+def test_a_long_task_keeps_its_lease(make_fleet):
+    fleet = make_fleet(lease_seconds=0.5)
+    job, plan, assignments = fleet.begin({"long": (sleep_and_add, 2.0, 1)}, ["long"])
+    fleet.invoke(assignments)
+
+    def ended():
+        assert fleet.store.lapsed() == []
+        return not fleet.threads[0].is_alive()
+
+    until(ended, "the task ends")
+    assert fleet.outcome(job, plan).values == {"long": 1}
+
+
+def test_who_falls_silent_lapses_and_the_last_beat_said_what_it_was_running(make_fleet):
+    fleet = make_fleet(lease_seconds=0.4)
+    opened = gate("silent")
+    job, plan, assignments = fleet.begin({"a": (add, 1), "b": (wait_for, "silent", "a")}, ["b"])
+    fleet.invoke(assignments)
+    until(lambda: "silent" in RAN, "the task runs")
+    executor = assignments[0].executor
+    (record,) = [
+        key
+        for key in redis.Redis(
+            unix_socket_path=fleet.config.metadata.removeprefix("unix://"), password=fleet.config.password
+        ).scan_iter(match=f"{fleet.config.cluster}:*record:{executor}")
+    ]
+    metadata = redis.Redis(
+        unix_socket_path=fleet.config.metadata.removeprefix("unix://"), password=fleet.config.password
+    )
+    until(lambda: metadata.hget(record, "running") == b"1", "a beat")
+    fleet.drivers[executor].world.beside.close()  # as if the process had been stopped
+    (lapsed,) = until(fleet.store.lapsed, "its lease runs out")
+    assert (lapsed.job, lapsed.executor, lapsed.attempt, lapsed.running) == (job, executor, 1, 1)
+    opened.set()
+
+
+# --- last words
+
+
+def test_last_words_name_the_task_that_is_running_and_are_gone_at_the_end(make_fleet, tmp_path):
+    fleet = make_fleet(last_words_directory=str(tmp_path))
+    opened = gate("words")
+    job, plan, assignments = fleet.begin({"a": (add, 1), "b": (wait_for, "words", "a")}, ["b"])
+    fleet.invoke(assignments)
+    until(lambda: "words" in RAN, "the task runs")
+    (file,) = tmp_path.iterdir()
+    assert file.name == f"{job}.{assignments[0].executor}"
+    kept = file.read_bytes()
+    opened.set()
+    fleet.join()
+    assert not list(tmp_path.iterdir())
+    file.write_bytes(kept)
+    assert last_words(str(tmp_path), file.name) == list(plan.keys).index("b")
+
+
+def test_last_words_outlive_who_died(make_fleet, tmp_path):
+    fleet = make_fleet(last_words_directory=str(tmp_path))
+    job, plan, assignments = fleet.begin({"a": (add, 1), "b": (leave, 1), "c": (add, 0, "a", "b")}, ["c"])
+    fleet.invoke(assignments)
+    fleet.join()
+    said = last_words(str(tmp_path), f"{job}.{assignments[0].executor}")
+    assert plan.keys[said] == "b"
