@@ -115,6 +115,7 @@ class Dispatcher:
         self._listener.start()
         self._spawn(self._watch_failures())
         self._spawn(self._sweep())
+        self._spawn(self._keep_alive())
 
     async def close(self) -> None:
         """Stop listening; nothing that runs is waited for (its cluster goes with it)."""
@@ -330,6 +331,15 @@ class Dispatcher:
                 stalled = ProtocolError(f"job {job} cannot end: keys are pending that no executor works on")
                 logger.error("%s; please report it", stalled)
                 self.feed(JobFailed(job, describe_error(stalled)))
+
+    async def _keep_alive(self) -> None:
+        """Nothing in the store lives for ever, except what somebody holds, as long as they hold it."""
+        while True:
+            await asyncio.sleep(self.backend.settings.storage_ttl / 4)
+            try:
+                await self._call(self.backend.store.touch, self.ledger.held())
+            except PlatformError as error:
+                logger.warning("the time to live of stored values was not renewed: %s", error)
 
     async def _lose(self, job: str, executor: str, why: str | BaseException, running: int = -1) -> None:
         """An executor is gone: say which task it was running, and free its place."""

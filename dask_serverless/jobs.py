@@ -310,6 +310,10 @@ class Ledger:
         """Name the jobs that cannot end any more. The dispatcher fails them rather than hang."""
         return [job.name for job in self.jobs.values() if job.stalled]
 
+    def held(self) -> list[Ref]:
+        """Return the stored values that keys hold. They must not expire."""
+        return [ref for held in self._held.values() for ref in held]
+
     # -- a job begins ---------------------------------------------------------------------------
 
     def _on_submitted(self, event: Submitted, out: list[Instruction]) -> None:

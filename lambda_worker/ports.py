@@ -161,6 +161,10 @@ class JobStore(Store, Protocol):
         """Remove stored values."""
         ...
 
+    def touch(self, refs: Sequence[Ref]) -> None:
+        """Renew the time to live of stored values that somebody still holds."""
+        ...
+
     def usage(self) -> Mapping[str, int]:
         """Return ``store_keys`` and ``store_bytes`` of the whole tier now."""
         ...

@@ -171,6 +171,19 @@ class Objects:
 
         self._on_each(stripes, remove)
 
+    def touch(self, refs: Sequence[Ref]) -> None:
+        """Renew values' time to live."""
+        stripes: dict[int, list[str]] = {}
+        for ref in refs:
+            for stripe, shard in self._places(ref):
+                stripes.setdefault(shard, []).append(self._keys.of_object(ref.name, stripe))
+
+        def renew(shard: int, keys: list[str]) -> None:
+            for batch in batches(keys, lambda key: 0):
+                self.shards[shard].ask(*[("EXPIRE", key, self._config.ttl_seconds) for key in batch])
+
+        self._on_each(stripes, renew)
+
     def put_segments(self, job: str, segments: Mapping[int, bytes]) -> None:
         """Write a job's sealed segments."""
         by_shard: dict[int, list[tuple[int, bytes]]] = {}

@@ -211,6 +211,10 @@ class RedisStore:
         """See `lambda_worker.ports.JobStore.free`."""
         self._objects.free(refs)
 
+    def touch(self, refs: Sequence[Ref]) -> None:
+        """See `lambda_worker.ports.JobStore.touch`."""
+        self._objects.touch(refs)
+
     def usage(self) -> Mapping[str, int]:
         """See `lambda_worker.ports.JobStore.usage`; counts all clusters that share these servers."""
         keys = sum(server.ask(("DBSIZE",))[0] for server in self._servers)

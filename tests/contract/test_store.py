@@ -462,6 +462,17 @@ def test_close_job_leaves_no_key_but_kept_objects(make_store):
     assert keys_of(store) == {}
 
 
+def test_touch_renews_the_time_to_live_of_every_stripe(make_store):
+    store = make_store(stripe_bytes=1_000, ttl_seconds=1_000)
+    (ref,) = store.put([("job/1/a/1", [b"tag", b"x" * 2_500])])
+    longer = make_store(stripe_bytes=1_000, ttl_seconds=100_000)
+    assert ref.stripes == 3
+    longer.touch([ref])
+    lives = {key: ttl for key, ttl in keys_of(store).items() if "object" not in key.rpartition(":")[2]}
+    assert [ttl for key, ttl in lives.items()] and all(ttl > 1_000 for ttl in lives.values())
+    store.touch([Ref("job/9/a/1", 0, 1)])  # nothing there: nothing happens
+
+
 def test_a_large_job_is_removed_in_steps(store):
     names = [f"e{i}" for i in range(2_500)]
     store.open_job("job", {})
