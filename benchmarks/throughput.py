@@ -5,7 +5,7 @@ the table gives medians and their ratios. Building a graph is Dask's work and th
 it is done before the clock starts; everything from handing it over to holding the value is timed.
 Nothing here asserts a time.
 
-    python benchmarks/throughput.py [--repeat 3] [--quick] [--samples 800000] [--only tree map svc]
+    python benchmarks/throughput.py [--repeat 3] [--quick] [--samples 800000] [--only tree chain map svc wide]
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from sklearn.svm import SVC
 from dask_serverless import ServerlessCluster
 
 WORKERS = 2
+NAP_SECONDS = 0.1
+PROGRAMS = ("tree", "chain", "map", "svc", "wide")
 COUNTERS = ("tasks_run", "invocations", "executors", "objects_written", "bytes_written", "bytes_read", "round_trips")
 #: Builds the graph of one turn and returns what is timed: the call that computes its value. The
 #: client is None for the synchronous scheduler.
@@ -72,6 +74,39 @@ def small_tasks(count: int) -> Program:
         return lambda: sum(client.gather(client.map(increment, range(count), pure=False)))
 
     return build
+
+
+def chain(length: int) -> Program:
+    """Return a program of `length` tasks in a row, which leave nothing to distribute."""
+
+    def build(client: Client | None, turn: int) -> Callable[[], Any]:
+        names = [f"link-{turn}-{number}" for number in range(length)]
+        graph: dict[str, Any] = {names[0]: (leaf, 0)}
+        graph.update((name, (increment, above)) for above, name in zip(names, names[1:], strict=False))
+        get = dask.get if client is None else client.get
+        return lambda: get(graph, names[-1])
+
+    return build
+
+
+def nap(number: int) -> int:
+    time.sleep(NAP_SECONDS)
+    return number
+
+
+def wide(executors: int, naps: int, repeat: int) -> str:
+    """Let `executors` sandboxes sleep at the same time; return a table of times against the ideal."""
+    ideal = naps * NAP_SECONDS / executors
+    rows = []
+    with ServerlessCluster(n_workers=executors) as cluster, Client(cluster) as client:
+        for turn in range(repeat + 2):
+            begun = time.perf_counter()
+            client.gather(client.map(nap, range(naps), pure=False))
+            seconds = time.perf_counter() - begun
+            what = ("cold", "warming up")[turn] if turn < 2 else f"warm, turn {turn - 1}"
+            rows.append([what, f"{ideal:.2f}", f"{seconds:.2f}", f"{seconds / ideal:.2f}"])
+    title = f"{naps:,} tasks of {NAP_SECONDS} s sleep on {executors} sandboxes"
+    return table([title, "ideal s", "s", "times the ideal"], rows)
 
 
 def svc(samples: int, chunks: int) -> Program:
@@ -148,18 +183,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="turns of each contender (default: 3)")
     parser.add_argument("--samples", type=int, default=800_000, help="size of the SVC program (default: 800000)")
-    parser.add_argument("--only", nargs="+", choices=("tree", "map", "svc"), default=("tree", "map", "svc"))
+    parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--quick", action="store_true", help="small sizes and one turn: does it run at all?")
     options = parser.parse_args(arguments)
     if options.repeat < 1 or options.samples < 1:
         parser.error("--repeat and --samples must be 1 or more")
-    leaves, count, samples, repeat = 4_096, 10_000, options.samples, options.repeat
+    leaves, count, samples, executors, repeat = 4_096, 10_000, options.samples, 200, options.repeat
     if options.quick:
-        leaves, count, samples, repeat = 64, 100, min(samples, 2_000), 1
+        leaves, count, samples, executors, repeat = 64, 100, min(samples, 2_000), 10, 1
     chunks = min(20, samples)
 
     programs: dict[str, tuple[Row, Program]] = {
         "tree": (Row(f"tree reduction of {leaves:,} leaves", 2 * leaves - 1), tree(leaves)),
+        "chain": (Row(f"chain of {count:,} tasks", count), chain(count)),
         "map": (Row(f"client.map of {count:,} tasks", count), small_tasks(count)),
         "svc": (Row(f"SVC, {samples:,} samples", 2 * -(-samples // -(-samples // chunks))), svc(samples, chunks)),
     }
@@ -172,15 +208,18 @@ def main(arguments: list[str] | None = None) -> int:
         contenders: dict[str, Client | None] = {"sync": None, "local": local, "serverless": serverless}
         warm_up = tree(2 * WORKERS)
         for client in contenders.values():
-            warm_up(client, 0)
+            warm_up(client, 0)()
         rows = []
-        for name in options.only:
+        for name in (each for each in options.only if each in programs):
             row, program = programs[name]
             measure(row, program, contenders, serverless_cluster, repeat)
             rows.append(row)
     print(f"`sync` is the synchronous scheduler, `local` is LocalCluster(n_workers={WORKERS}, threads_per_worker=1),")
     print(f"`serverless` is ServerlessCluster(n_workers={WORKERS}); {repeat} turn(s) each, interleaved.\n")
-    print(report(rows))
+    if rows:
+        print(report(rows))
+    if "wide" in options.only:
+        print("\n" + wide(executors, 10 * executors, repeat))
     return 0
 
 

@@ -568,8 +568,9 @@ def test_a_stored_input_that_is_not_what_was_written(fleet, tmp_path, intrude, k
     assert not path.exists(), "it was unpickled"
 
 
-def test_a_good_input_beside_a_lost_one_is_still_good(fleet):
+def test_a_good_input_beside_a_lost_one_is_still_good(make_fleet):
     """What was not read because its neighbour was lost is not lost for others."""
+    fleet = make_fleet(policy=Policy(ceiling=4, fetch_ahead=1))
     lost, good = fleet.keep(bytes(100_000), "exports/lost"), fleet.keep(bytes(200_000), "exports/good")
     fleet.store.free([lost])
     tasks = {"both": (max, "lost", "good"), **{f"t{n}": (len, "good") for n in range(4)}}
