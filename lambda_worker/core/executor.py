@@ -25,7 +25,7 @@ edge set and an owner in place of the counter (numpywren's ``conditional_increme
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from lambda_worker.core.errors import ProtocolError
@@ -262,13 +262,13 @@ class Executor:
             return
         for task in sent.results:
             self._release(task)
-        parents_sent: dict[int, list[int]] = {}
+        parents_sent: dict[int, set[int]] = {}
         for child, parent, _ in sent.arrivals:
-            parents_sent.setdefault(child, []).append(parent)
+            parents_sent.setdefault(child, set()).add(parent)
         for claim in event.claims:
-            self._on_claim(claim, parents_sent.get(claim.child, ()))
+            self._on_claim(claim, parents_sent.get(claim.child, frozenset()))
 
-    def _on_claim(self, claim: Claim, sent: Sequence[int]) -> None:
+    def _on_claim(self, claim: Claim, sent: Set[int]) -> None:
         child = claim.child
         if claim.verdict is not Verdict.YOURS or child in self._claimed:
             for parent in sent:
