@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 from dask_serverless.backend import Backend
@@ -51,7 +52,9 @@ from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
 from lambda_worker.last_words import last_words
+from lambda_worker.parcels import fit
 from lambda_worker.payload import assignments_of
+from lambda_worker.ports import Lapsed
 from lambda_worker.task_runner import describe_error
 
 logger = logging.getLogger("dask_serverless.dispatch")
@@ -102,6 +105,7 @@ class Dispatcher:
         self._executors = itertools.count(1)
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="serverless-store")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._lapsed: dict[tuple[str, str], float] = {}
         self._closing = threading.Event()
         self._listener: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -196,19 +200,25 @@ class Dispatcher:
                 launch.starts,
                 groups,
                 self.ceiling,
+                sum(len(each.live) for each in self.ledger.jobs.values()),
                 self.backend.settings.executor_payload_bytes_max,
                 next(self._executors),
             )
             granted = await self._call(self.backend.store.admit, assignments, self.ceiling)
+            fitting = await self._call(self._fit, assignments[:granted])
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
             if granted:
-                await self._invoke(assignments[:granted])
+                await self._invoke(fitting)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._job_failed(job, error)
+
+    def _fit(self, assignments: list[Assignment]) -> list[Assignment]:
+        backend = self.backend
+        return fit(assignments, backend.store, backend.secret, backend.settings.executor_payload_bytes_max)
 
     async def _invoke(self, assignments: list[Assignment]) -> None:
         self.counts["invocations"] += len(assignments)
@@ -243,14 +253,17 @@ class Dispatcher:
         while not self._closing.is_set():
             try:
                 heard = self.backend.store.listen(LISTEN_SECONDS)
-                if heard:
-                    events = [event for each in heard for event in self._decode(*each)]
-                    self._on_loop(self._take, events)
             except PlatformError as error:
                 self._on_loop(self.backend_failed, error)
                 return
-            except Exception:
-                logger.exception("an event could not be read")
+            events = []
+            for each in heard:
+                try:
+                    events += self._decode(*each)
+                except Exception:  # one bad event must not cost the others
+                    logger.exception("an event of %s/%s could not be read", each[0], each[1])
+            if events:
+                self._on_loop(self._take, events)
 
     def _on_loop(self, call: Callable[..., object], *args: Any) -> None:
         assert self._loop is not None
@@ -287,34 +300,40 @@ class Dispatcher:
 
     def _take(self, events: list[Any]) -> None:
         for event in events:
-            match event:
-                case ("count", counts):
-                    for name, amount in counts.items():
-                        self.counts[name] = self.counts.get(name, 0) + amount
-                case ("missing", job, task, module):
-                    error = MissingModule(
-                        f"{self._task_name(job, task)} needs the module {module!r} (or shares a segment with a task"
-                        " that does), which the executors' environment does not have. Install it there, or define"
-                        " the function in the notebook: functions of __main__ travel by value.",
-                        name=module,
-                    )
-                    self.feed(Erred(job, task, describe_error(error)))
-                case ("invoke", blob):
-                    self._spawn(self._invoke([Assignment.from_bytes(blob)]))
-                case _:
-                    self.feed(event)
+            try:
+                self._take_one(event)
+            except Exception:  # our bug; the other events are other jobs' lives
+                logger.exception("an event could not be handled: %r", event)
+
+    def _take_one(self, event: Any) -> None:
+        match event:
+            case ("count", counts):
+                for name, amount in counts.items():
+                    self.counts[name] = self.counts.get(name, 0) + amount
+            case ("missing", job, task, module):
+                error = MissingModule(
+                    f"{self._task_name(job, task)} needs the module {module!r} (or shares a segment with a task"
+                    " that does), which the executors' environment does not have. Install it there, or define"
+                    " the function in the notebook: functions of __main__ travel by value.",
+                    name=module,
+                )
+                self.feed(Erred(job, task, describe_error(error)))
+            case ("invoke", blob):
+                self._spawn(self._invoke([Assignment.from_bytes(blob)]))
+            case _:
+                self.feed(event)
 
     # -- what goes wrong ------------------------------------------------------------------------
 
     async def _watch_failures(self) -> None:
         async for event, error_type, message in self.backend.failures:
             try:
-                assignments = assignments_of(self.backend.secret, event)
+                for assignment in assignments_of(self.backend.secret, event):
+                    await self._lose(assignment.job, assignment.executor, f"{error_type}: {message}")
             except PlatformError as error:
                 logger.warning("a failure record was refused: %s", error)
-                continue
-            for assignment in assignments:
-                await self._lose(assignment.job, assignment.executor, f"{error_type}: {message}")
+            except Exception:  # our bug; the watch goes on
+                logger.exception("a failure record could not be handled")
 
     async def _sweep(self) -> None:
         while True:
@@ -322,15 +341,36 @@ class Dispatcher:
             if not self.ledger.jobs or self.failed is not None:
                 continue
             try:
-                for lapsed in await self._call(self.backend.store.lapsed):
-                    silent = f"no sign of life for {self.backend.settings.executor_lease:g} s"
-                    await self._lose(lapsed.job, lapsed.executor, silent, lapsed.running)
+                await self._sweep_once()
             except PlatformError as error:
                 self.backend_failed(error)
-            for job in self.ledger.stalled():
-                stalled = ProtocolError(f"job {job} cannot end: keys are pending that no executor works on")
-                logger.error("%s; please report it", stalled)
-                self.feed(JobFailed(job, describe_error(stalled)))
+            except Exception:  # our bug; the sweep goes on
+                logger.exception("a sweep failed")
+
+    async def _sweep_once(self) -> None:
+        now = asyncio.get_running_loop().time()
+        lapsed_before, self._lapsed = self._lapsed, {}
+        for lapsed in await self._call(self.backend.store.lapsed):
+            who = (lapsed.job, lapsed.executor)
+            since = lapsed_before.get(who, now)
+            # Who has begun and falls silent is most often in a long call that holds the interpreter
+            # lock, so that not even a heartbeat gets through. If it had died, Lambda would have said
+            # so. Only who outlives what Lambda allows is surely gone.
+            if self._has_begun(lapsed) and now - since < self.backend.settings.lambda_timeout:
+                self._lapsed[who] = since
+                continue
+            silent = f"no sign of life for {self.backend.settings.executor_lease + now - since:.0f} s"
+            await self._lose(lapsed.job, lapsed.executor, silent, lapsed.running)
+        for job in self.ledger.stalled():
+            stalled = ProtocolError(f"job {job} cannot end: keys are pending that no executor works on")
+            logger.error("%s; please report it", stalled)
+            self.feed(JobFailed(job, describe_error(stalled)))
+        self.feed(Room())  # whatever was missed, nothing waits for longer than a sweep
+
+    def _has_begun(self, lapsed: Lapsed) -> bool:
+        directory = self.backend.last_words_directory
+        spoke = directory and Path(directory, executor_file(lapsed.job, lapsed.executor)).exists()
+        return lapsed.running >= 0 or bool(spoke)
 
     async def _keep_alive(self) -> None:
         """Nothing in the store lives for ever, except what somebody holds, as long as they hold it."""
@@ -368,6 +408,13 @@ class Dispatcher:
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once."""
         self.ceiling = ceiling
+        self._spawn(self._set_ceiling(ceiling))
+
+    async def _set_ceiling(self, ceiling: int) -> None:
+        try:
+            await self._call(self.backend.store.set_ceiling, ceiling)
+        except PlatformError as error:
+            logger.warning("executors have not heard of the new ceiling: %s", error)
         self.feed(Room())
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:

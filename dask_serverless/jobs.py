@@ -221,6 +221,7 @@ class Entry:
 
     job: str | None  # which job makes it; None: made elsewhere
     task: int = -1
+    pointer: bool = False  # it stands for another key
     result: Result | None = None
     error: bytes | None = None
 
@@ -240,6 +241,7 @@ class Job:
     ready: list[tuple[int, Location | None]] = field(default_factory=list)
     gated: set[int] = field(default_factory=set)
     launching: int = 0
+    rooms_seen: int = 0  # of the ledger's `_rooms`, when the last launch was made
     live: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
 
@@ -260,6 +262,9 @@ class Ledger:
         self._pointers: dict[Key, list[Key]] = {}
         # By job, the stored values that keys hold, and how many keys hold each.
         self._held: dict[str, dict[Ref, int]] = {}
+        # Jobs whose starts found no room below the ceiling, oldest first; how often room has appeared.
+        self._waiting: dict[str, None] = {}
+        self._rooms = 0
 
     def __repr__(self) -> str:
         return f"<Ledger jobs={len(self.jobs)} keys={len(self.keys)}>"
@@ -291,7 +296,6 @@ class Ledger:
                 job = self.jobs.get(name)
                 if job is not None and executor not in job.gone:
                     self._fail_job(job, error, out)
-                self._launch_ready(out)
             case JobFailed(name, error):
                 job = self.jobs.get(name)
                 if job is not None:
@@ -299,11 +303,12 @@ class Ledger:
             case Imported(key, location):
                 self._on_imported(key, location, out)
             case ImportFailed(key, error):
-                if key in self.keys:
+                if key in self.keys and self.keys[key].pending and self.keys[key].job is None:
                     self.keys[key].error = error
                     self._tell_waiting(key, out)
             case Room():
-                self._launch_ready(out)
+                self._rooms += 1
+                self._launch_waiting(out)
         return out
 
     def stalled(self) -> list[str]:
@@ -320,6 +325,9 @@ class Ledger:
         graph = event.graph
         keys: dict[int, list[Key]] = {}
         for key, task in event.visible.items():
+            known = self.keys.get(key)
+            if known is not None and known.pending and known.job in self.jobs:
+                continue  # two clients asked at the same time: the job that came first answers for both
             keys.setdefault(task, []).append(key)
             self.keys[key] = Entry(event.job, task)
         job = self.jobs[event.job] = Job(event.job, graph, keys)
@@ -329,7 +337,7 @@ class Ledger:
             job.gated.add(task)
             self._gates.setdefault(key, []).append((job.name, task))
         for key, target in event.pointers.items():
-            self.keys[key] = Entry(None)
+            self.keys[key] = Entry(None, pointer=True)
             self._pointers.setdefault(target, []).append(key)
         for key in (*event.externals, *event.pointers.values()):
             self._await(key, out)
@@ -372,7 +380,11 @@ class Ledger:
             self._fail(key, target.error or b"", out)
 
     def _give(self, key: Key, result: Result, out: list[Instruction]) -> None:
-        self.keys[key].result = result
+        entry = self.keys.get(key)
+        if entry is None or not entry.pending:  # released, or it has a value: the first one stays
+            self._free_unheld([result], out)
+            return
+        entry.result = result
         if isinstance(result.location, Ref):
             held = self._held.setdefault(_maker(result.location), {})
             held[result.location] = held.get(result.location, 0) + 1
@@ -383,25 +395,51 @@ class Ledger:
     # -- a job goes on --------------------------------------------------------------------------
 
     def _launch(self, job: Job, out: list[Instruction]) -> None:
-        if job.ready and job.keys:
-            out.append(Launch(job.name, job.ready))
-            job.ready = []
-            job.launching += 1
+        """Launch a job's ready starts; behind those that wait for room, if any do."""
+        if not job.ready or not job.keys:
+            return
+        if self._waiting:
+            self._waiting[job.name] = None
+        else:
+            self._launch_now(job, out)
 
-    def _launch_ready(self, out: list[Instruction]) -> None:
-        """Room may have appeared below the ceiling: try again, oldest job first."""
-        for job in self.jobs.values():
-            if not job.launching:
-                self._launch(job, out)
+    def _launch_now(self, job: Job, out: list[Instruction]) -> None:
+        out.append(Launch(job.name, job.ready))
+        job.ready = []
+        job.launching += 1
+        job.rooms_seen = self._rooms
+
+    def _launch_waiting(self, out: list[Instruction]) -> None:
+        """Room may have appeared below the ceiling: try with the job that has waited longest.
+
+        One at a time: if it finds room, the next follows (`_on_admitted`). Trying with all of them
+        at every retirement would be quadratic in the number of jobs.
+        """
+        while self._waiting:
+            job = self.jobs.get(next(iter(self._waiting)))
+            if job is not None and job.ready and job.keys:
+                if not job.launching:
+                    self._launch_now(job, out)
+                return
+            del self._waiting[next(iter(self._waiting))]
 
     def _on_admitted(self, event: Admitted, out: list[Instruction]) -> None:
         job = self.jobs.get(event.job)
         if job is None:
+            self._launch_waiting(out)
             return
         job.launching -= 1
         job.live.update(each for each in event.executors if each not in job.gone)
         job.ready[:0] = event.refused
-        if event.executors and not event.refused:
+        if event.refused:
+            self._waiting.setdefault(job.name)
+            if job.rooms_seen != self._rooms:  # room appeared while the answer was on its way
+                self._launch_waiting(out)
+        elif job.name in self._waiting:
+            del self._waiting[job.name]
+            self._launch(job, out)
+            self._launch_waiting(out)
+        else:
             self._launch(job, out)
 
     def _on_imported(self, key: Key, location: Location, out: list[Instruction]) -> None:
@@ -414,18 +452,23 @@ class Ledger:
 
     def _on_done(self, name: str, results: Sequence[Result], out: list[Instruction]) -> None:
         job = self.jobs.get(name)
-        late: list[Ref] = []
+        late: list[Result] = []
         for result in results:
             keys = job.keys.pop(result.task, None) if job is not None else None
             if keys is not None:
                 for key in keys:
                     self._give(key, result, out)
-            elif isinstance(result.location, Ref) and result.location not in self._held.get(name, ()):
-                late.append(result.location)  # a second result, or one that nobody wants any more
-        if late:
-            out.append(Free(late))
+            else:
+                late.append(result)  # a second result, or one that nobody wants any more
+        self._free_unheld(late, out)
         if job is not None:
             self._settle(job, out)
+
+    def _free_unheld(self, results: Sequence[Result], out: list[Instruction]) -> None:
+        refs = [result.location for result in results if isinstance(result.location, Ref)]
+        refs = [ref for ref in refs if ref not in self._held.get(_maker(ref), ())]
+        if refs:
+            out.append(Free(refs))
 
     def _on_released(self, key: Key, out: list[Instruction]) -> None:
         entry = self.keys.pop(key, None)
@@ -459,7 +502,8 @@ class Ledger:
         if job is not None:
             job.live.discard(executor)
             job.gone.add(executor)
-        self._launch_ready(out)
+        self._rooms += 1
+        self._launch_waiting(out)
 
     # -- a job ends -----------------------------------------------------------------------------
 
@@ -472,7 +516,10 @@ class Ledger:
                 self._fail(key, error, out)
 
     def _fail(self, key: Key, error: bytes, out: list[Instruction]) -> None:
-        self.keys[key].error = error
+        entry = self.keys.get(key)
+        if entry is None or not entry.pending:
+            return
+        entry.error = error
         out.append(Fail(key, error))
         if key in self._gates or key in self._pointers:
             self._tell_waiting(key, out)
@@ -489,8 +536,8 @@ class Ledger:
         if job.keys or job.name not in self.jobs:
             return
         del self.jobs[job.name]
+        self._waiting.pop(job.name, None)
         out.append(Close(job.name, list(self._held.get(job.name, ()))))
-        self._launch_ready(out)
 
 
 def _maker(ref: Ref) -> str:

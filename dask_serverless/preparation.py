@@ -11,6 +11,7 @@ from dask_serverless.plan.partition import Group, assign_starts, edges
 from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
 from lambda_worker.core.wire import Location, seal_frames
+from lambda_worker.parcels import payload_room
 from lambda_worker.ports import JobStore
 from lambda_worker.values import value_to_frames
 
@@ -29,6 +30,7 @@ class Preparation:
         starts: Sequence[tuple[int, Location | None]],
         groups: int,
         ceiling: int,
+        live: int,
         payload_bytes_max: int,
         serial: int,
     ) -> list[Assignment]:
@@ -44,6 +46,8 @@ class Preparation:
             How many executors to use, at most.
         ceiling
             How many may live at once in the whole cluster.
+        live
+            How many live already.
         payload_bytes_max
             Size of an invocation, at most.
         serial
@@ -52,15 +56,17 @@ class Preparation:
         values = dict(starts)
         found: list[Group] = assign_starts(self.plan.graph, groups, sorted(values))
         made = []
+        room = max(0, ceiling - live - len(found))
         for number, group in enumerate(found):
             given = {task: location for task in group.starts if (location := values[task]) is not None}
             inline = {n: self.segments[n] for n in group.segments if n in self.segments}
-            # Base64 adds a third, and names and edges need room as well.
-            room = payload_bytes_max * 2 // 3 - sum(len(each) for each in given.values() if isinstance(each, bytes))
-            if len(inline) < len(group.segments) or sum(map(len, inline.values())) > room:
+            space = payload_room(payload_bytes_max) - sum(
+                len(each) for each in given.values() if isinstance(each, bytes)
+            )
+            if len(inline) < len(group.segments) or sum(map(len, inline.values())) > space:
                 inline = {}
             name = f"{serial}-{number}"
-            made.append(Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling))
+            made.append(Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room))
         return made
 
 

@@ -11,6 +11,7 @@ Order is kept: the handler is awaited before the client's next message, as the s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import textwrap
 from collections.abc import Collection, Hashable, Mapping
@@ -42,6 +43,9 @@ from lambda_worker.core.errors import PlatformError, ValueLost
 from lambda_worker.core.wire import Location
 
 logger = logging.getLogger("dask_serverless.proxy")
+
+#: The fleet worker's name, which stubs are restricted to.
+FLEET = "serverless"
 
 #: Expressions up to this size are unpickled and planned on the event loop: a thread costs more.
 INLINE_EXPR_BYTES = 20_000
@@ -79,6 +83,10 @@ class Proxy(SchedulerPlugin):
         self.fleet: FleetWorker | None = None
         self.dispatcher = Dispatcher(backend, self)  # type: ignore[arg-type]
         self._kept: dict[Hashable, _Kept] = {}
+        self._closing = False
+        self._replacing: asyncio.Future[None] | None = None
+        self._again: dict[Hashable, None] = {}
+        self._plannings = itertools.count()
         self._arrivals: dict[Hashable, asyncio.Future[None]] = {}
         self._stock_update_graph = scheduler.stream_handlers["update-graph"]
 
@@ -88,12 +96,17 @@ class Proxy(SchedulerPlugin):
         """Take the handler's place and register the fleet worker."""
         if self.fleet is not None:  # distributed starts its plugins, too
             return
-        scheduler = self.scheduler
         self.dispatcher.start()
+        await self._start_fleet()
+        self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
+        self.scheduler.add_plugin(self)
+
+    async def _start_fleet(self) -> None:
+        scheduler = self.scheduler
         self.fleet = FleetWorker(
             scheduler.address,
             proxy=self,
-            name="serverless",
+            name=FLEET,
             nthreads=max(1, self.backend.ceiling),
             memory_limit=0,
             security=scheduler.security,
@@ -101,11 +114,10 @@ class Proxy(SchedulerPlugin):
             dashboard=False,
         )
         await self.fleet
-        scheduler.stream_handlers["update-graph"] = self.update_graph_message
-        scheduler.add_plugin(self)
 
     async def close(self) -> None:
         """Give the handler back, and stop everything that was started."""
+        self._closing = True
         if self.scheduler.stream_handlers.get("update-graph") == self.update_graph_message:
             self.scheduler.stream_handlers["update-graph"] = self._stock_update_graph
         for waiting in self._arrivals.values():
@@ -145,37 +157,32 @@ class Proxy(SchedulerPlugin):
         """Handle ``update-graph`` in the scheduler's place, then let it handle the rest."""
         keys = set(keys)
         annotations = annotations or {}
+        # What this graph builds on must not be released while it is being planned.
+        holder = f"serverless-planning-{next(self._plannings)}"
         try:
-            kept, plan = await self._plan(expr_ser, keys, annotations, actors)
+            kept, plan = await self._plan(expr_ser, keys, annotations, actors, holder)
+            stubs = stub_graph((*plan.visible, *plan.pointers), plan.sources())
+            graph = {**stubs, **{key: kept.tasks[key] for key in kept.pinned}}
+            by_type = {
+                name: found
+                for name in (*kept.annotations_by_type, *annotations)
+                if (found := self._annotated(name, stubs, kept))
+            }
+            # An ordinary Dask worker beside the fleet must not be given a stub.
+            by_type["workers"] = {**dict.fromkeys(stubs, [FLEET]), **by_type.get("workers", {})}
+            collapsed = as_expr_ser(graph, by_type)
         except Exception as error:
-            logger.debug("a graph was refused", exc_info=error)
-            refusal = error_message(error)
-            for key in keys:
-                self.scheduler.report(
-                    {
-                        "op": "task-erred",
-                        "key": key,
-                        "exception": refusal["exception"],
-                        "traceback": refusal["traceback"],
-                    },
-                    client=client,
-                )
+            self._drop_holder(holder)
+            self._refuse(keys, client, error)
             return
-        stubs = stub_graph((*plan.visible, *plan.pointers), plan.sources())
         for key in stubs:
             self._kept[key] = kept
-        graph = {**stubs, **{key: kept.tasks[key] for key in kept.pinned}}
-        by_type = {
-            name: found
-            for name in (*kept.annotations_by_type, *annotations)
-            if (found := self._annotated(name, stubs, kept))
-        }
         await self._stock_update_graph(
             client=client,
-            expr_ser=as_expr_ser(graph, by_type),
+            expr_ser=collapsed,
             keys=keys,
             internal_priority=internal_priority or {key: number for number, key in enumerate(graph)},
-            annotations={name: value for name, value in annotations.items() if name == "priority"},
+            annotations={},
             actors=actors,
             **message,
         )
@@ -185,13 +192,45 @@ class Proxy(SchedulerPlugin):
             self._kept.pop(key, None)
         if stubs and not lost:
             self.dispatcher.submit(self.dispatcher.new_job(), plan)
+        self._drop_holder(holder)
+
+    def _refuse(self, keys: Collection[Any], client: str, error: Exception) -> None:
+        """Tell a client that its graph cannot be computed, as the stock handler would."""
+        logger.debug("a graph was refused", exc_info=error)
+        refusal = error_message(error)
+        for key in keys:
+            self.scheduler.report(
+                {
+                    "op": "task-erred",
+                    "key": key,
+                    "exception": refusal["exception"],
+                    "traceback": refusal["traceback"],
+                },
+                client=client,
+            )
+
+    def _hold(self, keys: Collection[Any], holder: str) -> None:
+        """Keep keys alive under a name of our own, as variables and queues do."""
+        if keys:
+            self.scheduler.client_desires_keys(keys, holder)
+
+    def _drop_holder(self, holder: str) -> None:
+        held = self.scheduler.clients.get(holder)
+        if held is not None:
+            self.scheduler.client_releases_keys([ts.key for ts in held.wants_what], holder)
+            del self.scheduler.clients[holder]
 
     def _annotated(self, name: str, stubs: Collection[Any], kept: _Kept) -> dict[Any, Any]:
         keys = set(kept.pinned) if name in _NOT_FOR_STUBS else {*stubs, *kept.pinned}
         return annotation(name, keys, kept.annotations_by_type, kept.annotations)
 
     async def _plan(
-        self, expr_ser: Serialized, keys: set[Any], annotations: dict[str, Any], actors: bool | list[Any] | None
+        self,
+        expr_ser: Serialized,
+        keys: set[Any],
+        annotations: dict[str, Any],
+        actors: bool | list[Any] | None,
+        holder: str,
     ) -> tuple[_Kept, JobPlan]:
         small = sum(memoryview(frame).nbytes for frame in expr_ser.frames) <= INLINE_EXPR_BYTES
 
@@ -213,24 +252,19 @@ class Proxy(SchedulerPlugin):
         tasks = materialised.tasks
         by_type = materialised.annotations_by_type
         kept = _Kept(tasks, by_type, annotations, split(tasks, keys, by_type, annotations, actors))
-        while True:
-            plan = await self._plan_kept(kept, keys, small)
-            # While a thread was planning, keys may have been released: plan again without them.
-            if all(key not in tasks or key in kept.pinned or self._is_known(key) for key in plan.externals):
-                return kept, plan
-
-    async def _plan_kept(self, kept: _Kept, keys: Collection[Any], small: bool) -> JobPlan:
-        tasks, pinned = kept.tasks, kept.pinned
+        pinned = kept.pinned
         known = {key for key in tasks if self._is_known(key)}
+        # Futures of other graphs are referred to, but are not in this one.
+        referred = {dep for task in tasks.values() for dep in task.dependencies if dep not in tasks}
+        self._hold([key for key in {*known, *keys, *referred} if self._is_known(key)], holder)
         wanted = {key for key in keys if key in tasks and key not in known and key not in pinned}
         for key in pinned:
             if key not in known:
                 wanted.update(
                     dep for dep in tasks[key].dependencies if dep in tasks and dep not in known and dep not in pinned
                 )
-        elsewhere = known.union(pinned)
-        arguments = (tasks, wanted, elsewhere, kept.annotations_by_type, kept.annotations)
-        return plan_job(*arguments) if small else await offload(plan_job, *arguments)
+        arguments = (tasks, wanted, known.union(pinned), by_type, annotations)
+        return kept, plan_job(*arguments) if small else await offload(plan_job, *arguments)
 
     def _is_known(self, key: Any) -> bool:
         """Tell whether the scheduler has a key that nobody needs to compute again."""
@@ -246,18 +280,34 @@ class Proxy(SchedulerPlugin):
     def wanted(self, key: Hashable) -> None:
         """The scheduler wants a stub: answer if it is known, compute it again if it was let go."""
         entry = self.dispatcher.ledger.keys.get(key)
-        if entry is None:
-            self._recompute(key)
+        # A key that somebody waits for as made elsewhere, but that is ours to make.
+        forgotten = entry is not None and entry.pending and entry.job is None and not entry.pointer
+        if entry is None or forgotten:
+            if not self._again:
+                asyncio.get_running_loop().call_soon(self._compute_again)
+            self._again[key] = None
         elif entry.result is not None:
             self.finish(key, entry.result)
         elif entry.error is not None:
             self.fail(key, entry.error)
 
-    def _recompute(self, key: Hashable) -> None:
-        kept = self._kept[key]
-        known = {each for each in kept.tasks if each != key and (each in kept.pinned or self._is_known(each))}
-        plan = plan_job(kept.tasks, {key}, known, kept.annotations_by_type, kept.annotations)
-        self.dispatcher.submit(self.dispatcher.new_job(), plan)
+    def _compute_again(self) -> None:
+        """Plan once more, from the kept graphs, the keys that were asked for again in this turn of the loop."""
+        keys, self._again = self._again, {}
+        by_graph: dict[int, list[Any]] = {}
+        for key in keys:
+            if key in self._kept:
+                by_graph.setdefault(id(self._kept[key]), []).append(key)
+        for wanted in by_graph.values():
+            kept = self._kept[wanted[0]]
+            # Only what the stubs themselves keep alive may be counted on.
+            known = set(kept.pinned)
+            for key in wanted:
+                if (ts := self.scheduler.tasks.get(key)) is not None:
+                    known.update(dependency.key for dependency in ts.dependencies)
+            known.difference_update(wanted)
+            plan = plan_job(kept.tasks, wanted, known, kept.annotations_by_type, kept.annotations)
+            self.dispatcher.submit(self.dispatcher.new_job(), plan)
 
     def location(self, key: Hashable) -> Location | None:
         """Return where the value of a stub is, if it has one."""
@@ -309,13 +359,25 @@ class Proxy(SchedulerPlugin):
             waiting = self._arrivals.pop(key)
             if not waiting.done():
                 waiting.set_result(None)
-        if finish == "released":
-            if key in self.dispatcher.ledger.keys:
-                self.dispatcher.feed(Released(key))
-                if self.fleet is not None:
-                    self.fleet.forget(key)
-        elif finish == "forgotten":
+        if finish not in ("released", "forgotten"):
+            return
+        if key in self.dispatcher.ledger.keys:
+            self.dispatcher.feed(Released(key))
+        if self.fleet is not None:
+            self.fleet.forget(key, for_good=finish == "forgotten")
+        if finish == "forgotten":
             self._kept.pop(key, None)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        """The fleet worker is part of the cluster: when the scheduler lets it go (as it does with every
+        worker that has no nanny in `Client.restart`), another one takes its place."""
+        if self.fleet is not None and worker == self.fleet.address and not self._closing:
+            self._replacing = asyncio.ensure_future(self._replace_fleet(self.fleet))
+
+    async def _replace_fleet(self, old: FleetWorker) -> None:
+        await old.close(nanny=False, reason="replaced")
+        if not self._closing:
+            await self._start_fleet()
 
 
 def _host_of(address: str) -> str | None:

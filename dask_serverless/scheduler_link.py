@@ -10,6 +10,7 @@ done by the ordinary worker that this class extends.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Collection, Hashable
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dask_serverless.fleet")
 
+#: A value that is lost more often than this is an error.
+LOSSES_MAX = 3
+
 #: The job name under which values made elsewhere are stored.
 EXPORTS = "exports"
 
@@ -63,7 +67,8 @@ class FleetWorker(Worker):
         super().__init__(scheduler, **options)
         self.proxy = proxy
         self._runs: dict[Hashable, int] = {}
-        self._exported = 0
+        self._exports = itertools.count(1)
+        self._losses: dict[Hashable, int] = {}
         self._fleet_tasks: set[asyncio.Task[None]] = set()
         self._compute_here = self.stream_handlers["compute-task"]
         self.stream_handlers["compute-task"] = self.handle_compute_task
@@ -72,9 +77,14 @@ class FleetWorker(Worker):
 
     def handle_compute_task(self, key: Hashable, run_id: int, **message: Any) -> None:
         """Subscribe to a stub, or compute anything else here."""
+        if self._is_stale(key, run_id):
+            return
         if self.proxy.is_stub(key):
             self._runs[key] = run_id
-            self.proxy.wanted(key)
+            if self._losses.get(key, 0) > LOSSES_MAX:
+                self.fail(key, describe_error(ValueLost(f"the value of {key!r} was lost {LOSSES_MAX + 1} times")))
+            else:
+                self.proxy.wanted(key)
             return
         missing = [dep for dep in message["who_has"] if dep not in self.data and self.proxy.location(dep) is not None]
         if missing:
@@ -91,12 +101,24 @@ class FleetWorker(Worker):
             self._runs[key] = run_id
             self.fail(key, describe_error(error))
             return
-        self.handle_stimulus(UpdateDataEvent(data=values, stimulus_id=f"serverless-inputs-{time()}"))
+        if self._is_stale(key, run_id):
+            return
+        stimulus_id = f"serverless-inputs-{time()}"
+        self.handle_stimulus(UpdateDataEvent(data=values, stimulus_id=stimulus_id))
+        # Said to the scheduler, so that it tells us when they are not needed any more.
+        self.batched_send({"op": "add-keys", "keys": list(values), "stimulus_id": stimulus_id})
         self._compute_here(key=key, run_id=run_id, **message)
 
-    def forget(self, key: Hashable) -> None:
+    def _is_stale(self, key: Any, run_id: int) -> bool:
+        """Tell whether the scheduler, in this very process, has changed its mind since it asked."""
+        ts = self.proxy.scheduler.tasks.get(key)
+        return ts is None or ts.state != "processing" or ts.run_id != run_id
+
+    def forget(self, key: Hashable, for_good: bool = False) -> None:
         """The scheduler no longer waits for a stub."""
         self._runs.pop(key, None)
+        if for_good:
+            self._losses.pop(key, None)
 
     # -- the ledger answers ---------------------------------------------------------------------
 
@@ -157,8 +179,7 @@ class FleetWorker(Worker):
 
     def _store_value(self, value: Any) -> Location:
         backend = self.proxy.backend
-        self._exported += 1
-        name = f"{EXPORTS}/{self._exported}"
+        name = f"{EXPORTS}/{next(self._exports)}"
         frames = value_to_frames(value)
         sealed = seal_frames(backend.secret, name, frames)
         if frames_nbytes(frames) <= backend.settings.executor_inline_bytes_max:
@@ -203,12 +224,7 @@ class FleetWorker(Worker):
         stubs = [key for key in keys if key not in self.data and self.proxy.location(key) is not None]
         if not stubs:
             return await super().get_data(comm, keys, who=who, serializers=serializers)
-        try:
-            found = await self.read(stubs)
-        except ServerlessError as error:
-            # The scheduler takes what is missing for lost, and tells the client which keys.
-            logger.error("values could not be read: %s", error)
-            found = {}
+        found = await self._read_or_lose(stubs)
         data: dict[Any, Any] = {
             key: Serialized({"serializer": "pickle", "writeable": writeable_flags(frames)}, frames[1:])
             for key, frames in found.items()
@@ -219,6 +235,22 @@ class FleetWorker(Worker):
         if response != "OK":
             logger.warning("%s did not confirm %d values", who, len(data))
         return Status.dont_reply
+
+    async def _read_or_lose(self, keys: list[Any]) -> dict[Hashable, list[Frame]]:
+        """Read what can be read. What cannot is given up, and the scheduler has it computed again."""
+        try:
+            return await self.read(keys)
+        except ServerlessError as error:
+            if len(keys) > 1:  # one of them: find out which
+                found: dict[Hashable, list[Frame]] = {}
+                for key in keys:
+                    found |= await self._read_or_lose([key])
+                return found
+            (key,) = keys
+            logger.warning("%r is computed again: %s", key, error)
+            self._losses[key] = self._losses.get(key, 0) + 1
+            self.batched_send({"op": "release-worker-data", "key": key, "stimulus_id": f"serverless-lost-{time()}"})
+            return {}
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

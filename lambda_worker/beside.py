@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+logger = logging.getLogger("lambda_worker.beside")
 
 IO_THREADS = 4
 
@@ -57,7 +60,10 @@ class Beside:
                     self._changed.wait(wait)
                     continue
                 call = heapq.heappop(self._alarms)[2]
-            call()
+            try:
+                call()
+            except Exception:  # the alarm rings for everybody: it must outlive one bad call
+                logger.exception("an alarm's call failed")
 
     def close(self) -> None:
         """End the threads; what is still queued runs first."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,6 +69,7 @@ from lambda_worker.core.wire import (
     unpack_inline,
 )
 from lambda_worker.last_words import LastWords
+from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store
 from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
 from lambda_worker.values import frames_to_value, value_to_frames
@@ -94,6 +95,7 @@ class World:
     beside: Beside
     wall_offset: float = 0.0  # add to `clock` for the time of day, as Dask's task stream wants it
     lease_seconds: float = 15.0
+    payload_bytes_max: int = 256 * 1024
     last_words_directory: str | None = None
     constants: dict[str, tuple[int, Any]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
@@ -169,11 +171,14 @@ class Driver:
             self._words = LastWords(
                 self.world.last_words_directory, f"{self.assignment.job}.{self.assignment.executor}"
             )
-        self.world.beside.after(self.world.lease_seconds / 3, self._beat_beside)
+        self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
-        todo = self._handle(Began(self.world.clock(), edges))
-        reason = self._loop(todo)
-        self._values.clear()  # an alarm may hold this object a little longer
+        try:
+            reason = self._loop(self._handle(Began(self.world.clock(), edges)))
+        finally:
+            # An alarm may hold this object a little longer: it must not beat for a dead executor.
+            self.executor.finished = True
+            self._values.clear()
         if self._words is not None:
             self._words.close()
         return reason
@@ -284,11 +289,7 @@ class Driver:
 
     def _wake(self) -> None:
         for instruction in self._handle(Woken(self.world.clock())):
-            self._perform_beside(instruction)
-
-    def _beat_beside(self) -> None:
-        if not self.executor.finished:
-            self.world.beside.submit(self._beat)
+            self.world.beside.submit(self._perform_beside, instruction)
 
     def _beat(self) -> None:
         if self.executor.finished:
@@ -302,7 +303,7 @@ class Driver:
         except StoreUnavailable:
             standing = Standing.OK  # the next one may get through; the lease decides
         if standing is Standing.OK:
-            self.world.beside.after(self.world.lease_seconds / 3, self._beat_beside)
+            self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         else:
             for instruction in self._handle(Halted(standing)):
                 self._inbox.put(instruction)
@@ -339,7 +340,10 @@ class Driver:
     def _arrive(self, arrive: Arrive) -> Event:
         mine = self.assignment
         parents = [parent for _, parent, _ in arrive.arrivals]
-        locations, failed = self._locate([*parents, *arrive.results])
+        copies: dict[int, int] = {}
+        for _, parent, parents_of_child in arrive.arrivals:
+            copies[parent] = max(copies.get(parent, 0), parents_of_child)
+        locations, failed = self._locate([*parents, *arrive.results], copies)
         events: list[Any] = []
         done = [
             [
@@ -379,9 +383,12 @@ class Driver:
                 self._locations.setdefault(parent, location)
         return Answered(reply.standing, reply.claims, reply.retired, self.world.clock())
 
-    def _locate(self, tasks: Iterable[int]) -> tuple[dict[int, Location], dict[int, bytes]]:
+    def _locate(
+        self, tasks: Iterable[int], fan_ins: Mapping[int, int] | None = None
+    ) -> tuple[dict[int, Location], dict[int, bytes]]:
         """Find out where values are, writing those that nobody else could read yet.
 
+        `fan_ins` gives the in-degree of the widest child for which each value is published.
         Returns the locations, and an encoded error for each value that cannot be written.
         """
         mine = self.assignment
@@ -407,7 +414,7 @@ class Driver:
                 )
                 continue
             sealed = seal_frames(self.world.secret, name, frames)
-            if self.world.policy.inline(frames_nbytes(frames)):
+            if self.world.policy.inline(frames_nbytes(frames), (fan_ins or {}).get(task, 1)):
                 located[task] = pack_inline(name, sealed)
             else:
                 large.append((task, name, sealed))
@@ -437,12 +444,17 @@ class Driver:
         granted = self.world.store.delegate(mine.job, mine.executor, mine.attempt, assignments, mine.ceiling)
         if not granted:
             return Delegated(0, self.world.clock())
-        errors = self.world.invoker.invoke(assignments[:granted])
-        refused = [assignment for assignment, error in zip(assignments, errors, strict=False) if error is not None]
+        fitting = fit(assignments[:granted], self.world.store, self.world.secret, self.world.payload_bytes_max)
+        invoker = self.world.invoker
+        if self.world.policy.invoke_here(granted, invoker.warm):
+            errors = invoker.invoke(fitting)
+            refused = [assignment for assignment, error in zip(fitting, errors, strict=True) if error is not None]
+        else:
+            refused = fitting
         with self._lock:
             self._counters["invocations"] = self._counters.get("invocations", 0) + granted - len(refused)
         events: list[Any] = [["delegating", [assignment.executor for assignment in assignments[:granted]]]]
-        # Their records exist: the proxy, which has more patience, invokes those that Lambda refused.
+        # Their records exist: the proxy, which has more patience, invokes those that were not invoked here.
         events.extend(["invoke", assignment.to_bytes()] for assignment in refused)
         self.world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events(events))
         return Delegated(granted, self.world.clock())

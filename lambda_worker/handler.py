@@ -30,6 +30,7 @@ from lambda_worker.beside import Beside
 from lambda_worker.core.policy import Policy
 from lambda_worker.driver import Driver, World
 from lambda_worker.invoker import LambdaInvoker, is_loopback
+from lambda_worker.parcels import unfold
 from lambda_worker.payload import assignments_of
 
 
@@ -55,6 +56,7 @@ def make_world(environment: Mapping[str, str]) -> World:
         beside=Beside(),
         wall_offset=time.time() - time.perf_counter(),
         lease_seconds=settings.get("lease_seconds", 15.0),
+        payload_bytes_max=settings.get("payload_bytes_max", 256 * 1024),
         last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
     )
 
@@ -73,4 +75,7 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
         For each executor, why it ended ("" when everything was done).
     """
     world = _world()
-    return {assignment.executor: Driver(world, assignment).run() for assignment in assignments_of(world.secret, event)}
+    return {
+        assignment.executor: Driver(world, unfold(assignment, world.store, world.secret)).run()
+        for assignment in assignments_of(world.secret, event)
+    }

@@ -240,6 +240,11 @@ class LambdaInvoker:
         state = "closed" if self._closed else "idle" if self._line is None else "open"
         return f"<{type(self).__name__} {self.function_name!r} at {self.endpoint_url or 'AWS'}, {state}>"
 
+    @property
+    def warm(self) -> bool:
+        """See `ports.Invoker.warm`."""
+        return self._line is not None
+
     def invoke(self, assignments: Sequence[Assignment]) -> list[BaseException | None]:
         """Invoke one Lambda for each assignment; see `ports.Invoker`."""
         if not assignments:

@@ -134,6 +134,10 @@ class JobStore(Store, Protocol):
         live executors in the cluster; return how many. Cancelled or closed jobs admit none."""
         ...
 
+    def set_ceiling(self, ceiling: int) -> None:
+        """Change how many executors may live; executors that are already at work delegate by it."""
+        ...
+
     def listen(self, seconds: float) -> list[tuple[str, str, int, bytes]]:
         """Wait for events up to `seconds`; return ``(job, executor, attempt, events)`` in order of
         publication. Empty `events` mean: this executor retired. Each event is returned once;
@@ -172,6 +176,11 @@ class JobStore(Store, Protocol):
 
 class Invoker(Protocol):
     """How an executor starts another one."""
+
+    @property
+    def warm(self) -> bool:
+        """Whether an invocation costs a request and no more: the AWS client has been made."""
+        ...
 
     def invoke(self, assignments: Sequence[Assignment]) -> list[BaseException | None]:
         """Invoke one Lambda (asynchronously, `Event`) for each assignment, at the same time.

@@ -7,6 +7,7 @@ imported when the first body is unpickled, not when this module is.
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import traceback
 from collections.abc import Callable, Sequence
@@ -45,12 +46,23 @@ class Bodies:
         bodies = self._bodies.get(segment)
         if bodies is None:
             try:
-                bodies = pickle.loads(self._pickles[segment])
+                bodies = _loads(self._pickles[segment])
             except ModuleNotFoundError as error:
                 raise MissingModule(str(error), name=error.name) from None
             self._bodies[segment] = bodies
-            del self._pickles[segment]
+            self._pickles.pop(segment, None)  # an I/O thread may have been here, too
         return bodies[task % SEGMENT_TASKS]
+
+
+def _loads(blob: bytes) -> Any:
+    """Unpickle without the garbage collector, which would walk the growing graph again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return pickle.loads(blob)
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def run_body(body: Any, values: Sequence[Any], constant: Callable[[Ref], Any]) -> Any:

@@ -9,6 +9,10 @@ local header = cmsgpack.unpack(ARGV[1])
 local giver_job, giver, giver_attempt = header[1], header[2], header[3]
 local lease_ms, ttl, ceiling, records = header[4], header[5], header[6], header[7]
 
+-- What the cluster was last told wins over what the caller was told when it began.
+local latest = tonumber(redis.call('GET', ceiling_key) or nil)
+if latest and (giver ~= '' or latest < ceiling) then ceiling = latest end
+
 local giver_record
 if giver ~= '' then
   if enter(giver_job, giver, giver_attempt) ~= 'ok' then return 0 end

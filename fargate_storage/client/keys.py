@@ -5,6 +5,7 @@ key                                   type     what
 ====================================  =======  =============================================================
 ``CLUSTER:leases``                    zset     of every live executor record: the end of its lease, store ms
 ``CLUSTER:events``                    stream   what executors publish, until the proxy has read it
+``CLUSTER:ceiling``                   string   how many executors may live, since it was last changed
 ``CLUSTER:{JOB}:job``                 hash     ``opened``, ``cancelled``
 ``CLUSTER:{JOB}:executors``           set      executors that have, or had, a record (to find keys again)
 ``CLUSTER:{JOB}:record:EXECUTOR``     hash     ``attempt``, ``running``, ``starts``, ``assignment``, ``heard``,
@@ -26,6 +27,7 @@ from __future__ import annotations
 LUA = """
 local leases_key = KEYS[1] .. 'leases'
 local events_key = KEYS[1] .. 'events'
+local ceiling_key = KEYS[1] .. 'ceiling'
 local function key_of(job, what) return KEYS[1] .. '{' .. job .. '}:' .. what end
 local function lease_member(job, executor) return job .. '\\n' .. executor end
 """
@@ -47,6 +49,7 @@ class Keys:
         self.prefix = f"{cluster}:"
         self.leases = f"{cluster}:leases"
         self.events = f"{cluster}:events"
+        self.ceiling = f"{cluster}:ceiling"
 
     def of_job(self, job: str, what: str) -> str:
         """Name a key of a job."""

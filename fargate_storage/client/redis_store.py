@@ -161,6 +161,10 @@ class RedisStore:
         """
         return self._create("", "", 0, records, ceiling)
 
+    def set_ceiling(self, ceiling: int) -> None:
+        """See `lambda_worker.ports.JobStore.set_ceiling`."""
+        self._metadata.ask(("SET", self._keys.ceiling, ceiling, "EX", self.config.ttl_seconds))
+
     def listen(self, seconds: float) -> list[tuple[str, str, int, bytes]]:
         """See `lambda_worker.ports.JobStore.listen`. One cluster has one listener."""
         deadline = time.monotonic() + seconds

@@ -111,6 +111,7 @@ class Executor:
         self._promised: set[int] = set()
         self._unexplored: dict[int, dict[int, None]] = {}
         self._begun = False
+        self._late_starts: dict[int, list[int]] = {}  # by segment that is not here yet
         self._fan_ins: dict[int, _FanIn] = {}
         self._claimed: set[int] = set()
         # Values: where those from elsewhere are, which are here, and how many reasons keep each.
@@ -179,8 +180,8 @@ class Executor:
 
     def _on_began(self, now: float, edges: Mapping[int, Edges], out: list[Instruction]) -> None:
         self._edges.update(edges)
-        # Who has only just begun knows neither how long tasks take nor how full the fleet is.
-        self._ask_again = now + self.policy.share_seconds_min
+        if not self.assignment.room:
+            self._ask_again = now + self.policy.full_seconds
         starts = self.assignment.starts
         needed = dict.fromkeys(self.assignment.hint)
         for task in starts:
@@ -203,6 +204,8 @@ class Executor:
                 edges = self._edges.get(segment_of(task))
                 if edges is not None:
                     self._keep_inputs(edges.parents[task - edges.first])
+                else:
+                    self._late_starts.setdefault(segment_of(task), []).append(task)
         for task in reversed(waiting):
             if task in given:
                 self._complete(task, given_from_elsewhere=True)
@@ -212,9 +215,8 @@ class Executor:
             self._edges[segment] = edges
             self._loading.discard(segment)
             if self._begun:
-                for task in self.assignment.starts:
-                    if segment_of(task) == segment and task not in self.assignment.given:
-                        self._keep_inputs(edges.parents[task - edges.first])
+                for task in self._late_starts.pop(segment, ()):
+                    self._keep_inputs(edges.parents[task - edges.first])
                 self._promise(self._unexplored.pop(segment, ()))
         if not self._begun and not self._loading:
             self._begin_starts()

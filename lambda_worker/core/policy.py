@@ -19,8 +19,12 @@ class Policy:
         Live executors in the whole cluster, at most.
     inline_bytes_max
         Serialised values up to this size travel inside messages instead of through a shard.
+    fan_in_bytes_max
+        Values that meet at one fan-in travel inside messages only up to this size together.
     invoke_seconds
         What starting another executor costs before it does useful work.
+    invoke_here_min
+        Who has no AWS client yet makes one only to invoke at least so many at once.
     share_seconds_min
         Work worth less than this is never given away: starting many executors for a last few tasks
         each costs every one of them more than it saves.
@@ -29,6 +33,9 @@ class Policy:
         arrivals and results, and costs a small share of the time between two.
     publications_per_second_max
         What the proxy hears from all executors together while they run tasks, at most.
+    full_seconds
+        Who begins while the fleet is full does not ask for more executors before this long: the work
+        was shared evenly when it began, and asking costs.
     refused_seconds
         After the store granted no executor, do not ask again for this long (doubled each time).
     fetch_ahead
@@ -37,10 +44,13 @@ class Policy:
 
     ceiling: int = 1
     inline_bytes_max: int = 64 * 1024
+    fan_in_bytes_max: int = 1024 * 1024
     invoke_seconds: float = 0.01
+    invoke_here_min: int = 4
     share_seconds_min: float = 0.5
     publish_seconds_min: float = 0.01
     publications_per_second_max: float = 1000.0
+    full_seconds: float = 1.0
     refused_seconds: float = 0.1
     refused_seconds_max: float = 2.0
     fetch_ahead: int = 2
@@ -56,9 +66,26 @@ class Policy:
         """
         return max(self.publish_seconds_min, self.ceiling / self.publications_per_second_max)
 
-    def inline(self, nbytes: int) -> bool:
-        """Decide whether a serialised value travels inside messages."""
-        return nbytes <= self.inline_bytes_max
+    def inline(self, nbytes: int, siblings: int = 1) -> bool:
+        """Decide whether a serialised value travels inside messages.
+
+        `siblings` values of this size may meet at one fan-in: together they must not fill the
+        metadata server, which is small, nor one answer to the executor that wins the fan-in.
+
+        Examples
+        --------
+        >>> Policy().inline(50_000), Policy().inline(50_000, siblings=1_000)
+        (True, False)
+        """
+        return nbytes <= self.inline_bytes_max and nbytes * siblings <= self.fan_in_bytes_max
+
+    def invoke_here(self, executors: int, warm: bool) -> bool:
+        """Decide who invokes new executors: the one that delegates, or the proxy on its behalf.
+
+        Making an AWS client takes a sandbox longer than a message to the proxy, which has one. For
+        many executors at once, the proxy would be the bottleneck.
+        """
+        return warm or executors >= self.invoke_here_min
 
     def shares(self, ready: int, seconds_per_task: float) -> int:
         """Decide into how many shares ready tasks are split (1: keep them all here).

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from lambda_worker.core.wire import Location, location_from_wire, location_to_wire, pack, seal, unpack, unseal
+from lambda_worker.core.wire import Location, Ref, location_from_wire, location_to_wire, pack, seal, unpack, unseal
 
 SEGMENT_TASKS = 256
 
@@ -97,6 +98,10 @@ class Assignment:
         Segments that travel inside the invocation, sealed, by number.
     ceiling
         Live executors in the whole cluster, at most, when this was assigned.
+    room
+        How many more executors could have been started when this was assigned.
+    stored
+        Where the whole of this assignment is, when it is too large for an invocation.
     """
 
     job: str
@@ -107,18 +112,25 @@ class Assignment:
     hint: Sequence[int] = ()
     segments: Mapping[int, bytes] = field(default_factory=dict)
     ceiling: int = 1
+    room: int = 0
+    stored: Ref | None = None
 
     def to_bytes(self) -> bytes:
         """Encode."""
         given = {task: location_to_wire(location) for task, location in self.given.items()}
-        return pack([self.job, self.executor, self.attempt, self.starts, given, self.hint, self.segments, self.ceiling])
+        fields: list[Any] = [self.job, self.executor, self.attempt, self.starts, given, self.hint]
+        fields += [self.segments, self.ceiling, self.room]
+        if self.stored is not None:
+            fields.append(list(self.stored))
+        return pack(fields)
 
     @classmethod
     def from_bytes(cls, blob: bytes | memoryview) -> Assignment:
         """Undo `to_bytes`."""
-        job, executor, attempt, starts, given, hint, segments, ceiling = unpack(blob)
+        job, executor, attempt, starts, given, hint, segments, ceiling, room, *stored = unpack(blob)
         given = {task: location_from_wire(item) for task, item in given.items()}
-        return cls(job, executor, attempt, starts, given, hint, segments, ceiling)
+        ref = Ref(*stored[0]) if stored else None
+        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, ref)
 
 
 def _segment_name(job: str, number: int) -> str:

@@ -186,7 +186,9 @@ class Fleet:
         given = {plan.externals[key]: location for key, location in (given or {}).items()}
         starts = [(task, given.get(task)) for task in plan.graph.starts]
         ceiling = self.policy.ceiling
-        assignments = preparation.assignments(starts, groups, ceiling, payload_bytes_max, 1)
+        assignments = preparation.assignments(
+            starts, groups=groups, ceiling=ceiling, live=0, payload_bytes_max=payload_bytes_max, serial=1
+        )
         assert self.store.admit(assignments, ceiling) == len(assignments)
         return job, plan, assignments
 

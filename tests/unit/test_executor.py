@@ -211,7 +211,10 @@ def dags(draw):
 def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, inline, ceiling):
     graph, _ = graph_of(*dag)
     world = World(
-        graph, Policy(ceiling=ceiling, invoke_seconds=1e-4, share_seconds_min=0, refused_seconds=0.001), seed, inline
+        graph,
+        Policy(ceiling=ceiling, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001),
+        seed,
+        inline,
     )
     world.start(groups)
     world.run()
@@ -229,7 +232,12 @@ def test_a_graph_of_many_segments_that_do_not_travel_along(seed, tasks):
         for t in range(tasks)
     }
     graph, _ = graph_of(parents, set(range(0, tasks, 7)) | {tasks - 1})
-    world = World(graph, Policy(ceiling=20, invoke_seconds=1e-3, share_seconds_min=0), seed, payload_segments=False)
+    world = World(
+        graph,
+        Policy(ceiling=20, invoke_seconds=1e-3, share_seconds_min=0, full_seconds=0),
+        seed,
+        payload_segments=False,
+    )
     world.start(5)
     world.run()
     assert world.results == world.expected()
@@ -294,7 +302,7 @@ def test_a_tree_arrives_once_per_executor_boundary(groups):
 def test_a_wide_fan_out_is_split_once_its_tasks_are_known_to_be_long():
     parents = {"s": (), **{n: ("s",) for n in range(1000)}}
     graph, _ = graph_of(parents, set(range(1000)))
-    world = World(graph, Policy(ceiling=100, invoke_seconds=1e-4, share_seconds_min=0), 1)
+    world = World(graph, Policy(ceiling=100, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0), 1)
     world.start(100)
     world.run()
     assert world.results == world.expected()
