@@ -349,7 +349,8 @@ class Proxy(SchedulerPlugin):
         data, _, _, _ = await gather_from_workers(who_has, rpc=self.scheduler.rpc)
         if key not in data:
             raise ValueLost(f"no Dask worker has {key!r} any more")
-        return data[key]
+        value = data[key]  # the scheduler's own connections leave values as they travel
+        return deserialize(value.header, value.frames) if isinstance(value, Serialized) else value
 
     # -- what the scheduler does ----------------------------------------------------------------
 
