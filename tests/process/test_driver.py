@@ -416,6 +416,7 @@ def test_a_wide_fan_out_is_shared_with_executors_that_were_invoked_for_it(make_f
     tasks.update({f"u{n}": (add, 0, f"t{n}", "s") for n in range(100)})
     tasks["end"] = (add, 0, *[f"u{n}" for n in range(100)])
     outcome = fleet.compute(tasks, ["end"])
+    assert not any(outcome.reasons.values()), outcome.reasons
     assert outcome.value("end") == sum(range(100)) + 100
     assert outcome.delegated and set(outcome.delegated) < set(outcome.retired)
     assert len(set(outcome.retired)) == outcome.counts["executors"] <= 1 + len(outcome.delegated)
