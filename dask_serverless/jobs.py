@@ -19,9 +19,10 @@ result; an error of a task is the error of every pending visible key that depend
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dask_serverless.plan.graph import Graph
 from lambda_worker.core.wire import Location, Ref
@@ -221,9 +222,14 @@ class Entry:
 
     job: str | None  # which job makes it; None: made elsewhere
     task: int = -1
-    pointer: bool = False  # it stands for another key
+    target: Key | None = None  # the key that a pointer stands for
     result: Result | None = None
     error: bytes | None = None
+
+    @property
+    def pointer(self) -> bool:
+        """Whether it stands for another key."""
+        return self.target is not None
 
     @property
     def pending(self) -> bool:
@@ -239,7 +245,7 @@ class Job:
     graph: Graph
     keys: dict[int, list[Key]]  # pending visible tasks and the keys that name them
     ready: list[tuple[int, Location | None]] = field(default_factory=list)
-    gated: set[int] = field(default_factory=set)
+    gated: dict[int, Key] = field(default_factory=dict)  # start tasks, and the key each waits for
     launching: int = 0
     rooms_seen: int = 0  # of the ledger's `_rooms`, when the last launch was made
     live: set[str] = field(default_factory=set)
@@ -258,12 +264,16 @@ class Ledger:
         self.keys: dict[Key, Entry] = {}
         self.jobs: dict[str, Job] = {}
         # Who waits for a key: start tasks of jobs, and pointers to it.
-        self._gates: dict[Key, list[tuple[str, int]]] = {}
-        self._pointers: dict[Key, list[Key]] = {}
+        self._gates: dict[Key, dict[str, int]] = {}
+        self._pointers: dict[Key, dict[Key, None]] = {}
+        # What an event still has to bring about: keys with an answer to pass on, jobs with starts to launch.
+        self._answered: deque[Key] = deque()
+        self._due: dict[str, Job] = {}
         # By job, the stored values that keys hold, and how many keys hold each.
         self._held: dict[str, dict[Ref, int]] = {}
         # Jobs whose starts found no room below the ceiling, oldest first; how often room has appeared.
         self._waiting: dict[str, None] = {}
+        self._trying: str | None = None  # the first of them, while it asks for room again
         self._rooms = 0
 
     def __repr__(self) -> str:
@@ -272,6 +282,19 @@ class Ledger:
     def handle(self, event: Event) -> list[Instruction]:
         """Take in one event and return what to do, in order."""
         out: list[Instruction] = []
+        self._take(event, out)
+        while self._answered:  # not by recursion: a line of jobs may be of any length
+            self._tell_waiting(self._answered.popleft(), out)
+        for job in self._due.values():  # at the end, so that what came together is launched together
+            if job.ready and job.keys:
+                out.append(Launch(job.name, job.ready))
+                job.ready = []
+                job.launching += 1
+                job.rooms_seen = self._rooms
+        self._due.clear()
+        return out
+
+    def _take(self, event: Event, out: list[Instruction]) -> None:
         match event:
             case Done(name, results):
                 self._on_done(name, results, out)
@@ -305,11 +328,10 @@ class Ledger:
             case ImportFailed(key, error):
                 if key in self.keys and self.keys[key].pending and self.keys[key].job is None:
                     self.keys[key].error = error
-                    self._tell_waiting(key, out)
+                    self._answered.append(key)
             case Room():
                 self._rooms += 1
                 self._launch_waiting(out)
-        return out
 
     def stalled(self) -> list[str]:
         """Name the jobs that cannot end any more. The dispatcher fails them rather than hang."""
@@ -334,11 +356,11 @@ class Ledger:
         externals = set(event.externals.values())
         job.ready = [(task, None) for task in graph.starts if task not in externals]
         for key, task in event.externals.items():
-            job.gated.add(task)
-            self._gates.setdefault(key, []).append((job.name, task))
+            job.gated[task] = key
+            self._gates.setdefault(key, {})[job.name] = task
         for key, target in event.pointers.items():
-            self.keys[key] = Entry(None, pointer=True)
-            self._pointers.setdefault(target, []).append(key)
+            self.keys[key] = Entry(None, target=target)
+            self._pointers.setdefault(target, {})[key] = None
         for key in (*event.externals, *event.pointers.values()):
             self._await(key, out)
         self._launch(job, out)
@@ -351,33 +373,24 @@ class Ledger:
             self.keys[key] = Entry(None)
             out.append(Import(key))
         elif not entry.pending:
-            self._tell_waiting(key, out)
+            self._answered.append(key)
 
     def _tell_waiting(self, key: Key, out: list[Instruction]) -> None:
         entry = self.keys[key]
-        touched: dict[str, Job] = {}
-        for name, task in self._gates.pop(key, ()):
-            job = self.jobs.get(name)
-            if job is None:
-                continue
-            touched[name] = job
-            job.gated.discard(task)
+        for name, task in self._gates.pop(key, {}).items():
+            job = self.jobs[name]
+            del job.gated[task]
             if entry.result is not None:
                 job.ready.append((task, entry.result.location))
+                self._launch(job, out)
             else:
                 self._fail_from(job, task, entry.error or b"", out)
-        for pointer in self._pointers.pop(key, ()):
-            if pointer in self.keys:
-                self._resolve_pointer(pointer, entry, out)
-        for job in touched.values():
-            self._launch(job, out)
             self._settle(job, out)
-
-    def _resolve_pointer(self, key: Key, target: Entry, out: list[Instruction]) -> None:
-        if target.result is not None:
-            self._give(key, target.result, out)
-        else:
-            self._fail(key, target.error or b"", out)
+        for pointer in self._pointers.pop(key, ()):
+            if entry.result is not None:
+                self._give(pointer, entry.result, out)
+            else:
+                self._fail(pointer, entry.error or b"", out)
 
     def _give(self, key: Key, result: Result, out: list[Instruction]) -> None:
         entry = self.keys.get(key)
@@ -389,8 +402,7 @@ class Ledger:
             held = self._held.setdefault(_maker(result.location), {})
             held[result.location] = held.get(result.location, 0) + 1
         out.append(Finish(key, result))
-        if key in self._gates or key in self._pointers:
-            self._tell_waiting(key, out)
+        self._answered.append(key)
 
     # -- a job goes on --------------------------------------------------------------------------
 
@@ -401,13 +413,7 @@ class Ledger:
         if self._waiting:
             self._waiting[job.name] = None
         else:
-            self._launch_now(job, out)
-
-    def _launch_now(self, job: Job, out: list[Instruction]) -> None:
-        out.append(Launch(job.name, job.ready))
-        job.ready = []
-        job.launching += 1
-        job.rooms_seen = self._rooms
+            self._due[job.name] = job
 
     def _launch_waiting(self, out: list[Instruction]) -> None:
         """Room may have appeared below the ceiling: try with the job that has waited longest.
@@ -415,35 +421,29 @@ class Ledger:
         One at a time: if it finds room, the next follows (`_on_admitted`). Trying with all of them
         at every retirement would be quadratic in the number of jobs.
         """
-        while self._waiting:
-            job = self.jobs.get(next(iter(self._waiting)))
-            if job is not None and job.ready and job.keys:
-                if not job.launching:
-                    self._launch_now(job, out)
-                return
-            del self._waiting[next(iter(self._waiting))]
+        if self._trying is None and self._waiting:
+            self._trying = next(iter(self._waiting))
+            self._due[self._trying] = self.jobs[self._trying]
 
     def _on_admitted(self, event: Admitted, out: list[Instruction]) -> None:
         job = self.jobs.get(event.job)
         if job is None:
-            self._launch_waiting(out)
             return
+        if self._trying == job.name:
+            self._trying = None
         job.launching -= 1
         job.live.update(each for each in event.executors if each not in job.gone)
         job.ready[:0] = event.refused
-        if event.refused:
-            self._waiting.setdefault(job.name)
-            if job.rooms_seen != self._rooms:  # room appeared while the answer was on its way
-                self._launch_waiting(out)
-        elif job.name in self._waiting:
-            del self._waiting[job.name]
-            self._launch(job, out)
-            self._launch_waiting(out)
+        if job.ready:
+            self._waiting.setdefault(job.name)  # who tried and was refused keeps its place
         else:
-            self._launch(job, out)
+            self._waiting.pop(job.name, None)
+        if not event.refused or job.rooms_seen != self._rooms:  # or room appeared while the answer was on its way
+            self._launch_waiting(out)
 
     def _on_imported(self, key: Key, location: Location, out: list[Instruction]) -> None:
-        if key not in self.keys:  # released meanwhile
+        entry = self.keys.get(key)
+        if entry is None or entry.job is not None or not entry.pending:  # released, or asked for twice
             if isinstance(location, Ref):
                 out.append(Free([location]))
             return
@@ -492,6 +492,8 @@ class Ledger:
                 if not names:
                     del job.keys[entry.task]
                 self._settle(job, out)
+        elif entry.target is not None and entry.pending:
+            _remove(self._pointers, entry.target, key)
         if key in self._gates or key in self._pointers:
             # Somebody still needs what was let go: ask for it, which gives a value or an error.
             self.keys[key] = Entry(None)
@@ -521,8 +523,7 @@ class Ledger:
             return
         entry.error = error
         out.append(Fail(key, error))
-        if key in self._gates or key in self._pointers:
-            self._tell_waiting(key, out)
+        self._answered.append(key)
 
     def _fail_job(self, job: Job, error: bytes, out: list[Instruction]) -> None:
         keys, job.keys = job.keys, {}
@@ -537,7 +538,18 @@ class Ledger:
             return
         del self.jobs[job.name]
         self._waiting.pop(job.name, None)
+        if self._trying == job.name:
+            self._trying = None  # closing makes room, and then the next in line tries
+        for key in job.gated.values():
+            _remove(self._gates, key, job.name)
         out.append(Close(job.name, list(self._held.get(job.name, ()))))
+
+
+def _remove(waiting: dict[Key, Any], key: Key, who: Key) -> None:
+    """Take one out of those who wait for a key."""
+    del waiting[key][who]
+    if not waiting[key]:
+        del waiting[key]
 
 
 def _maker(ref: Ref) -> str:

@@ -150,7 +150,7 @@ class Driver:
         self._bodies = Bodies()
         self._values: dict[int, Any] = {}
         self._errors: dict[int, bytes] = {}
-        self._unfit: set[int] = set()
+        self._unreadable: dict[int, Exception] = {}  # inputs, and why
         self._missing: dict[int, str] = {}
         self._durations: dict[int, tuple[float, float]] = {}
         self._locations: dict[int, Location] = dict(assignment.given)
@@ -220,8 +220,10 @@ class Driver:
     def _run(self, run: Run) -> Event:
         task = run.task
         clock = self.world.clock
-        if task in self._unfit:
-            return TaskErred(task, clock(), final=True)
+        for parent in run.parents:
+            if parent in self._unreadable:  # other tasks that need it err as well, each in its own name
+                self._errors[task] = self._error(task, self._unreadable[parent])
+                return TaskErred(task, clock(), final=True)
         if self._words is not None:
             self._words.say(task)
         started = clock()
@@ -251,6 +253,7 @@ class Driver:
             if instructions and isinstance(instructions[0], Forget):
                 for task in instructions[0].tasks:
                     self._values.pop(task, None)
+                    self._unreadable.pop(task, None)
                     self._durations.pop(task, None)
                     self._locations.pop(task, None)
                 del instructions[0]
@@ -327,13 +330,21 @@ class Driver:
                     self._values[parent] = self.world.open_location(location)
         except StoreUnavailable:
             raise
-        except Exception as error:
-            # Lost, tampered with, or not to be unpickled here: the task cannot get its inputs.
-            self._errors[task] = self._error(task, error)
-            self._unfit.add(task)  # it errs when its turn to run comes
-        else:
-            self._locations.update(wanted)
+        except Exception:
+            # Lost, tampered with, or not to be unpickled here. One by one, since others need the good ones.
+            for parent, location in wanted:
+                if parent not in self._values:
+                    self._fetch_one(parent, location)
+        self._locations.update(wanted)
         return InputsFetched(task)
+
+    def _fetch_one(self, parent: int, location: Location) -> None:
+        try:
+            self._values[parent] = self.world.open_location(location)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            self._unreadable[parent] = error  # who needs it errs when its turn to run comes
 
     # -- values out -----------------------------------------------------------------------------
 

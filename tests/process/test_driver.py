@@ -121,6 +121,8 @@ class Outcome:
 class Fleet:
     """Lambda and the proxy, for one cluster."""
 
+    warm = True  # an invocation costs nothing more
+
     def __init__(self, tier, policy=None, lease_seconds=15.0, last_words_directory=None, **store_options):
         self.config = tier.config(f"driver-{next(_numbers)}", lease_seconds=lease_seconds, **store_options)
         self.policy = policy or Policy(ceiling=4)
