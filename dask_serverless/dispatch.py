@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dask_serverless.backend import Backend
-from dask_serverless.dask_graph import JobPlan
+from dask_serverless.dask_graph import JobPlan, collector_paused
 from dask_serverless.jobs import (
     Admitted,
     Close,
@@ -299,11 +299,12 @@ class Dispatcher:
         return events
 
     def _take(self, events: list[Any]) -> None:
-        for event in events:
-            try:
-                self._take_one(event)
-            except Exception:  # our bug; the other events are other jobs' lives
-                logger.exception("an event could not be handled: %r", event)
+        with collector_paused():  # thousands of results at once, and all of them stay
+            for event in events:
+                try:
+                    self._take_one(event)
+                except Exception:  # our bug; the other events are other jobs' lives
+                    logger.exception("an event could not be handled: %r", event)
 
     def _take_one(self, event: Any) -> None:
         match event:

@@ -31,6 +31,7 @@ from dask_serverless.dask_graph import (
     JobPlan,
     annotation,
     as_expr_ser,
+    collector_paused,
     materialise,
     plan_job,
     split,
@@ -177,15 +178,16 @@ class Proxy(SchedulerPlugin):
             return
         for key in stubs:
             self._kept[key] = kept
-        await self._stock_update_graph(
-            client=client,
-            expr_ser=collapsed,
-            keys=keys,
-            internal_priority=internal_priority or {key: number for number, key in enumerate(graph)},
-            annotations={},
-            actors=actors,
-            **message,
-        )
+        with collector_paused():  # a task state for every stub
+            await self._stock_update_graph(
+                client=client,
+                expr_ser=collapsed,
+                keys=keys,
+                internal_priority=internal_priority or {key: number for number, key in enumerate(graph)},
+                annotations={},
+                actors=actors,
+                **message,
+            )
         # Without a pause since the scheduler took the stubs: nobody can have asked for them yet.
         lost = [key for key in stubs if key not in self.scheduler.tasks]
         for key in lost:  # it refused the graph: a key it depends on is gone
