@@ -1,12 +1,14 @@
-"""What Dask sends us, translated: the only module that knows Dask's expression and task classes.
+"""What Dask sends us, translated: an expression becomes tasks, and tasks become a plan in numbers.
+
+This module, `bodies` and `stubs` are the only ones that know Dask's expression and task classes.
 
 A submitted graph passes through here in this order:
 
 1. `materialise`: expression -> tasks by key, as the stock scheduler does it;
 2. `split`: which of them must run on an ordinary Dask worker ("pinned");
 3. `plan_job`: the others -> a `JobPlan`, in numbers, with one *body* per task;
-4. `segment_bodies`: the bodies of one segment -> bytes;
-5. `stub_graph` and `as_expr_ser`: what the stock scheduler gets to see instead.
+4. `bodies.segment_bodies`: the bodies of one segment -> bytes;
+5. `stubs.stub_graph` and `stubs.as_expr_ser`: what the stock scheduler gets to see instead.
 
 Rules kept here:
 
@@ -20,29 +22,22 @@ Rules kept here:
 
 from __future__ import annotations
 
-import gc
 import itertools
 import pickle
-import threading
-import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import cloudpickle
-from dask._expr import Expr, LLGExpr
+from dask._expr import Expr
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, _execute_subgraph, convert_legacy_graph
 from dask.sizeof import sizeof
-from dask.utils import funcname
-from distributed.protocol.pickle import _DaskPickler
-from distributed.protocol.serialize import Serialized
 from distributed.shuffle._core import P2PBarrierTask
 
+from dask_serverless.collector import collector_paused
 from dask_serverless.plan import Graph, number
-from lambda_worker.core.errors import GraphError, ProtocolError, UnpicklableTask
+from lambda_worker.core.errors import GraphError
 from lambda_worker.core.schedule import SEGMENT_TASKS
 
 Key: TypeAlias = Any  # str, bytes, int, float, or a nested tuple of these
@@ -62,56 +57,6 @@ PLACEMENTS = ("workers", "restrictions", "resources", "allow_other_workers", "lo
 
 _NO_NAMES: tuple[()] = ()
 _SMALL_TYPES = frozenset({bool, int, float, complex, type(None), slice})
-
-
-# -- the garbage collector --------------------------------------------------------------------
-
-
-class _Pauses:
-    """How many threads want the collector paused, and what its state was before the first."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.depth = 0
-        self.was_enabled = False
-
-
-_pauses = _Pauses()
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector while many objects are made that all stay.
-
-    Making a million tasks sets it off again and again, and each time it walks all that was made so
-    far. May be nested, and entered by several threads; when the last one leaves, the collector is
-    as it was before the first. What was made in between counts as old at once: otherwise
-    the first collection afterwards would walk through all of it, in the scheduler's event loop.
-
-    Examples
-    --------
-    >>> import gc
-    >>> with collector_paused():
-    ...     gc.isenabled()
-    False
-    >>> gc.isenabled()
-    True
-    """
-    with _pauses.lock:
-        if _pauses.depth == 0:
-            _pauses.was_enabled = gc.isenabled()
-            gc.disable()
-        _pauses.depth += 1
-    try:
-        yield
-    finally:
-        with _pauses.lock:
-            _pauses.depth -= 1
-            if _pauses.depth == 0 and _pauses.was_enabled:
-                if gc.get_freeze_count() == 0:  # else we would thaw what somebody else froze
-                    gc.freeze()
-                    gc.unfreeze()
-                gc.enable()
 
 
 # -- materialise ------------------------------------------------------------------------------
@@ -564,167 +509,3 @@ def _pickled_nbytes(value: Any) -> int:
         except Exception:
             continue
     return 0  # `segment_bodies` will say so, and name the task
-
-
-# -- pickle -----------------------------------------------------------------------------------
-
-
-def segment_bodies(plan: JobPlan, first: int, last: int, constant_refs: Mapping[Key, Sequence[Any]] = {}) -> bytes:  # noqa: B006
-    """Pickle the bodies of the tasks ``first .. last - 1`` at once.
-
-    Pickled together, what the tasks share (functions, keys, embedded data) is written once.
-
-    Parameters
-    ----------
-    constant_refs
-        For each of the plan's `constants`: the `Ref` under which it was stored.
-
-    Raises
-    ------
-    UnpicklableTask
-        Naming the first task that cannot be pickled, and why.
-
-    Examples
-    --------
-    >>> import pickle
-    >>> from dask._task_spec import Task
-    >>> plan = plan_job({"x": Task("x", sum, (1, 2))}, {"x"})
-    >>> [(task, names, constants)] = pickle.loads(segment_bodies(plan, 0, 1))
-    >>> task({})
-    3
-    """
-    bodies = plan.bodies[first:last]
-    if plan.constants:
-        bodies = [
-            (body[0], body[1], {name: list(constant_refs[constant]) for name, constant in body[2].items()})
-            if body and body[2]
-            else body
-            for body in bodies
-        ]
-    try:
-        return _dumps(bodies)
-    except Exception as error:
-        _blame(plan, first, bodies, error)
-
-
-def _dumps(bodies: Any) -> bytes:
-    """Pickle by the rules of `distributed.protocol.pickle.dumps`, but never log what fails.
-
-    Plain pickle first; types that distributed can serialise but pickle cannot, its way; cloudpickle
-    if that fails too or anything comes from ``__main__``. Modules registered with
-    `cloudpickle.register_pickle_by_value` go by value too: distributed honours them for the object
-    pickled only, which here is a list, so we look for their names in the bytes instead.
-    """
-    try:
-        try:
-            blob = pickle.dumps(bodies, protocol=5)
-        except Exception:
-            file = BytesIO()
-            _DaskPickler(file, protocol=5).dump(bodies)
-            blob = file.getvalue()
-    except Exception:
-        return bytes(cloudpickle.dumps(bodies, protocol=5))
-    by_value = [b"__main__", *(name.encode() for name in cloudpickle.list_registry_pickle_by_value())]
-    if any(name in blob for name in by_value):
-        return bytes(cloudpickle.dumps(bodies, protocol=5))
-    return blob
-
-
-def _blame(plan: JobPlan, first: int, bodies: Sequence[Body | None], error: Exception) -> NoReturn:
-    """Find the task that cannot be pickled, and raise."""
-    for task, body in enumerate(bodies, first):
-        try:
-            _dumps(body)
-        except Exception as cause:
-            assert body is not None
-            node = body[0]
-            what = f"a call of {funcname(node.func)}" if isinstance(node, Task) else f"a {type(node).__name__}"
-            raise UnpicklableTask(
-                f"task {plan.keys[task]!r} ({what}) cannot be pickled, so no executor could receive it: "
-                f"{type(cause).__name__}: {cause}. Make what it holds inside the task, or run it on a Dask worker: "
-                "dask.annotate(serverless=False)"
-            ) from cause
-    raise error
-
-
-# -- what the scheduler sees ------------------------------------------------------------------
-
-
-def run_elsewhere(*values: Any) -> NoReturn:
-    """Stand for a task that Lambda runs."""
-    raise ProtocolError(
-        "a stub was run on a Dask worker: its key is computed by Lambda, and only the fleet worker may be given it"
-    )
-
-
-def stub_graph(visible: Iterable[Key], dependencies: Mapping[Key, Iterable[Key]]) -> dict[Key, GraphNode]:
-    """Return the collapsed graph: one stub per visible key, with the keys it keeps alive.
-
-    Examples
-    --------
-    >>> stub_graph(["y"], {"y": ["x"]})["y"].dependencies
-    frozenset({'x'})
-    """
-    return {
-        key: Task(key, run_elsewhere, *[TaskRef(name) for name in dependencies.get(key, ())])  # type: ignore[misc]
-        for key in visible
-    }
-
-
-class CollapsedGraph(LLGExpr):
-    """A low-level graph that is handed on as it is, with its annotations."""
-
-    _parameters = ["dsk", "annotations_by_type"]
-
-    def __dask_graph__(self) -> dict[Key, GraphNode]:  # noqa: D105
-        graph: dict[Key, GraphNode] = self.operand("dsk")
-        return graph
-
-    def __dask_annotations__(self) -> dict[str, dict[Key, Any]]:  # noqa: D105
-        annotations: dict[str, dict[Key, Any]] = self.operand("annotations_by_type")
-        return annotations
-
-
-_deposits: dict[int, CollapsedGraph] = {}
-_tokens = itertools.count()
-
-
-class _Deposit:
-    """Pickles to a token; unpickled in the same process, becomes the expression left under it."""
-
-    def __init__(self, token: int) -> None:
-        self.token = token
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _collect, (self.token,)
-
-
-def _collect(token: int) -> CollapsedGraph:
-    try:
-        return _deposits.pop(token)
-    except KeyError:
-        raise ProtocolError("a collapsed graph was read twice, or in another process") from None
-
-
-def as_expr_ser(
-    tasks: dict[Key, GraphNode], annotations_by_type: Mapping[str, Mapping[Key, Any]] | None = None
-) -> Serialized:
-    """Wrap a graph for `Scheduler.update_graph`, which takes serialised expressions only.
-
-    What it deserialises to, once and in this process, holds the very same dict: nothing is
-    pickled. A wrapper that is never read takes the graph with it.
-
-    Examples
-    --------
-    >>> from distributed.protocol import deserialize
-    >>> tasks = stub_graph(["x"], {})
-    >>> message = as_expr_ser(tasks)
-    >>> deserialize(message.header, message.frames).__dask_graph__() is tasks
-    True
-    """
-    token = next(_tokens)
-    # With a token of its own, the expression is not hashed through and through for a name.
-    _deposits[token] = CollapsedGraph(tasks, dict(annotations_by_type or {}), _determ_token=f"collapsed-{token}")
-    message = Serialized({"serializer": "pickle", "writeable": ()}, [pickle.dumps(_Deposit(token), protocol=5)])
-    weakref.finalize(message, _deposits.pop, token, None)
-    return message

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dask_serverless.backend import Backend
-from dask_serverless.dask_graph import JobPlan, collector_paused
-from dask_serverless.jobs import (
+from dask_serverless.collector import collector_paused
+from dask_serverless.dask_graph import JobPlan
+from dask_serverless.job_events import (
     Admitted,
     Close,
     Delegating,
@@ -31,13 +32,13 @@ from dask_serverless.jobs import (
     Import,
     JobFailed,
     Launch,
-    Ledger,
     Lost,
     Result,
     Retired,
     Room,
     Submitted,
 )
+from dask_serverless.jobs import Ledger
 from dask_serverless.preparation import Preparation, prepare
 from lambda_worker.core.errors import (
     ExecutorLost,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dask_serverless.dask_graph import JobPlan, segment_bodies
+from dask_serverless.bodies import segment_bodies
+from dask_serverless.dask_graph import JobPlan
 from dask_serverless.plan.partition import Group, assign_starts, edges
 from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment

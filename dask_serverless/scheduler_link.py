@@ -22,7 +22,7 @@ from distributed.metrics import time
 from distributed.protocol import Serialized, to_serialize
 from distributed.worker_state_machine import UpdateDataEvent
 
-from dask_serverless.jobs import Imported, ImportFailed, Result
+from dask_serverless.job_events import Imported, ImportFailed, Result
 from lambda_worker.core.errors import ServerlessError, ValueLost
 from lambda_worker.core.wire import (
     Frame,

@@ -28,18 +28,11 @@ from distributed.shuffle._core import P2PBarrierTask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_serverless import dask_graph
-from dask_serverless.dask_graph import (
-    EMBEDDED_BYTES_MAX,
-    annotation,
-    as_expr_ser,
-    collector_paused,
-    materialise,
-    plan_job,
-    segment_bodies,
-    split,
-    stub_graph,
-)
+from dask_serverless import bodies, collector, dask_graph, stubs
+from dask_serverless.bodies import segment_bodies
+from dask_serverless.collector import collector_paused
+from dask_serverless.dask_graph import EMBEDDED_BYTES_MAX, annotation, materialise, plan_job, split
+from dask_serverless.stubs import as_expr_ser, stub_graph
 from lambda_worker.core.errors import GraphError, ProtocolError, UnpicklableTask
 from lambda_worker.core.schedule import SEGMENT_TASKS
 
@@ -573,11 +566,11 @@ def test_a_collapsed_graph_is_handed_over_once():
 
 
 def test_a_collapsed_graph_that_is_never_read_is_forgotten():
-    before = len(dask_graph._deposits)
+    before = len(stubs._deposits)
     message = as_expr_ser(stub_graph(["x"], {}))
-    assert len(dask_graph._deposits) == before + 1
+    assert len(stubs._deposits) == before + 1
     del message
-    assert len(dask_graph._deposits) == before
+    assert len(stubs._deposits) == before
 
 
 async def test_the_stock_scheduler_takes_a_collapsed_graph():
@@ -646,4 +639,5 @@ def test_what_was_frozen_stays_frozen():
 
 
 def test_examples():
-    assert doctest.testmod(dask_graph).failed == 0
+    for module in (bodies, collector, dask_graph, stubs):
+        assert doctest.testmod(module).failed == 0

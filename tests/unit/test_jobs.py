@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_serverless.jobs import (
+from dask_serverless.job_events import (
     Admitted,
     Close,
     Delegating,
@@ -26,7 +26,6 @@ from dask_serverless.jobs import (
     ImportFailed,
     JobFailed,
     Launch,
-    Ledger,
     Lost,
     Released,
     Result,
@@ -34,6 +33,7 @@ from dask_serverless.jobs import (
     Room,
     Submitted,
 )
+from dask_serverless.jobs import Ledger
 from dask_serverless.plan import number
 from lambda_worker.core.wire import Ref
 
