@@ -26,6 +26,7 @@ from distributed.security import Security
 
 from dask_serverless import ServerlessCluster
 from lambda_worker.core.errors import PlatformError, ServerlessError
+from tests.waiting import until
 
 OPTIONS = {"n_workers": 2, "dashboard_address": ":0"}
 
@@ -81,14 +82,13 @@ def no_traces(monkeypatch, tmp_path):  # tmp_path: pytest's own place must exist
     monkeypatch.setattr(tempfile, "tempdir", directory)
     before = traces()
     yield
-    for _ in range(100):
+
+    def left():
         gc.collect()
-        left = {kind: found - before[kind] for kind, found in traces().items()}
-        if not any(left.values()):
-            shutil.rmtree(directory)
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"left behind: {left}")
+        return {kind: found - before[kind] for kind, found in traces().items() if found - before[kind]}
+
+    until(lambda: not left(), f"nothing is left behind: {left()}")
+    shutil.rmtree(directory)
 
 
 def addresses_listened_on():
@@ -145,10 +145,7 @@ def test_closing_while_computing_does_not_hang():
     cluster = ServerlessCluster(**OPTIONS)
     client = Client(cluster)
     futures = client.map(time.sleep, [60] * 4, pure=False)
-    for _ in range(200):
-        if cluster.stats()["invocations"]:
-            break
-        time.sleep(0.05)
+    until(lambda: cluster.stats()["invocations"])
     before = time.monotonic()
     cluster.close()
     assert time.monotonic() - before < 15
@@ -166,11 +163,7 @@ def test_client_shutdown_closes_the_cluster():
 def test_shutdown_by_a_client_that_only_knows_the_address():
     cluster = ServerlessCluster(**OPTIONS)
     Client(cluster.scheduler_address).shutdown()
-    for _ in range(200):
-        if cluster.status == Status.closed:
-            break
-        time.sleep(0.05)
-    assert cluster.status == Status.closed
+    until(lambda: cluster.status == Status.closed)
     cluster.close()
 
 
@@ -302,11 +295,7 @@ def test_this_scheduler_does_not_steal_or_queue_and_the_configuration_is_untouch
 def test_scale_reaches_proxy_and_lambda():
     with Alone(**OPTIONS) as cluster:
         cluster.scale(5)
-        for _ in range(100):
-            if cluster._proxy.ceilings:
-                break
-            time.sleep(0.02)
-        assert cluster._proxy.ceilings == [5]
+        assert until(lambda: cluster._proxy.ceilings) == [5]
         assert "workers=5" in repr(cluster)
 
 
@@ -355,11 +344,8 @@ def test_a_dead_storage_server_is_reported_to_the_proxy_once():
     with Alone(**OPTIONS) as cluster:
         os.kill(cluster._local.tier.pids["metadata"], signal.SIGKILL)
         failures = cluster._proxy.failures
-        for _ in range(200):
-            if failures:
-                break
-            time.sleep(0.05)
-        time.sleep(1.5)
+        until(lambda: failures)
+        cluster.sync(cluster._check_health)  # another look finds nothing new to say
         [failure] = failures
         assert isinstance(failure, PlatformError) and "metadata" in str(failure)
         assert "metadata" in cluster.get_logs(scheduler=False, workers=False)["Cluster"]
@@ -369,10 +355,7 @@ def test_a_dead_lambda_service_is_reported_to_the_proxy():
     with Alone(**OPTIONS) as cluster:
         os.kill(cluster._local.service.pid, signal.SIGKILL)
         failures = cluster._proxy.failures
-        for _ in range(200):
-            if failures:
-                break
-            time.sleep(0.05)
+        until(lambda: failures)
         assert isinstance(failures[0], PlatformError) and "Lambda" in str(failures[0])
 
 

@@ -13,14 +13,7 @@ import pytest
 from distributed import Client, wait
 
 from dask_serverless import ServerlessCluster
-
-
-def until(condition, seconds=20.0):
-    """Wait for a condition, bounded."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.01)
+from tests.waiting import until
 
 
 def inc(n):
