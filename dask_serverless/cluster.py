@@ -9,8 +9,7 @@ Rules kept here:
 * One teardown, in a task of its own, which every `close` waits for: a caller's timeout or
   cancellation gives up the waiting, never the teardown.
 * No blocking call on the loop.
-* The scheduler is stock. What it must do differently (not steal, not queue) is set on this one object,
-  not in Dask's configuration, which belongs to the user.
+* The scheduler is stock (`stock_scheduler`).
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from distributed.deploy.cluster import Cluster
 from distributed.exceptions import WorkerStartTimeoutError
 from distributed.metrics import time
 from distributed.objects import SchedulerInfo
-from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.security import Security
-from distributed.stealing import WorkStealing
 from distributed.utils import Log, Logs, NoOpAwaitable, silence_logging_cmgr
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from dask_serverless import cluster_arguments as arguments
 from dask_serverless.backend import Backend, LocalBackend
+from dask_serverless.beside_loop import bounded, in_thread
+from dask_serverless.stock_scheduler import make_scheduler, make_security, scheduler_options
 from lambda_worker.core.errors import PlatformError, ServerlessError
 
 logger = logging.getLogger("dask_serverless.cluster")
@@ -71,24 +70,6 @@ STATS = (
 )
 #: What Lambda itself counts counts; an invocation that was sent and lost is not one.
 _LAMBDA_STATS = ("invocations", "sandboxes_cold", "sandboxes_warm", "gb_seconds", "store_keys", "store_bytes")
-
-
-class NoStealing(WorkStealing):
-    """Work stealing that never steals.
-
-    Stubs must stay on the fleet worker. The extension is there nevertheless, because a page of the
-    dashboard reads it.
-    """
-
-    async def start(self, scheduler: Any = None) -> None:
-        """Start nothing."""
-        self._in_flight_event.set()
-
-    def balance(self) -> None:
-        """Move nothing."""
-
-    def transition(self, *args: Any, **kwargs: Any) -> None:
-        """Note nothing: what could be stolen is nobody's question."""
 
 
 class CeilingAdaptive:
@@ -230,8 +211,8 @@ class ServerlessCluster(Cluster):
             storage_max_memory=storage_max_memory,
         )
         self._ceiling = self.settings.workers_count if ceiling is None else ceiling
-        self.security = _security(security)
-        self._scheduler_options = _scheduler_options(
+        self.security = make_security(security)
+        self._scheduler_options = scheduler_options(
             host=host if ip is None else ip,
             port=scheduler_port,
             protocol=protocol,
@@ -311,10 +292,9 @@ class ServerlessCluster(Cluster):
 
     async def _start_parts(self) -> None:
         # Beside each other: the scheduler loads its dashboard (a second of CPU) while processes start.
-        backend_start = asyncio.ensure_future(_in_thread(self._local.start))
+        backend_start = asyncio.ensure_future(in_thread(self._local.start))
         try:
-            scheduler = Scheduler(**self._scheduler_options)
-            scheduler.WORKER_SATURATION = math.inf  # every stub goes to the fleet at once; the ledger queues
+            scheduler = make_scheduler(self._scheduler_options)
             self.scheduler = scheduler
             await scheduler
         finally:
@@ -350,7 +330,7 @@ class ServerlessCluster(Cluster):
         if self._failure is not None or self.status != Status.running:
             return
         try:
-            await _in_thread(self._local.check)
+            await in_thread(self._local.check)
         except PlatformError as failure:
             if self._failure is None and self.status == Status.running:
                 self._failure = failure
@@ -389,12 +369,12 @@ class ServerlessCluster(Cluster):
             if health := self.periodic_callbacks.get("health"):
                 health.stop()
             if self._proxy is not None:
-                await _bounded(self._proxy.close(), PROXY_CLOSE_SECONDS_MAX, "the proxy")
+                await bounded(self._proxy.close(), PROXY_CLOSE_SECONDS_MAX, "the proxy")
             if self.scheduler is not None:
-                await _bounded(self.scheduler.close(), SCHEDULER_CLOSE_SECONDS_MAX, "the scheduler")
+                await bounded(self.scheduler.close(), SCHEDULER_CLOSE_SECONDS_MAX, "the scheduler")
         finally:
             try:
-                await _in_thread(self._local.close)
+                await in_thread(self._local.close)
             finally:
                 current = asyncio.current_task()
                 for task in self._background - {current}:
@@ -454,7 +434,7 @@ class ServerlessCluster(Cluster):
         if self.status == Status.running and self._proxy is not None:
             self._proxy.set_ceiling(self._ceiling)
             try:
-                await _in_thread(self._local.set_ceiling, self._ceiling)
+                await in_thread(self._local.set_ceiling, self._ceiling)
             except PlatformError as error:  # dead: the health check says so to who can do something
                 logger.warning("the ceiling could not be set: %s", error)
 
@@ -564,7 +544,7 @@ class ServerlessCluster(Cluster):
     async def _stats(self) -> dict[str, int | float]:
         if self.status != Status.running:
             raise RuntimeError(f"cluster {self.name!r} is {self.status.name}: it has no counters")
-        counters = await _in_thread(self._local.counters)
+        counters = await in_thread(self._local.counters)
         stats: dict[str, int | float] = dict.fromkeys(STATS, 0)
         stats.update(self._proxy.stats())
         stats.update({name: counters[name] for name in _LAMBDA_STATS if name in counters})
@@ -573,7 +553,7 @@ class ServerlessCluster(Cluster):
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
         logs: Logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
         if workers is True:
-            lines = await _in_thread(self._local.logs)
+            lines = await in_thread(self._local.logs)
             logs["Executors"] = Log("\n".join(lines))
         return logs
 
@@ -601,97 +581,6 @@ class ServerlessCluster(Cluster):
 
 
 _OWN_NAMES = frozenset(inspect.signature(ServerlessCluster).parameters) - {"others"}
-
-
-def _security(security: Security | bool | None) -> Security:
-    if security is None or security is False:
-        return Security()
-    if security is True:
-        return Security.temporary()
-    if not isinstance(security, Security):
-        raise TypeError(f"security={security!r} must be a Security object, or True")
-    return security
-
-
-def _scheduler_options(
-    *,
-    host: str | None,
-    port: int,
-    protocol: str | None,
-    interface: str | None,
-    security: Security,
-    dashboard_address: Any,
-    blocked_handlers: list[str] | None,
-    service_kwargs: dict[str, Any] | None,
-    scheduler_kwargs: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Make the scheduler's options as LocalCluster does, but for what the module's rules say."""
-    arguments.check_scheduler_kwargs(scheduler_kwargs)
-    if protocol is None:
-        if host and "://" in host:
-            protocol = host.split("://")[0]
-        else:
-            protocol = "tls://" if security.require_encryption else "tcp://"
-    if not protocol.endswith("://"):
-        protocol += "://"
-    if host is None and not protocol.startswith("inproc") and not interface:
-        host = "127.0.0.1"
-    options = {
-        "host": host,
-        "port": port,
-        "interface": interface,
-        "protocol": protocol,
-        "security": security,
-        "services": {},
-        "service_kwargs": service_kwargs,
-        "dashboard": dashboard_address is not None,
-        "dashboard_address": dashboard_address,
-        "blocked_handlers": blocked_handlers,
-        "extensions": {**DEFAULT_EXTENSIONS, "stealing": NoStealing},
-        **(scheduler_kwargs or {}),
-    }
-    options["dashboard_address"] = arguments.dashboard_addresses(
-        options["dashboard_address"], options["host"], options["interface"]
-    )
-    return options
-
-
-async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
-    """Run a blocking function in a thread of its own.
-
-    Not `asyncio.to_thread`: its pool is gone when clusters are closed at the interpreter's end.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if not done.cancelled():
-            done.set_result(result) if error is None else done.set_exception(error)
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = function(*args)
-        except BaseException as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    try:
-        threading.Thread(target=run, name=f"dask-serverless-{function.__name__}", daemon=True).start()
-    except RuntimeError:  # no new threads at the interpreter's end (Python 3.12): nobody else needs the loop
-        return function(*args)
-    return await done
-
-
-async def _bounded(work: Any, seconds: float, what: str) -> None:
-    """Wait for a part to close, but not for ever, and whatever it does."""
-    try:
-        await asyncio.wait_for(work, seconds)
-    except TimeoutError:
-        logger.warning("%s did not close within %.0f s; going on without it", what, seconds)
-    except Exception:
-        logger.exception("%s did not close cleanly", what)
 
 
 def _close_clusters() -> None:

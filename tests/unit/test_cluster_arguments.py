@@ -12,8 +12,8 @@ from distributed.security import Security
 
 from dask_serverless import ServerlessCluster
 from dask_serverless.backend import python_path
-from dask_serverless.cluster import _scheduler_options
 from dask_serverless.cluster_arguments import check_environment, dashboard_addresses, load_settings
+from dask_serverless.stock_scheduler import scheduler_options
 
 MiB = 2**20
 
@@ -274,7 +274,7 @@ def options(**kwargs):
     given = dict.fromkeys(
         ("host", "protocol", "interface", "blocked_handlers", "service_kwargs", "scheduler_kwargs", "dashboard_address")
     )
-    return _scheduler_options(**{**given, "port": 0, "security": Security(), **kwargs})
+    return scheduler_options(**{**given, "port": 0, "security": Security(), **kwargs})
 
 
 def test_the_scheduler_listens_on_loopback_unless_told():
