@@ -63,6 +63,8 @@ class Backend:
         How many executors may live at once.
     settings
         The configuration, checked.
+    set_concurrency
+        Tells Lambda how many executors may live at once.
     last_words_directory
         Where local executors say which task they run.
     """
@@ -75,6 +77,7 @@ class Backend:
     ceiling: int
     settings: Settings
     last_words_directory: str
+    set_concurrency: Callable[[int], None] = lambda places: None
 
 
 class LocalBackend:
@@ -171,6 +174,7 @@ class LocalBackend:
             ceiling=self.ceiling,
             settings=settings,
             last_words_directory=self.directory,
+            set_concurrency=self.service.set_concurrency,
         )
         return self.backend
 

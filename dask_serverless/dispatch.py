@@ -91,13 +91,17 @@ class Dispatcher:
         The storage tier, Lambda and the numbers of this cluster.
     waiter
         Hears of keys.
+    scheduler
+        Address of the Dask scheduler, for tasks that are clients themselves.
     """
 
-    def __init__(self, backend: Backend, waiter: Waiter) -> None:
+    def __init__(self, backend: Backend, waiter: Waiter, scheduler: str = "") -> None:
         self.backend = backend
         self.waiter = waiter
         self.ledger = Ledger()
+        self.scheduler = scheduler
         self.ceiling = backend.ceiling
+        self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_run": 0, "tasks_rerun": 0}
         self._preparations: dict[str, Preparation] = {}
@@ -202,10 +206,11 @@ class Dispatcher:
                 groups,
                 self.ceiling,
                 sum(len(each.live) for each in self.ledger.jobs.values()),
+                self.scheduler,
                 self.backend.settings.executor_payload_bytes_max,
                 next(self._executors),
             )
-            granted = await self._call(self.backend.store.admit, assignments, self.ceiling)
+            granted = await self._call(self.backend.store.admit, assignments, self._places)
             fitting = await self._call(self._fit, assignments[:granted])
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
@@ -236,6 +241,8 @@ class Dispatcher:
 
     async def _close_job(self, job: str, keep: Sequence[Ref]) -> None:
         opened = self._opened.pop(job, None)
+        for each in [each for each in self._seceded if each[0] == job]:
+            self._note_seceded(*each, False)
         try:
             if opened is not None:
                 await asyncio.gather(opened, return_exceptions=True)
@@ -295,6 +302,8 @@ class Dispatcher:
                 events.extend(("missing", job, task, module) for task, module in content)
             elif kind == "delegating":
                 events.append(Delegating(job, content))
+            elif kind in ("seceded", "rejoined"):
+                events.append((kind, job, executor))
             else:
                 events.append((kind, content))
         return events
@@ -312,6 +321,8 @@ class Dispatcher:
             case ("count", counts):
                 for name, amount in counts.items():
                     self.counts[name] = self.counts.get(name, 0) + amount
+            case ("seceded" | "rejoined" as word, job, executor):
+                self._note_seceded(job, executor, word == "seceded")
             case ("missing", job, task, module):
                 error = MissingModule(
                     f"{self._task_name(job, task)} needs the module {module!r} (or shares a segment with a task"
@@ -323,6 +334,8 @@ class Dispatcher:
             case ("invoke", blob):
                 self._spawn(self._invoke([Assignment.from_bytes(blob)]))
             case _:
+                if isinstance(event, Retired):
+                    self._note_seceded(event.job, event.executor, False)
                 self.feed(event)
 
     # -- what goes wrong ------------------------------------------------------------------------
@@ -392,6 +405,7 @@ class Dispatcher:
             error: ServerlessError = why
         else:
             error = ExecutorLost(f"the Lambda that ran {self._task_name(job, task)} died: {why}{_advice(str(why))}")
+        self._note_seceded(job, executor, False)
         self.feed(Lost(job, executor, describe_error(error)))
         try:
             await self._call(self.backend.store.drop, job, executor)
@@ -410,11 +424,26 @@ class Dispatcher:
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once."""
         self.ceiling = ceiling
-        self._spawn(self._set_ceiling(ceiling))
+        self._spawn(self._set_places())
 
-    async def _set_ceiling(self, ceiling: int) -> None:
+    @property
+    def _places(self) -> int:
+        """How many executors may live: those whose task waits for others do not count."""
+        return self.ceiling + len(self._seceded)
+
+    def _note_seceded(self, job: str, executor: str, seceded: bool) -> None:
+        before = len(self._seceded)
+        if seceded:
+            self._seceded.add((job, executor))
+        else:
+            self._seceded.discard((job, executor))
+        if len(self._seceded) != before:
+            self._spawn(self._set_places())
+
+    async def _set_places(self) -> None:
         try:
-            await self._call(self.backend.store.set_ceiling, ceiling)
+            await self._call(self.backend.set_concurrency, self._places)
+            await self._call(self.backend.store.set_ceiling, self._places)
         except PlatformError as error:
             logger.warning("executors have not heard of the new ceiling: %s", error)
         self.feed(Room())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_serverless.bodies import segment_bodies
@@ -32,6 +32,7 @@ class Preparation:
         groups: int,
         ceiling: int,
         live: int,
+        scheduler: str,
         payload_bytes_max: int,
         serial: int,
     ) -> list[Assignment]:
@@ -49,6 +50,8 @@ class Preparation:
             How many may live at once in the whole cluster.
         live
             How many live already.
+        scheduler
+            Address of the Dask scheduler, for tasks that are clients themselves.
         payload_bytes_max
             Size of an invocation, at most.
         serial
@@ -67,7 +70,8 @@ class Preparation:
             if len(inline) < len(group.segments) or sum(map(len, inline.values())) > space:
                 inline = {}
             name = f"{serial}-{number}"
-            made.append(Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room))
+            assignment = Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room)
+            made.append(replace(assignment, scheduler=scheduler))
         return made
 
 

@@ -74,7 +74,7 @@ class Proxy(SchedulerPlugin):
         self.scheduler = scheduler
         self.backend = backend
         self.fleet: FleetWorker | None = None
-        self.dispatcher = Dispatcher(backend, self)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(backend, self, scheduler.address)  # type: ignore[arg-type]
         self._kept: dict[Hashable, _Kept] = {}
         self._closing = False
         self._replacing: asyncio.Future[None] | None = None

@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lambda_worker.beside import Beside
 from lambda_worker.core.errors import (
@@ -34,6 +34,7 @@ from lambda_worker.core.events import (
     Event,
     Halted,
     InputsFetched,
+    Seceded,
     SegmentsLoaded,
     TaskDone,
     TaskErred,
@@ -73,6 +74,9 @@ from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store
 from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
 from lambda_worker.values import frames_to_value, value_to_frames
+
+if TYPE_CHECKING:
+    from lambda_worker.dask_context import TaskWorker
 
 #: Constants kept between tasks and invocations of one sandbox, in bytes of their frames.
 CONSTANTS_BYTES_MAX = 256 * 2**20
@@ -158,6 +162,7 @@ class Driver:
         self._counted_runs = (0, 0)
         self._words: LastWords | None = None
         self._publications = itertools.count()
+        self._context: TaskWorker | None = None
 
     def run(self) -> str:
         """Run; return why it ended ("" when everything was done).
@@ -173,6 +178,11 @@ class Driver:
             )
         self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
+        if self.assignment.scheduler:
+            from lambda_worker.dask_context import TaskWorker  # Dask, which a Lambda loads for its first task only
+
+            name = f"{self.assignment.job}/{self.assignment.executor}"
+            self._context = TaskWorker(self.assignment.scheduler, name, self._secede, self._rejoin)
         try:
             reason = self._loop(self._handle(Began(self.world.clock(), edges)))
         finally:
@@ -229,6 +239,8 @@ class Driver:
         started = clock()
         try:
             body = self._bodies.get(task)
+            if self._context is not None:
+                self._context.begin(key_of(body))
             values = [self._values[parent] for parent in run.parents]
             result = run_body(body, values, self.world.constant)
         except (SystemExit, KeyboardInterrupt):
@@ -310,6 +322,19 @@ class Driver:
         else:
             for instruction in self._handle(Halted(standing)):
                 self._inbox.put(instruction)
+
+    def _secede(self) -> None:
+        """The running task waits for others: make room for them, here and below the ceiling."""
+        self._say("seceded")
+        for instruction in self._handle(Seceded()):
+            self.world.beside.submit(self._perform_beside, instruction)
+
+    def _rejoin(self) -> None:
+        self._say("rejoined")
+
+    def _say(self, word: str) -> None:
+        mine = self.assignment
+        self.world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events([[word, None]]))
 
     def _open_segment(self, number: int, blob: bytes) -> Edges:
         edges, bodies = open_segment(self.world.secret, self.assignment.job, number, blob)

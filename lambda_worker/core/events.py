@@ -79,10 +79,17 @@ class Woken:
 
 
 @dataclass(frozen=True, slots=True)
+class Seceded:
+    """The running task will wait, perhaps for tasks that are ready behind it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Halted:
     """A heartbeat learnt that this attempt must stop."""
 
     standing: Standing
 
 
-Event: TypeAlias = Began | SegmentsLoaded | InputsFetched | TaskDone | TaskErred | Answered | Delegated | Woken | Halted
+Event: TypeAlias = (
+    Began | SegmentsLoaded | InputsFetched | TaskDone | TaskErred | Answered | Delegated | Woken | Seceded | Halted
+)

@@ -36,6 +36,7 @@ from lambda_worker.core.events import (
     Event,
     Halted,
     InputsFetched,
+    Seceded,
     SegmentsLoaded,
     TaskDone,
     TaskErred,
@@ -130,6 +131,7 @@ class Executor:
         self._tries: dict[int, int] = {}
         # Splitting.
         self._offered: list[list[int]] = []
+        self._seceded = False
         self._children_named = 0
         self._seconds_per_task = 0.0
         self._ask_again = 0.0
@@ -153,6 +155,7 @@ class Executor:
             case Woken():
                 self._wake_asked = False
                 self._publish(out, now_or_never=True)
+                self._offer_all(out)
                 return out
             case Answered():
                 self._on_answered(event, out)
@@ -163,9 +166,12 @@ class Executor:
             case TaskErred():
                 self._on_erred(event)
             case Delegated():
-                self._on_delegated(event)
+                self._on_delegated(event, out)
             case Began(now, edges):
                 self._on_began(now, edges, out)
+            case Seceded():
+                self._seceded = True
+                self._offer_all(out)
             case Halted(standing):
                 self._finish(standing.value, out)
         if not self.finished:
@@ -286,13 +292,16 @@ class Executor:
         self._promise((child,))
         self._ready.append(child)
 
-    def _on_delegated(self, event: Delegated) -> None:
+    def _on_delegated(self, event: Delegated, out: list[Instruction]) -> None:
         granted, refused = self._offered[: event.granted], self._offered[event.granted :]
         self._offered = []
         if refused:
             self._ask_again = event.now + self._refused_seconds
             self._refused_seconds = min(2 * self._refused_seconds, self.policy.refused_seconds_max)
             self._ready[:0] = [task for share in refused for task in share]
+            if self._seceded and not self._wake_asked:
+                self._wake_asked = True
+                out.append(WakeAfter(self.policy.refused_seconds))
         else:
             self._refused_seconds = self.policy.refused_seconds
         for share in granted:
@@ -428,6 +437,7 @@ class Executor:
         if task != self.running:
             raise ProtocolError(f"task {task} ended while {self.running} was running")
         self.running = None
+        self._seceded = False
 
     def _advance(self, out: list[Instruction]) -> None:
         """Start the next task, and have the inputs of those after it on their way."""
@@ -504,9 +514,20 @@ class Executor:
         shares = self.policy.shares(len(self._ready), self._seconds_per_task)
         if shares < 2:
             return
-        # The bottom of the stack is what this executor would reach last.
         size = -(-len(self._ready) // shares)
-        for first in range(0, len(self._ready) - size, size):
+        self._offer(size, len(self._ready) - size, out)
+
+    def _offer_all(self, out: list[Instruction]) -> None:
+        """While the running task waits (perhaps for one of them), nothing else shall wait for it."""
+        if self._seceded and self._ready and not self._offered:
+            self._offer(len(self._ready), len(self._ready), out)
+
+    def _offer(self, size: int, upto: int, out: list[Instruction]) -> None:
+        """Offer the ready tasks below `upto`, in shares of `size`.
+
+        The bottom of the stack is what this executor would reach last.
+        """
+        for first in range(0, upto, size):
             share = self._ready[first : first + size]
             if any(self._known_parents(task) is None for task in share):
                 break
@@ -520,7 +541,9 @@ class Executor:
             self._children_named += 1
             name = f"{mine.executor}.{mine.attempt}.{self._children_named}"
             hint = sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX]
-            assignments.append(Assignment(mine.job, name, 1, share[::-1], hint=hint, ceiling=mine.ceiling))
+            assignments.append(
+                Assignment(mine.job, name, 1, share[::-1], hint=hint, ceiling=mine.ceiling, scheduler=mine.scheduler)
+            )
             inputs.append(sorted({p for task in share for p in self._known_parents(task) or ()}))
         out.append(Delegate(assignments, inputs))
 

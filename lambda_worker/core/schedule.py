@@ -100,6 +100,8 @@ class Assignment:
         Live executors in the whole cluster, at most, when this was assigned.
     room
         How many more executors could have been started when this was assigned.
+    scheduler
+        Address of the Dask scheduler, for tasks that are clients themselves ("": they cannot be).
     stored
         Where the whole of this assignment is, when it is too large for an invocation.
     """
@@ -113,13 +115,14 @@ class Assignment:
     segments: Mapping[int, bytes] = field(default_factory=dict)
     ceiling: int = 1
     room: int = 0
+    scheduler: str = ""
     stored: Ref | None = None
 
     def to_bytes(self) -> bytes:
         """Encode."""
         given = {task: location_to_wire(location) for task, location in self.given.items()}
         fields: list[Any] = [self.job, self.executor, self.attempt, self.starts, given, self.hint]
-        fields += [self.segments, self.ceiling, self.room]
+        fields += [self.segments, self.ceiling, self.room, self.scheduler]
         if self.stored is not None:
             fields.append(list(self.stored))
         return pack(fields)
@@ -127,10 +130,10 @@ class Assignment:
     @classmethod
     def from_bytes(cls, blob: bytes | memoryview) -> Assignment:
         """Undo `to_bytes`."""
-        job, executor, attempt, starts, given, hint, segments, ceiling, room, *stored = unpack(blob)
+        job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, *stored = unpack(blob)
         given = {task: location_from_wire(item) for task, item in given.items()}
         ref = Ref(*stored[0]) if stored else None
-        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, ref)
+        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, ref)
 
 
 def _segment_name(job: str, number: int) -> str:

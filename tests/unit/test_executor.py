@@ -18,6 +18,7 @@ from lambda_worker.core.events import (
     Delegated,
     Halted,
     InputsFetched,
+    Seceded,
     SegmentsLoaded,
     TaskDone,
     TaskErred,
@@ -345,3 +346,16 @@ def test_results_of_quick_tasks_wait_for_the_alarm_while_others_run():
     assert executor.handle(TaskDone(0, 0.0, 0.0)) == [Run(1, ()), WakeAfter(Policy().publish_seconds)]
     assert executor.handle(TaskDone(1, 0.0, 0.0)) == [Run(2, ())]
     assert executor.handle(Woken(0.01)) == [Arrive([], [0, 1], [], retire=False)]
+
+
+def test_a_task_that_secedes_lets_the_others_go_elsewhere():
+    graph, _ = graph_of({n: () for n in range(3)}, {0, 1, 2})
+    executor = Executor(Assignment("job", "e", 1, [0, 1, 2]), Policy())
+    executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
+    (offer,) = executor.handle(Seceded())
+    assert [list(each.starts) for each in offer.assignments] == [[1, 2]]
+    # There is no place for them yet: ask again while the task still waits.
+    assert executor.handle(Delegated(0, 0.1)) == [WakeAfter(Policy().refused_seconds)]
+    assert executor.handle(Woken(0.2))[-1].assignments[0].executor == "e.1.2"
+    assert executor.handle(Delegated(1, 0.3)) == []
+    assert executor.handle(TaskDone(0, 1.0, 1.0)) == [Arrive([], [0], [], retire=True)]
