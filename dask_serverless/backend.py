@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dask_serverless.config import Settings
+from dask_serverless.echo import Echo
 from dask_serverless.invoke import FailureQueue, GovernedInvoker
 from dask_serverless.local_lambda import FunctionConfig, LocalLambda
 from dask_serverless.local_lambda.config import PRELOAD
@@ -114,6 +115,7 @@ class LocalBackend:
         self.backend: Backend | None = None
         self._environment = dict(environment or {})
         self._local_directory = local_directory
+        self._echo: Echo | None = None
         # Held during start: a close in the middle of it waits, and then finds everything.
         self._lock = threading.Lock()
         self._closed = False
@@ -141,9 +143,6 @@ class LocalBackend:
 
     def _start(self) -> Backend:
         settings = self.settings
-        if self._local_directory is not None:
-            os.makedirs(self._local_directory, exist_ok=True)
-        self.directory = tempfile.mkdtemp(prefix="dask-serverless-", dir=self._local_directory)  # mode 0700
         secret = secrets.token_bytes(SECRET_BYTES)
         self.tier = LocalTier(
             shards=settings.storage_shards,
@@ -151,6 +150,13 @@ class LocalBackend:
             server=settings.storage_server,
         )
         self.tier.start()
+        if self._local_directory is None:
+            # Inside the tier's directory (mode 0700), which goes even if this process is killed.
+            self.directory = os.path.join(str(self.tier.directory), "executors")
+            os.mkdir(self.directory)
+        else:
+            os.makedirs(self._local_directory, exist_ok=True)
+            self.directory = tempfile.mkdtemp(prefix="dask-serverless-", dir=self._local_directory)
         store_config = self.tier.config(
             cluster=self.name,
             lease_seconds=settings.executor_lease,
@@ -159,6 +165,9 @@ class LocalBackend:
         )
         self.service = LocalLambda(self._function(secret, store_config))
         self.service.start()
+        log = f"{settings.lambda_function_name}-{self.service.pid}.log"
+        self._echo = Echo(os.path.join(self.directory, log))
+        self._echo.start()
         for module, why in self.service.preload_failures.items():
             logger.info("executors could not preload %s: %s", module, why)
         endpoint_url = self.service.endpoint_url
@@ -203,6 +212,7 @@ class LocalBackend:
             concurrency=self.ceiling,
             preload=tuple(dict.fromkeys((*PRELOAD, *settings.lambda_preload, *heavy_modules(sys.modules)))),
             python_path=python_path(),
+            log_directory=self.directory,
         )
 
     def check(self) -> None:
@@ -254,12 +264,15 @@ class LocalBackend:
         service, self.service = self.service, None
         tier, self.tier = self.tier, None
         directory, self.directory = self.directory, None
+        echo, self._echo = self._echo, None
         ends: list[tuple[str, Callable[[], Any]]] = []
         if backend is not None:
             ends.append(("invoker", backend.invoker.close))
         # Before the storage tier: executors in the middle of a task would report a dead store.
         if service is not None:
             ends.append(("local Lambda service", service.close))
+        if echo is not None:
+            ends.append(("echo of what tasks print", echo.stop))
         if backend is not None:
             ends.append(("store", backend.store.close))
         if tier is not None:

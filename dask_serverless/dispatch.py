@@ -10,6 +10,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,9 @@ class Waiter(Protocol):
 
     def fail(self, key: Hashable, error: bytes) -> None:
         """A key has erred."""
+
+    def task_event(self, topic: Any, message: Any) -> None:
+        """A task has logged an event."""
 
     async def export(self, key: Hashable) -> None:
         """Bring the value of a key made elsewhere into the storage tier, and feed the ledger."""
@@ -323,6 +327,8 @@ class Dispatcher:
                     self.counts[name] = self.counts.get(name, 0) + amount
             case ("seceded" | "rejoined" as word, job, executor):
                 self._note_seceded(job, executor, word == "seceded")
+            case ("log", blob):  # sealed, so it is one of our executors that pickled it
+                self.waiter.task_event(*pickle.loads(blob))
             case ("missing", job, task, module):
                 error = MissingModule(
                     f"{self._task_name(job, task)} needs the module {module!r} (or shares a segment with a task"

@@ -106,6 +106,8 @@ class Proxy(SchedulerPlugin):
             host=_host_of(scheduler.address),
             dashboard=False,
         )
+        # Shown to those who look; nothing is limited by it, since this "worker" is part of the user's process.
+        self.fleet.memory_manager.memory_limit = max(1, self.backend.ceiling) * self.backend.settings.lambda_memory
         await self.fleet
 
     async def close(self) -> None:
@@ -319,6 +321,10 @@ class Proxy(SchedulerPlugin):
         """Pass on that a key has erred."""
         if self.fleet is not None:
             self.fleet.fail(key, error)
+
+    def task_event(self, topic: Any, message: Any) -> None:
+        """Pass on what a task logs, prints or warns of through Dask."""
+        self.scheduler.log_event(topic, message)
 
     async def export(self, key: Hashable) -> None:
         """Bring a key that was made elsewhere into the storage tier."""

@@ -63,6 +63,9 @@ class _TaskClient(Client):
     """A client whose values go through the scheduler: executors accept no connections, and the
     worker that stands for all of them may not be reachable from where this runs."""
 
+    # What tasks print through Dask is for the user's client. Shown here, it would be a task's output again.
+    _default_event_handlers: dict[str, Any] = {}
+
     async def _gather(self, futures: Any, errors: str = "raise", direct: Any = None, local_worker: Any = None) -> Any:
         return await super()._gather(futures, errors=errors, direct=False, local_worker=None)
 
@@ -81,17 +84,27 @@ class TaskWorker:
         The executor's name.
     on_secede, on_rejoin
         Called when a task leaves its place, and when it takes one again.
+    on_event
+        Called with topic and message of an event that a task logs.
     """
 
     _clients: dict[str, Client] = {}
 
-    def __init__(self, scheduler: str, name: str, on_secede: Callable[[], None], on_rejoin: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        scheduler: str,
+        name: str,
+        on_secede: Callable[[], None],
+        on_rejoin: Callable[[], None],
+        on_event: Callable[[Any, Any], None],
+    ) -> None:
         self.scheduler = _Scheduler(scheduler, self._get_client)
         self.name = self.id = name
         self.address = f"serverless://{name}"
         self.data: dict[Hashable, Any] = {}
         self.plugins: dict[str, Any] = {}
         self.local_directory = tempfile.gettempdir()
+        self._on_event = on_event
         self._seat = _Seat(on_secede, on_rejoin)
         self._key: Hashable = None
 
@@ -118,10 +131,8 @@ class TaskWorker:
         return self._key
 
     def log_event(self, topic: Any, message: Any) -> None:
-        """Log an event on the scheduler, where there is a client to carry it."""
-        client = self._clients.get(self.scheduler.address)
-        if client is not None:
-            client.log_event(topic, message)
+        """Log an event on the scheduler; so `distributed.print` and `warn` reach the client."""
+        self._on_event(topic, message)
 
     def handle_stimulus(self, *events: Any) -> None:
         """Nothing to handle: there is no Dask worker's state here."""

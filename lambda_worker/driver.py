@@ -73,7 +73,7 @@ from lambda_worker.last_words import LastWords
 from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store
 from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
-from lambda_worker.values import frames_to_value, value_to_frames
+from lambda_worker.values import frames_to_value, pickled, value_to_frames
 
 if TYPE_CHECKING:
     from lambda_worker.dask_context import TaskWorker
@@ -182,7 +182,7 @@ class Driver:
             from lambda_worker.dask_context import TaskWorker  # Dask, which a Lambda loads for its first task only
 
             name = f"{self.assignment.job}/{self.assignment.executor}"
-            self._context = TaskWorker(self.assignment.scheduler, name, self._secede, self._rejoin)
+            self._context = TaskWorker(self.assignment.scheduler, name, self._secede, self._rejoin, self._log_event)
         try:
             reason = self._loop(self._handle(Began(self.world.clock(), edges)))
         finally:
@@ -332,9 +332,12 @@ class Driver:
     def _rejoin(self) -> None:
         self._say("rejoined")
 
-    def _say(self, word: str) -> None:
+    def _log_event(self, topic: Any, message: Any) -> None:
+        self._say("log", pickled((topic, message)))
+
+    def _say(self, word: str, content: Any = None) -> None:
         mine = self.assignment
-        self.world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events([[word, None]]))
+        self.world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events([[word, content]]))
 
     def _open_segment(self, number: int, blob: bytes) -> Edges:
         edges, bodies = open_segment(self.world.secret, self.assignment.job, number, blob)

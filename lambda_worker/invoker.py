@@ -128,7 +128,7 @@ async def open_client(
     session = _bare_session(AioSession) if credentials else AioSession()
     with _loader_lock:
         if _loader is None:
-            _loader = AioSession().get_component("data_loader")
+            _loader = _bare_session(AioSession).get_component("data_loader")
     session.register_component("data_loader", _loader)
     if loopback and credentials is None:
         session, credentials = await _loopback_credentials(session, AioSession)

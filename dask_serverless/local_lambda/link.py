@@ -42,7 +42,6 @@ def function_environment(function: FunctionConfig, address: str, inherited: Mapp
     `LocalCluster` read it here. Only functions look for this service, under a name of our own.
     """
     environment = {name: value for name, value in inherited.items() if not name.startswith("AWS_LAMBDA_")}
-    environment.setdefault("AWS_REGION", environment.get("AWS_DEFAULT_REGION", function.region))
     environment.update(SINGLE_THREADED)
     environment.update(
         DASK_SERVERLESS_ENDPOINT=f"http://{address}",

@@ -126,8 +126,8 @@ class Objects:
             nbytes = frames_nbytes(frames)
             if nbytes > self._config.object_bytes_max:
                 raise ValueTooLarge(
-                    f"a value of {nbytes:,} bytes is larger than object-bytes-max ({self._config.object_bytes_max:,}): "
-                    "make the chunks smaller, or raise the limit"
+                    f"a value of {nbytes:,} bytes is larger than {self._config.object_bytes_max:,} "
+                    "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
                 )
             if not frames:
                 raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")

@@ -116,3 +116,26 @@ def test_a_parent_that_dies_gives_its_place_back(cluster):
         dispatcher = cluster.scheduler.plugins["dask-serverless"].dispatcher
         until(lambda: not dispatcher._seceded)
         assert client.submit(inc, 1).result(timeout=30) == 2
+
+
+def test_what_tasks_print_reaches_the_user(client, capsys):
+    import distributed
+
+    def speak():
+        print("said by a task")
+        distributed.print("said through Dask")
+
+    client.submit(speak).result(timeout=30)
+    seen = []
+
+    def shown():
+        seen.append(capsys.readouterr().out)
+        return "".join(seen)
+
+    until(lambda: "said by a task" in shown() and shown().count("said through Dask") == 2)
+
+
+def test_joblib_inside_and_outside(client):
+    joblib = pytest.importorskip("joblib")
+    with joblib.parallel_backend("dask"):
+        assert joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(10)) == [n * n for n in range(10)]
