@@ -647,7 +647,8 @@ def test_a_value_of_100_mib(store):
 
 def test_a_value_above_the_limit_is_refused_before_anything_is_written(store):
     frames = [b"tag", *[bytes(100 * MIB)] * 3]
-    with pytest.raises(ValueTooLarge, match=r"314,572,803 bytes is larger than 268,435,456 \(serverless.storage.object-bytes-max\)"):
+    limit = r"314,572,803 bytes is larger than 268,435,456 \(serverless.storage.object-bytes-max\)"
+    with pytest.raises(ValueTooLarge, match=limit):
         store.put([("job/1/a/1", [b"tag"]), ("job/2/a/1", frames)])
     assert keys_of(store) == {}
 
