@@ -210,9 +210,9 @@ class Dispatcher:
                 groups,
                 self.ceiling,
                 sum(len(each.live) for each in self.ledger.jobs.values()),
-                self.scheduler,
                 self.backend.settings.executor_payload_bytes_max,
                 next(self._executors),
+                self.scheduler,
             )
             granted = await self._call(self.backend.store.admit, assignments, self._places)
             fitting = await self._call(self._fit, assignments[:granted])

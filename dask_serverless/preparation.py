@@ -32,9 +32,9 @@ class Preparation:
         groups: int,
         ceiling: int,
         live: int,
-        scheduler: str,
         payload_bytes_max: int,
         serial: int,
+        scheduler: str = "",
     ) -> list[Assignment]:
         """Group start tasks into assignments for new executors.
 
@@ -50,12 +50,12 @@ class Preparation:
             How many may live at once in the whole cluster.
         live
             How many live already.
-        scheduler
-            Address of the Dask scheduler, for tasks that are clients themselves.
         payload_bytes_max
             Size of an invocation, at most.
         serial
             Makes the executors' names unique within the job.
+        scheduler
+            Address of the Dask scheduler, for tasks that are clients themselves ("": they cannot be).
         """
         values = dict(starts)
         found: list[Group] = assign_starts(self.plan.graph, groups, sorted(values))
