@@ -132,6 +132,8 @@ class TaskWorker:
 
     def log_event(self, topic: Any, message: Any) -> None:
         """Log an event on the scheduler; so `distributed.print` and `warn` reach the client."""
+        if isinstance(message, dict):
+            message = {**message, "worker": self.address}
         self._on_event(topic, message)
 
     def handle_stimulus(self, *events: Any) -> None:

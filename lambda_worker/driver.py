@@ -9,6 +9,7 @@ Rule: data before signal. Whatever an arrival or a result mentions has been writ
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -173,9 +174,10 @@ class Driver:
             When the storage tier failed for good. The record stays, its lease runs out.
         """
         if self.world.last_words_directory:
-            self._words = LastWords(
-                self.world.last_words_directory, f"{self.assignment.job}.{self.assignment.executor}"
-            )
+            with contextlib.suppress(OSError):  # it only serves to name a task: no reason to fail one
+                self._words = LastWords(
+                    self.world.last_words_directory, f"{self.assignment.job}.{self.assignment.executor}"
+                )
         self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
         if self.assignment.scheduler:

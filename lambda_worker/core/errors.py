@@ -20,7 +20,7 @@ class UnpicklableTask(TaskError):
     """A task cannot be pickled, so no executor could ever receive it."""
 
 
-class UnpicklableResult(TaskError):
+class UnpicklableResult(TaskError, TypeError):
     """A task's result cannot be pickled, so it cannot leave its executor."""
 
 

@@ -1,0 +1,76 @@
+"""Programs as Dask's users write them. Each runs under `LocalCluster` and under `ServerlessCluster`.
+
+A program is a function that returns (or raises) something. It asks for what it needs by the names of its
+parameters: ``client``, ``cluster``, ``path`` (an empty directory of its own). Rules: public API only, well under a
+second, no sleeping but as the work of a task, the same answer each time under LocalCluster.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+MODULES = (
+    "arrays",
+    "dataframes",
+    "bags",
+    "delayed",
+    "futures",
+    "machine_learning",
+    "coordination",
+    "cluster",
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function, and how to judge it.
+
+    Parameters
+    ----------
+    name
+        Module and function, as ``arrays.slicing``.
+    function
+        What to run.
+    differs
+        None: it must agree. Else one sentence: how it differs, and why.
+    own_cluster
+        Whether it hurts the clusters it runs on, and so has them for itself.
+    rtol
+        How far floats may be apart, relatively.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    differs: str | None = None
+    own_cluster: bool = False
+    rtol: float = 1e-9
+
+
+#: Reasons that more than one program has.
+INNER_FRAMES = "the traceback of an error without a user's frame shows dask-serverless's own, where Dask's has none"
+RUN_IS_ELSEWHERE = "`Client.run` runs on the fleet worker, which lives in the scheduler's process, and not in executors"
+UNPICKLABLE = "UnpicklableResult, which names the task, where Dask's gather fails with TypeError"
+
+PROGRAMS: dict[str, Program] = {}
+
+
+def program(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Register a program: ``@program``, or ``@program(differs="...", own_cluster=True, rtol=1e-6)``."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        assert name not in PROGRAMS, f"there are two programs named {name}"
+        PROGRAMS[name] = Program(name, function, **options)
+        return function
+
+    return register if function is None else register(function)
+
+
+def load() -> list[Program]:
+    """Import every module of programs, and return what they registered."""
+    for module in MODULES:
+        importlib.import_module(f"{__name__}.{module}")
+    return list(PROGRAMS.values())
