@@ -26,7 +26,7 @@ ACCOUNT = "000000000000"
 FAILURE_QUEUE = "dask-serverless-failures"
 
 #: Loaded into the zygote. `numpy.random` and its siblings are lazy in numpy: naming them saves each sandbox
-#: 3.4 MB (design/7-feasibility.md). `dask.array` because chunk functions are pickled by reference to it.
+#: 3.4 MB. `dask.array` because chunk functions are pickled by reference to it.
 PRELOAD = (
     "numpy",
     "numpy.random",
