@@ -12,7 +12,7 @@ import itertools
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -171,8 +171,8 @@ class Dispatcher:
         if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
             preparation = prepare(job, plan, self.backend.secret, store)
         else:
-            preparation = await self._call(prepare, job, plan, self.backend.secret, store)
-        await self._call(store.open_job, job, preparation.segments)
+            preparation = await self.call(prepare, job, plan, self.backend.secret, store)
+        await self.call(store.open_job, job, preparation.segments)
         if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
             preparation.segments = {}
         self._preparations[job] = preparation
@@ -188,7 +188,7 @@ class Dispatcher:
                 case Launch():
                     self._spawn(self._launch(instruction))
                 case Free(refs):
-                    self._spawn(self._call(self.backend.store.free, refs))
+                    self._spawn(self.call(self.backend.store.free, refs))
                 case Import(key):
                     self._spawn(self.waiter.export(key))
                 case Close(job, keep):
@@ -204,7 +204,7 @@ class Dispatcher:
             if preparation is None:  # closed meanwhile
                 self.feed(Admitted(job, ()))
                 return
-            groups = first_groups(len(launch.starts), max(1, self.ceiling), None, 0.01)
+            groups = first_groups(len(launch.starts), max(1, self.ceiling))
             assignments = preparation.assignments(
                 launch.starts,
                 groups,
@@ -214,8 +214,8 @@ class Dispatcher:
                 next(self._executors),
                 self.scheduler,
             )
-            granted = await self._call(self.backend.store.admit, assignments, self._places)
-            fitting = await self._call(self._fit, assignments[:granted])
+            granted = await self.call(self.backend.store.admit, assignments, self._places)
+            fitting = await self.call(self._fit, assignments[:granted])
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
@@ -232,7 +232,7 @@ class Dispatcher:
 
     async def _invoke(self, assignments: list[Assignment]) -> None:
         self.counts["invocations"] += len(assignments)
-        errors = await self._call(self.backend.invoker.invoke, assignments)
+        errors = await self.backend.invoker.invoke_async(assignments)
         for assignment, error in zip(assignments, errors, strict=True):
             if error is not None:
                 await self._lose(assignment.job, assignment.executor, error)
@@ -252,8 +252,8 @@ class Dispatcher:
                 await asyncio.gather(opened, return_exceptions=True)
             self._preparations.pop(job, None)
             if self.failed is None:
-                await self._call(self.backend.store.cancel, job)
-                await self._call(self.backend.store.close_job, job, keep)
+                await self.call(self.backend.store.cancel, job)
+                await self.call(self.backend.store.close_job, job, keep)
         except PlatformError as error:
             logger.warning("job %s was not cleaned up: %s", job, error)
         self.feed(Room())
@@ -371,7 +371,7 @@ class Dispatcher:
     async def _sweep_once(self) -> None:
         now = asyncio.get_running_loop().time()
         lapsed_before, self._lapsed = self._lapsed, {}
-        for lapsed in await self._call(self.backend.store.lapsed):
+        for lapsed in await self.call(self.backend.store.lapsed):
             who = (lapsed.job, lapsed.executor)
             since = lapsed_before.get(who, now)
             # Who has begun and falls silent is most often in a long call that holds the interpreter
@@ -398,7 +398,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self.backend.settings.storage_ttl / 4)
             try:
-                await self._call(self.backend.store.touch, self.ledger.held())
+                await self.call(self.backend.store.touch, self.ledger.held())
             except PlatformError as error:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 
@@ -414,7 +414,7 @@ class Dispatcher:
         self._note_seceded(job, executor, False)
         self.feed(Lost(job, executor, describe_error(error)))
         try:
-            await self._call(self.backend.store.drop, job, executor)
+            await self.call(self.backend.store.drop, job, executor)
         except PlatformError as failure:
             logger.warning("the record of %s/%s was not removed: %s", job, executor, failure)
         self.feed(Room())
@@ -448,22 +448,18 @@ class Dispatcher:
 
     async def _set_places(self) -> None:
         try:
-            await self._call(self.backend.set_concurrency, self._places)
-            await self._call(self.backend.store.set_ceiling, self._places)
+            await self.call(self.backend.set_concurrency, self._places)
+            await self.call(self.backend.store.set_ceiling, self._places)
         except PlatformError as error:
             logger.warning("executors have not heard of the new ceiling: %s", error)
         self.feed(Room())
 
-    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def call(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         """Run a blocking call of the store on a thread."""
-        return await self._call(function, *args)
-
-    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._pool, functools.partial(function, *args))
+        return asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *args))
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
-        task = asyncio.ensure_future(_quietly(work))
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -472,10 +468,6 @@ class Dispatcher:
 def executor_file(job: str, executor: str) -> str:
     """Name the file of an executor's last words."""
     return f"{job}.{executor}"
-
-
-async def _quietly(work: Coroutine[Any, Any, Any]) -> Any:
-    return await work
 
 
 def _advice(why: str) -> str:

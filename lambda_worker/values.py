@@ -53,13 +53,8 @@ def value_to_frames(value: Any) -> list[Frame]:
         try:
             views.append(buffer.raw())
         except BufferError:  # not contiguous: no raw bytes to refer to, so pickle it in band
-            return [pack([]), pickled_in_band(value)]
+            return [pack([]), pickled(value)]
     return [pack([not view.readonly for view in views]), body, *views]
-
-
-def pickled_in_band(value: Any) -> bytes:
-    """Pickle a value without out-of-band buffers."""
-    return pickled(value)
 
 
 def writeable_flags(frames: Frames) -> tuple[bool, ...]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: What starting another executor costs before it does useful work, until something better is known.
+INVOKE_SECONDS = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -45,7 +48,7 @@ class Policy:
     ceiling: int = 1
     inline_bytes_max: int = 64 * 1024
     fan_in_bytes_max: int = 1024 * 1024
-    invoke_seconds: float = 0.01
+    invoke_seconds: float = INVOKE_SECONDS
     invoke_here_min: int = 4
     share_seconds_min: float = 0.5
     publish_seconds_min: float = 0.01
@@ -105,7 +108,9 @@ class Policy:
         return max(1, min(self.ceiling, ready, worth))
 
 
-def first_groups(starts: int, permits: int, seconds_per_task: float | None, invoke_seconds: float) -> int:
+def first_groups(
+    starts: int, permits: int, seconds_per_task: float | None = None, invoke_seconds: float = INVOKE_SECONDS
+) -> int:
     """Decide how many executors a job begins with.
 
     Without a measured task time every start may be long, so all permits are used; with one, no
