@@ -51,6 +51,7 @@ from lambda_worker.core.instructions import (
     Instruction,
     LoadSegments,
     Run,
+    Successor,
     WakeAfter,
 )
 from lambda_worker.core.policy import Policy
@@ -72,7 +73,7 @@ from lambda_worker.core.wire import (
 )
 from lambda_worker.last_words import LastWords
 from lambda_worker.parcels import fit
-from lambda_worker.ports import Arrival, Clock, Invoker, Store
+from lambda_worker.ports import Arrival, Clock, Invoker, Store, Succession
 from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
 from lambda_worker.values import frames_to_value, pickled, value_to_frames
 
@@ -384,7 +385,9 @@ class Driver:
         copies: dict[int, int] = {}
         for _, parent, parents_of_child in arrive.arrivals:
             copies[parent] = max(copies.get(parent, 0), parents_of_child)
-        locations, failed = self._locate([*parents, *arrive.results], copies)
+        inputs = arrive.successor.inputs if arrive.successor is not None else {}
+        needed = [parent for parents_of_start in inputs.values() for parent in parents_of_start]
+        locations, failed = self._locate([*parents, *arrive.results, *needed], copies)
         events: list[Any] = []
         done = [
             [
@@ -418,6 +421,7 @@ class Driver:
             ],
             self._seal_events(events),
             retire=arrive.retire,
+            succession=self._succession(arrive.successor, locations),
         )
         for claim in reply.claims:
             for parent, location in claim.values.items():
@@ -472,6 +476,22 @@ class Driver:
                     failed[task] = self._error(task, said)
         self._locations.update(located)
         return located, failed
+
+    def _succession(self, successor: Successor | None, locations: Mapping[int, Location]) -> Succession | None:
+        if successor is None:
+            return None
+        # A start whose input has no location has erred with that input.
+        inputs = {start: parents for start, parents in successor.inputs.items() if locations.keys() >= set(parents)}
+        if not inputs:
+            return None
+        given = {parent: locations[parent] for parents in inputs.values() for parent in parents}
+        record = replace(
+            successor.assignment, starts=[task for task in successor.assignment.starts if task in inputs], given=given
+        )
+        (fitting,) = fit([record], self.world.store, self.world.secret, self.world.payload_bytes_max)
+        # The proxy invokes it: whoever takes a place should not begin before the place is left.
+        said = [["delegating", [record.executor]], ["invoke", fitting.to_bytes()]]
+        return Succession(record, self._seal_events(said))
 
     def _delegate(self, delegate: Delegate) -> Event:
         mine = self.assignment

@@ -5,9 +5,9 @@ Everything it knows of the outside comes in environment variables of the functio
 =================================  ==============================================================
 ``DASK_SERVERLESS_STORE``          where the storage tier is (`StoreConfig.to_json`)
 ``DASK_SERVERLESS_SECRET``         the cluster's secret, hexadecimal
-``DASK_SERVERLESS_FUNCTION``       this function's name, for invoking itself
+``DASK_SERVERLESS_FUNCTION``       name of the function of the default class, for invoking others
 ``DASK_SERVERLESS_ENDPOINT``       where Lambda is, if not at AWS (set by the local service)
-``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, ...
+``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, larger_functions, ...
 ``DASK_SERVERLESS_LAST_WORDS``     a directory for `lambda_worker.last_words` (local only)
 =================================  ==============================================================
 
@@ -49,6 +49,7 @@ def make_world(environment: Mapping[str, str]) -> World:
             endpoint_url,
             # Whose credentials it is does not matter to this machine's own endpoint; looking for them takes time.
             credentials=("dask-serverless", "dask-serverless") if is_loopback(endpoint_url) else None,
+            larger_functions=settings.get("larger_functions", ()),
         ),
         secret=secret,
         policy=policy,

@@ -182,7 +182,7 @@ class LambdaInvoker:
     Parameters
     ----------
     function_name
-        Name or ARN of the function.
+        Name or ARN of the function that runs assignments of the default class.
     secret
         The cluster's secret, with which payloads are sealed.
     endpoint_url, region
@@ -198,6 +198,8 @@ class LambdaInvoker:
         siblings of one fork do not march in step.
     credentials
         Access key and secret key; None: as configured. An endpoint on loopback needs none.
+    larger_functions
+        Names or ARNs of the functions of the classes above the default one, in their order.
 
     Examples
     --------
@@ -220,8 +222,10 @@ class LambdaInvoker:
         backoff_seconds_max: float = 2.0,
         random: Callable[[], float] | None = None,
         credentials: tuple[str, str] | None = None,
+        larger_functions: Sequence[str] = (),
     ):
         self.function_name = function_name
+        self.functions = (function_name, *larger_functions)
         self.endpoint_url = endpoint_url
         self.region = region
         self.connections_max = connections_max
@@ -327,7 +331,7 @@ class LambdaInvoker:
         try:
             # The payload is made here, inside the slot: ten thousand waiting invocations hold none.
             response = await client.invoke(
-                FunctionName=self.function_name,
+                FunctionName=self.functions[assignment.function_class],
                 InvocationType="Event",
                 Payload=payload_of(self._secret, [assignment]),
             )

@@ -26,6 +26,7 @@ __all__ = [
     "Reply",
     "Standing",
     "Store",
+    "Succession",
     "Verdict",
 ]
 
@@ -47,6 +48,14 @@ class Reply:
     standing: Standing
     claims: Sequence[Claim] = ()
     retired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """Who takes the place of an executor that retires, and what is published when that happens."""
+
+    record: Assignment
+    events: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ class Store(Protocol):
         arrivals: Sequence[Arrival] = (),
         events: bytes = b"",
         retire: bool = False,
+        succession: Succession | None = None,
     ) -> Reply:
         """Tell fan-ins that parents are done, publish events, and perhaps retire: one atomic step,
         one round trip.
@@ -84,8 +94,10 @@ class Store(Protocol):
         that arrives for an edge is the one that stays. A claimed child is added to the record. `events`
         (opaque, sealed by the caller; empty: none) are appended to the event stream. With `retire`
         the record and its lease are removed, its claims are marked done, and a retirement is
-        appended to the event stream, unless this call won a child (`YOURS`). A fenced caller has
-        no effect at all. The lease is renewed.
+        appended to the event stream, unless this call won a child (`YOURS`). With a `succession` as
+        well, the place becomes another executor's in the same step: its record is created whatever the
+        ceiling, and the events of the succession are appended before the retirement. A fenced caller
+        has no effect at all. The lease is renewed.
         """
         ...
 

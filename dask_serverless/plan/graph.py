@@ -43,6 +43,9 @@ class Graph:
         Tasks whose value is made elsewhere and will be given.
     retries
         How often a task may be run again after its own exception, where that is not zero.
+    classes
+        The number of the function class that a task needs, where that is not the default one. An external
+        has the smallest class of its children: whoever begins with it can go on.
     """
 
     parents: Sequence[Sequence[int]]
@@ -51,6 +54,7 @@ class Graph:
     visible: frozenset[int]
     externals: frozenset[int] = frozenset()
     retries: Mapping[int, int] = field(default_factory=dict)
+    classes: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -144,6 +148,7 @@ def number(
     wanted: Iterable[Key],
     externals: Container[Key] = (),
     retries: Mapping[Key, int] | None = None,
+    classes: Mapping[Key, int] | None = None,
 ) -> tuple[Graph, list[Key]]:
     """Number what the wanted keys need; return the graph, and the key of each number.
 
@@ -157,6 +162,8 @@ def number(
         Keys made elsewhere: they are numbered, but what they need is not looked at.
     retries
         How often a key may be run again after its own exception.
+    classes
+        The number of the function class that a key needs, where that is not the default one.
 
     Raises
     ------
@@ -230,6 +237,10 @@ def number(
                 parents.append(())
                 starts.append(task)
 
+    needed = {numbers[key]: needs for key, needs in (classes or {}).items() if needs and key in numbers}
+    if needed:
+        for task in found_externals:
+            needed[task] = min((needed.get(child, 0) for child in children[task]), default=0)
     graph = Graph(
         parents=parents,
         children=children,
@@ -237,6 +248,7 @@ def number(
         visible=frozenset(numbers[key] for key in wanted),
         externals=frozenset(found_externals),
         retries={numbers[key]: times for key, times in (retries or {}).items() if times and key in numbers},
+        classes={task: needs for task, needs in needed.items() if needs},
     )
     return graph, keys
 

@@ -50,7 +50,7 @@ def edges(graph: Graph) -> Iterator[Edges]:
     >>> graph, _ = number({"a": (), "b": (), "c": ("a", "b")}, ["c"], retries={"b": 2})
     >>> list(edges(graph))
     [Edges(first=0, parents=[(), (), [0, 1]], children=[[2], [2], []], fan_ins={2: 2}, visible=frozenset({2}), \
-retries={1: 2})]
+retries={1: 2}, classes={})]
     """
     parents, children = graph.parents, graph.children
     fan_ins = {task: len(row) for task, row in enumerate(parents) if len(row) > 1}
@@ -66,7 +66,15 @@ retries={1: 2})]
             fan_ins={child: fan_ins[child] for row in rows for child in row if child in fan_ins} if fan_ins else {},
             visible=frozenset(visible[bisect_left(visible, first) : bisect_left(visible, end)]),
             retries=dict(retries[bisect_left(retries, (first,)) : bisect_left(retries, (end,))]),
+            classes=_classes(graph, first, end) if graph.classes else {},
         )
+
+
+def _classes(graph: Graph, first: int, end: int) -> dict[int, int]:
+    """Return the function classes of the tasks of a segment, and of their children."""
+    rows = graph.children[first:end]
+    tasks = {*range(first, first + len(rows)), *(child for row in rows for child in row)}
+    return {task: graph.classes[task] for task in sorted(tasks & graph.classes.keys())}
 
 
 def owners(graph: Graph, groups: Sequence[Iterable[int]]) -> list[int]:

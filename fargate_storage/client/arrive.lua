@@ -4,12 +4,13 @@
 -- the set complete becomes the owner, for good. A repeated call therefore hears what the first one heard.
 --
 -- ARGV: header, events, then one value for each edge.
--- Header: job, executor, attempt, lease_ms, ttl, retire (0/1), digest of this call, edges (child, parent, parents, ...)
+-- Header: job, executor, attempt, lease_ms, ttl, retire (0/1), digest of this call, edges (child, parent, parents, ...),
+--         succession (executor, attempt, starts, assignment, events; empty: none)
 -- Reply: standing, retired (0/1), {{child, verdict, parent, value, parent, value, ... (with 'yours')}, ...}
 
 local header = cmsgpack.unpack(ARGV[1])
 local job, executor, attempt, lease_ms, ttl = header[1], header[2], header[3], header[4], header[5]
-local retire, digest, edges = header[6] == 1, header[7], header[8]
+local retire, digest, edges, succession = header[6] == 1, header[7], header[8], header[9]
 local events = ARGV[2]
 
 -- A full server must still let executors go: after a first write that needs no memory, the rest is not refused.
@@ -86,6 +87,11 @@ if retired then
   redis.call('UNLINK', record, claims)
   redis.call('SREM', key_of(job, 'executors'), executor)
   redis.call('ZREM', leases_key, lease_member(job, executor))
+  local successor = succession[1]
+  if successor then
+    create_record(job, successor, succession[2], succession[3], succession[4], lease_ms, ttl)
+    redis.call('XADD', events_key, '*', 'job', job, 'executor', executor, 'attempt', attempt, 'events', succession[5])
+  end
   redis.call('XADD', events_key, '*', 'job', job, 'executor', executor, 'attempt', attempt, 'events', '')
   redis.call('EXPIRE', events_key, ttl)
 end

@@ -27,6 +27,14 @@ local function renew(job, executor, lease_ms, ttl)
   end
 end
 
+-- Create the record of an executor, with its lease.
+local function create_record(job, executor, attempt, starts, assignment, lease_ms, ttl)
+  local record = key_of(job, 'record:' .. executor)
+  redis.call('HSET', record, 'attempt', attempt, 'running', -1, 'starts', starts, 'assignment', assignment)
+  redis.call('SADD', key_of(job, 'executors'), executor)
+  renew(job, executor, lease_ms, ttl)
+end
+
 -- Remove up to `limit` of a job's records with their leases; return how many are left.
 local function forget_executors(job, limit)
   for _, executor in ipairs(redis.call('SPOP', key_of(job, 'executors'), limit)) do

@@ -47,9 +47,7 @@ for _, item in ipairs(records) do
       -- The supervisor starts the next attempt with a fresh assignment: what the last one gave away counts no more.
       redis.call('UNLINK', record)
     end
-    redis.call('HSET', record, 'attempt', attempt, 'running', -1, 'starts', starts, 'assignment', assignment)
-    redis.call('SADD', key_of(job, 'executors'), executor)
-    renew(job, executor, lease_ms, ttl)
+    create_record(job, executor, attempt, starts, assignment, lease_ms, ttl)
   end
   if giver_record then redis.call('HSET', giver_record, 'gave:' .. executor, gave) end
   count = count + 1

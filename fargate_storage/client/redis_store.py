@@ -37,7 +37,7 @@ from lambda_worker.core.wire import (
     pack,
     unpack,
 )
-from lambda_worker.ports import Arrival, Claim, Lapsed, Reply, Standing, Verdict
+from lambda_worker.ports import Arrival, Claim, Lapsed, Reply, Standing, Succession, Verdict
 
 #: What one step of a long removal, or of a sweep, may touch: bounds how long the server is busy with it.
 STEP_ITEMS_MAX = 1_000
@@ -96,6 +96,7 @@ class RedisStore:
         arrivals: Sequence[Arrival] = (),
         events: bytes = b"",
         retire: bool = False,
+        succession: Succession | None = None,
     ) -> Reply:
         """See `lambda_worker.ports.Store.arrive`.
 
@@ -106,8 +107,12 @@ class RedisStore:
         edges = [part for arrival in arrivals for part in (arrival.child, arrival.parent, arrival.parents)]
         values = [_location_to_store(arrival.value) for arrival in arrivals]
         digest = hashlib.blake2b(pack([attempt, edges, retire]) + events, digest_size=8).hexdigest() if events else ""
-        config = self.config
-        header = scripts.header(job, executor, attempt, self._lease_ms, config.ttl_seconds, int(retire), digest, edges)
+        if succession is not None and succession.record.job != job:
+            raise ValueError("an executor can only be succeeded in its own job")
+        header = scripts.header(
+            *(job, executor, attempt, self._lease_ms, self.config.ttl_seconds, int(retire), digest, edges),
+            [] if succession is None else [*_record_fields(succession.record)[1:], succession.events],
+        )
         standing, retired, answers = self._run(scripts.ARRIVE, header, events, *values)
         return Reply(Standing(standing.decode()), tuple(map(_claim, answers)), bool(retired))
 
@@ -261,10 +266,7 @@ class RedisStore:
     def _create(self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int) -> int:
         if not records:
             return 0
-        items = [
-            [record.job, record.executor, record.attempt, pack(list(record.starts)), _record_bytes(record)]
-            for record in records
-        ]
+        items = [_record_fields(record) for record in records]
         header = scripts.header(job, executor, attempt, self._lease_ms, self.config.ttl_seconds, ceiling, items)
         return int(self._run(scripts.CREATE, header))
 
@@ -293,9 +295,10 @@ def _event(fields: Sequence[bytes]) -> tuple[str, str, int, bytes]:
     return event[b"job"].decode(), event[b"executor"].decode(), int(event[b"attempt"]), event[b"events"]
 
 
-def _record_bytes(record: Assignment) -> bytes:
+def _record_fields(record: Assignment) -> list[Any]:
     # Segments travel with the invocation to save a read; in the record they would only be a second copy.
-    return replace(record, segments={}).to_bytes()
+    blob = replace(record, segments={}).to_bytes()
+    return [record.job, record.executor, record.attempt, pack(list(record.starts)), blob]
 
 
 def _location_to_store(location: Location) -> bytes:

@@ -13,6 +13,10 @@ The life of a task here::
 * A fan-in that also has parents elsewhere is **shared**. Once every parent promised here is done,
   the executor *arrives*: it publishes those parents and tells the fan-in. Exactly one of the
   executors that arrive is told that the child is its own to run (*become*); the others forget it.
+* A task may need a larger function class (more memory, more time) than this executor has: it does not
+  *fit*. It is never promised here. Once it is ready it is delegated to an executor of its class. When the
+  ceiling leaves no room for one and nothing else is left to do here, the executor retires and a
+  *successor* of the larger class takes its place, in one step at the store: so even one place is enough.
 * Promises only save round trips. An executor that does not know (yet) that a parent is promised to
   it arrives early; that is never wrong, since the store holds a set of edges, not a count.
 
@@ -51,6 +55,7 @@ from lambda_worker.core.instructions import (
     Instruction,
     LoadSegments,
     Run,
+    Successor,
     WakeAfter,
 )
 from lambda_worker.core.policy import Policy
@@ -94,7 +99,7 @@ class Executor:
     >>> executor.handle(TaskDone(0, seconds=0.1, now=0.1))
     [Run(task=1, parents=[0])]
     >>> executor.handle(TaskDone(1, seconds=0.1, now=0.2))
-    [Forget(tasks=[0]), Arrive(arrivals=[], results=[1], errors=[], retire=True)]
+    [Forget(tasks=[0]), Arrive(arrivals=[], results=[1], errors=[], retire=True, successor=None)]
     """
 
     def __init__(self, assignment: Assignment, policy: Policy) -> None:
@@ -106,6 +111,10 @@ class Executor:
         self.running: int | None = None
         # Ready tasks, the next one last: depth-first keeps few values alive.
         self._ready: list[int] = []
+        # Ready tasks that do not fit, each with the class that it needs.
+        self._unfitting: dict[int, int] = {}
+        self._no_room = False  # for them, when this was last asked
+        self._asked = False  # for room, since a task ended
         self._edges: dict[int, Edges] = {}
         self._loading: set[int] = set()
         # Tasks promised to this executor, and those among them whose segment is not here yet.
@@ -155,6 +164,7 @@ class Executor:
             case Woken():
                 self._wake_asked = False
                 self._publish(out, now_or_never=True)
+                self._ask_for_room_again(event.now, out)
                 self._offer_all(out)
                 return out
             case Answered():
@@ -176,6 +186,8 @@ class Executor:
                 self._finish(standing.value, out)
         if not self.finished:
             self._advance(out)
+            if self._unfitting:
+                self._offer_unfitting(out)
             self._publish(out)
         if self._forget:
             out.insert(0, Forget(self._forget))
@@ -234,6 +246,7 @@ class Executor:
         mean = self._seconds_per_task
         self._seconds_per_task = event.seconds if mean == 0.0 else mean + 0.2 * (event.seconds - mean)
         self._here.add(task)
+        self._no_room = self._no_room and event.now < self._ask_again
         self._complete(task)
         self._release_inputs(task)
         if len(self._ready) > 1 and event.now >= self._ask_again:
@@ -289,25 +302,32 @@ class Executor:
                 self._keep(parent)
             if parent not in self._here:
                 self._located[parent] = location
-        self._promise((child,))
-        self._ready.append(child)
+        self._make_ready(child, self._edges[segment_of(next(iter(sent)))])
+        if child not in self._unfitting:
+            self._promise((child,))
 
     def _on_delegated(self, event: Delegated, out: list[Instruction]) -> None:
         granted, refused = self._offered[: event.granted], self._offered[event.granted :]
         self._offered = []
+        self._asked = True
         if refused:
             self._ask_again = event.now + self._refused_seconds
             self._refused_seconds = min(2 * self._refused_seconds, self.policy.refused_seconds_max)
-            self._ready[:0] = [task for share in refused for task in share]
-            if self._seceded and not self._wake_asked:
+            self._ready[:0] = [task for share in refused for task in share if task not in self._unfitting]
+            self._no_room = True
+            if (self._seceded or (self._unfitting and not self._idle)) and not self._wake_asked:
                 self._wake_asked = True
                 out.append(WakeAfter(self.policy.refused_seconds))
         else:
+            self._no_room = False
             self._refused_seconds = self.policy.refused_seconds
         for share in granted:
             for task in share:
                 self._release_inputs(task)
+                self._unfitting.pop(task, None)
             self._unpromise(share)
+        if not refused:
+            self._offer_all(out)  # what did not fit may have gone first
 
     # -- completion and promises ----------------------------------------------------------------
 
@@ -326,7 +346,7 @@ class Executor:
         fan_ins = edges.fan_ins
         for child in reversed(children):  # the lowest number ends on top: it runs next
             if child not in fan_ins:
-                self._ready.append(child)
+                self._make_ready(child, edges)
                 if segment_of(child) not in self._edges:
                     self._sole_parent[child] = task
                 continue
@@ -335,9 +355,17 @@ class Executor:
             if len(fan_in.done) == fan_in.parents and not fan_in.arrived:
                 del self._fan_ins[child]
                 self._claimed.add(child)
-                self._ready.append(child)
+                self._make_ready(child, edges)
             elif len(fan_in.done) >= fan_in.expected:
                 self._queue_arrivals(child, fan_in)
+
+    def _make_ready(self, task: int, edges: Edges) -> None:
+        """Put a task where it will be taken from; `edges` are those of its segment or of a parent's."""
+        needs = edges.classes.get(task, 0) if edges.classes else 0
+        if needs > self.assignment.function_class:
+            self._unfitting[task] = needs
+        else:
+            self._ready.append(task)
 
     def _fan_in(self, child: int, parents: int) -> _FanIn:
         fan_in = self._fan_ins.get(child)
@@ -364,14 +392,15 @@ class Executor:
                 continue
             promised.add(task)
             fan_ins = edges.fan_ins
+            classes = edges.classes
             for child in edges.children[task - edges.first]:
-                if child not in fan_ins:
-                    stack.append(child)
-                else:
+                if child in fan_ins:
                     fan_in = self._fan_in(child, fan_ins[child])
                     fan_in.expected += 1
-                    if fan_in.expected == fan_in.parents:
-                        stack.append(child)
+                    if fan_in.expected < fan_in.parents:
+                        continue
+                if not classes or classes.get(child, 0) <= self.assignment.function_class:
+                    stack.append(child)
 
     def _unpromise(self, tasks: Iterable[int]) -> None:
         """Undo `_promise` for tasks given away; fan-ins that no longer wait for them arrive."""
@@ -438,6 +467,7 @@ class Executor:
             raise ProtocolError(f"task {task} ended while {self.running} was running")
         self.running = None
         self._seceded = False
+        self._asked = False
 
     def _advance(self, out: list[Instruction]) -> None:
         """Start the next task, and have the inputs of those after it on their way."""
@@ -498,14 +528,19 @@ class Executor:
                 self._wake_asked = True
                 out.append(WakeAfter(self.policy.publish_seconds))
             return
-        idle = self.running is None and not (
-            self._ready or self._fetched or self._fetching or self._loading or self._offered
-        )
+        idle = self._idle
         if not waiting and not idle:
             return
-        self._publishing = Arrive(self._arrivals, self._results, self._errors, retire=idle)
+        successor = self._successor() if idle and self._unfitting else None
+        self._publishing = Arrive(self._arrivals, self._results, self._errors, retire=idle, successor=successor)
         self._arrivals, self._results, self._errors = [], [], []
         out.append(self._publishing)
+
+    @property
+    def _idle(self) -> bool:
+        return self.running is None and not (
+            self._ready or self._fetched or self._fetching or self._loading or self._offered
+        )
 
     def _split(self, now: float, out: list[Instruction]) -> None:
         """Offer shares of the ready tasks to new executors when that pays (lazy splitting)."""
@@ -535,17 +570,75 @@ class Executor:
         if not self._offered:
             return
         del self._ready[: sum(map(len, self._offered))]
+        self._delegate(out)
+
+    def _delegate(self, out: list[Instruction]) -> None:
+        inputs = [sorted({p for task in share for p in self._known_parents(task) or ()}) for share in self._offered]
+        out.append(Delegate([self._assignment(share) for share in self._offered], inputs))
+
+    def _assignment(self, share: Sequence[int]) -> Assignment:
+        """Make the assignment of a new executor for these ready tasks, of which the last comes first."""
         mine = self.assignment
-        assignments, inputs = [], []
-        for share in self._offered:
-            self._children_named += 1
-            name = f"{mine.executor}.{mine.attempt}.{self._children_named}"
-            hint = sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX]
-            assignments.append(
-                Assignment(mine.job, name, 1, share[::-1], hint=hint, ceiling=mine.ceiling, scheduler=mine.scheduler)
-            )
-            inputs.append(sorted({p for task in share for p in self._known_parents(task) or ()}))
-        out.append(Delegate(assignments, inputs))
+        self._children_named += 1
+        return Assignment(
+            mine.job,
+            f"{mine.executor}.{mine.attempt}.{self._children_named}",
+            1,
+            share[::-1],
+            hint=sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX],
+            ceiling=mine.ceiling,
+            scheduler=mine.scheduler,
+            function_class=max(map(self._class_of, share)) if mine.function_class or self._unfitting else 0,
+        )
+
+    def _class_of(self, task: int) -> int:
+        edges = self._edges.get(segment_of(task)) or self._edges[segment_of(self._sole_parent[task])]
+        return edges.classes.get(task, 0)
+
+    # -- tasks that do not fit ------------------------------------------------------------------
+
+    def _offer_unfitting(self, out: list[Instruction]) -> None:
+        """Offer the ready tasks that do not fit to new executors of their classes.
+
+        Who has nothing else to do asks once, and only for those that its successor is not to run.
+        """
+        idle = self._idle
+        if self._offered or not self._unfitting or (self._no_room and not idle):
+            return
+        unknown = {segment_of(task): None for task in self._unfitting if self._known_parents(task) is None}
+        if unknown:  # what they need is not known yet
+            if not self._loading:
+                self._load(list(unknown)[:READ_AHEAD_SEGMENTS], out)
+            return
+        if idle and self._asked:
+            return
+        by_class: dict[int, list[int]] = {}
+        for task in sorted(self._unfitting):
+            by_class.setdefault(self._unfitting[task], []).append(task)
+        shares: list[list[int]] = []
+        for _, tasks in sorted(by_class.items()):
+            # Nothing is known of how long they take, so all places are asked for, as when a job begins.
+            count = max(1, min(len(tasks), self.policy.ceiling * len(tasks) // len(self._unfitting)))
+            size = -(-len(tasks) // count)
+            shares += [tasks[first : first + size][::-1] for first in range(0, len(tasks), size)]
+        self._offered = shares[:-1] if idle else shares
+        if self._offered:
+            self._delegate(out)
+
+    def _ask_for_room_again(self, now: float, out: list[Instruction]) -> None:
+        """A running task may take long: do not wait for its end to look for room for what does not fit."""
+        if not self._unfitting or self._offered:
+            return
+        self._no_room = self._no_room and now < self._ask_again
+        if not self._no_room:
+            self._offer_unfitting(out)
+        elif not self._wake_asked:
+            self._wake_asked = True
+            out.append(WakeAfter(self._ask_again - now))
+
+    def _successor(self) -> Successor:
+        tasks = sorted(self._unfitting, reverse=True)
+        return Successor(self._assignment(tasks), {task: self._known_parents(task) or () for task in tasks})
 
     def _finish(self, reason: str, out: list[Instruction]) -> None:
         self.finished = True

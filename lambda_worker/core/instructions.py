@@ -41,17 +41,30 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Successor:
+    """Who goes on with the tasks that do not fit into an executor that has nothing else to do.
+
+    As with `Delegate`, the driver adds the values: `inputs` names the parents of each start.
+    """
+
+    assignment: Assignment
+    inputs: Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Arrive:
     """Publish: store what is too large to travel, then tell the fan-ins and the proxy.
 
     `arrivals` are (child, parent, in-degree of the child); `results` and `errors` are visible
-    tasks and erred tasks. Answered by `Answered`.
+    tasks and erred tasks. An executor that retires may leave its place to a `successor`, in the same
+    step. Answered by `Answered`.
     """
 
     arrivals: Sequence[tuple[int, int, int]]
     results: Sequence[int]
     errors: Sequence[int]
     retire: bool
+    successor: Successor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,9 @@ class Edges:
         Tasks whose value somebody outside the job asked for.
     retries
         How often a task may be run again after its own exception, where that is not zero.
+    classes
+        For each of these tasks and of their children: the number of the function class it needs, where
+        that is not the default one. Classes ascend: who has a larger one runs tasks of a smaller.
     """
 
     first: int
@@ -55,16 +58,18 @@ class Edges:
     fan_ins: Mapping[int, int] = field(default_factory=dict)
     visible: frozenset[int] = frozenset()
     retries: Mapping[int, int] = field(default_factory=dict)
+    classes: Mapping[int, int] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Encode."""
-        return pack([self.first, self.parents, self.children, self.fan_ins, sorted(self.visible), self.retries])
+        fields = [self.first, self.parents, self.children, self.fan_ins, sorted(self.visible), self.retries]
+        return pack([*fields, self.classes] if self.classes else fields)  # most jobs have only the default class
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Edges:
         """Undo `to_bytes`."""
-        first, parents, children, fan_ins, visible, retries = unpack(blob)
-        return cls(first, parents, children, fan_ins, frozenset(visible), retries)
+        first, parents, children, fan_ins, visible, retries, *classes = unpack(blob)
+        return cls(first, parents, children, fan_ins, frozenset(visible), retries, *classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,8 @@ class Assignment:
         Address of the Dask scheduler, for tasks that are clients themselves ("": they cannot be).
     stored
         Where the whole of this assignment is, when it is too large for an invocation.
+    function_class
+        Number of the function class that runs this (0: the default one).
     """
 
     job: str
@@ -117,23 +124,26 @@ class Assignment:
     room: int = 0
     scheduler: str = ""
     stored: Ref | None = None
+    function_class: int = 0
 
     def to_bytes(self) -> bytes:
         """Encode."""
         given = {task: location_to_wire(location) for task, location in self.given.items()}
         fields: list[Any] = [self.job, self.executor, self.attempt, self.starts, given, self.hint]
         fields += [self.segments, self.ceiling, self.room, self.scheduler]
-        if self.stored is not None:
-            fields.append(list(self.stored))
+        if self.stored is not None or self.function_class:
+            fields.append(None if self.stored is None else list(self.stored))
+        if self.function_class:
+            fields.append(self.function_class)
         return pack(fields)
 
     @classmethod
     def from_bytes(cls, blob: bytes | memoryview) -> Assignment:
         """Undo `to_bytes`."""
-        job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, *stored = unpack(blob)
+        job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, *others = unpack(blob)
         given = {task: location_from_wire(item) for task, item in given.items()}
-        ref = Ref(*stored[0]) if stored else None
-        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, ref)
+        ref = Ref(*others[0]) if others and others[0] is not None else None
+        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, ref, *others[1:])
 
 
 def _segment_name(job: str, number: int) -> str:

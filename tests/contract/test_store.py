@@ -23,7 +23,7 @@ from fargate_storage.service import LocalTier
 from lambda_worker.core.errors import StoreFull, StoreUnavailable, ValueLost, ValueTooLarge
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, frames_nbytes
-from lambda_worker.ports import Arrival, Claim, Lapsed, Reply, Standing, Verdict
+from lambda_worker.ports import Arrival, Claim, Lapsed, Reply, Standing, Succession, Verdict
 
 OK, FENCED, CANCELLED = Standing.OK, Standing.FENCED, Standing.CANCELLED
 WAIT, YOURS, TAKEN, DONE = Verdict.WAIT, Verdict.YOURS, Verdict.TAKEN, Verdict.DONE
@@ -323,6 +323,38 @@ def test_who_wins_a_child_does_not_retire(store):
     assert store.arrive("job", "a", 1, [edge(100, 1, 1)], retire=True) == won
     assert store.beat([("job", "a", 1, 100)]) == [OK]
     assert store.arrive("job", "a", 1, retire=True).retired
+
+
+def test_a_successor_takes_the_place_in_the_step_that_retires(store):
+    opened(store, "a")
+    heir = record("a.1", starts=[3, 4], function_class=2)
+    step = {"events": b"last words", "retire": True, "succession": Succession(heir, b"invoke it")}
+    assert store.arrive("job", "a", 1, **step) == Reply(OK, (), retired=True)
+    assert store.listen(0) == [("job", "a", 1, b"last words"), ("job", "a", 1, b"invoke it"), ("job", "a", 1, b"")]
+    assert store.beat([("job", "a", 1, -1), ("job", "a.1", 1, -1)]) == [FENCED, OK]
+    assert store.record("job", "a.1") == heir
+    # It holds the only place, and a repetition after a lost reply changes nothing.
+    assert store.admit([record("b")], 1) == 0
+    assert store.arrive("job", "a", 1, **step) == Reply(FENCED)
+    assert store.listen(0) == []
+    assert store.arrive("job", "a.1", 1, retire=True).retired
+    assert store.admit([record("b")], 1) == 1
+
+
+def test_who_wins_a_child_has_no_successor_yet(store):
+    opened(store, "a")
+    succession = Succession(record("a.1"), b"invoke it")
+    assert not store.arrive("job", "a", 1, [edge(100, 1, 1)], retire=True, succession=succession).retired
+    assert store.record("job", "a.1") is None
+    assert store.listen(0) == []
+    assert not store.arrive("job", "a", 1, succession=succession).retired  # nor who does not retire
+    assert store.record("job", "a.1") is None
+
+
+def test_a_successor_is_of_the_same_job(store):
+    opened(store, "a")
+    with pytest.raises(ValueError, match="its own job"):
+        store.arrive("job", "a", 1, retire=True, succession=Succession(record("b", job="other"), b""))
 
 
 def test_a_lease_lapses_by_store_time_and_is_renewed_by_any_step(make_store):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -41,8 +41,8 @@ from lambda_worker.core.verdicts import Claim, Standing, Verdict
 from lambda_worker.core.wire import pack, unpack
 
 
-def graph_of(parents, wanted, externals=()):
-    graph, keys = number(parents, wanted, externals=externals)
+def graph_of(parents, wanted, externals=(), classes=None):
+    graph, keys = number(parents, wanted, externals=externals, classes=classes)
     return graph, keys
 
 
@@ -53,7 +53,7 @@ class World:
     known beforehand, and a value that was lost, mixed up or forgotten too early shows.
     """
 
-    def __init__(self, graph, policy, seed, payload_segments=True, early=False):
+    def __init__(self, graph, policy, seed, payload_segments=True, places=None):
         self.graph = graph
         self.segments = dict(enumerate(edges(graph)))
         self.policy = policy
@@ -70,28 +70,39 @@ class World:
         self.now = 0.0
         self.actors: list[Actor] = []
         self.fails: dict[int, int] = {}
+        self.places = places  # how many may live; None: the store grants as it likes
+        self.ran_in: dict[int, int] = {}  # the class of the executor that ran each task
+
+    @property
+    def live(self):
+        return sum(not actor.executor.finished for actor in self.actors)
 
     def start(self, groups, given=None):
         given = given or {}
         for n, group in enumerate(assign_starts(self.graph, groups)):
             mine = {t: pack(v) for t, v in given.items() if t in group.starts}
             inline = group.segments if self.inline else ()
-            self.invoke(Assignment("job", str(n), 1, group.starts, mine, group.segments), inline)
+            needs = max(self.graph.classes.get(start, 0) for start in group.starts)
+            assignment = Assignment("job", str(n), 1, group.starts, mine, group.segments, function_class=needs)
+            self.invoke(assignment, inline)
 
     def invoke(self, assignment, inline=()):
         self.invocations += 1
+        assignment = replace(Assignment.from_bytes(assignment.to_bytes()), segments={})
         actor = Actor(self, Executor(assignment, self.policy), dict(assignment.given))
         self.actors.append(actor)
         actor.perform(actor.executor.handle(Began(self.now, {n: self.segments[n] for n in inline})))
 
     def run(self):
         steps = 0
+        begun = self.live
         while True:
             movable = [actor for actor in self.actors if actor.todo]
             if not movable:
                 break
             self.random.choice(movable).step()
             steps += 1
+            assert self.places is None or self.live <= max(begun, self.places), "more live than there are places"
             assert steps < 200 * (len(self.graph) + 10), "does not end"
         assert all(actor.executor.finished for actor in self.actors)
 
@@ -138,6 +149,9 @@ class Actor:
         match instruction:
             case Run(task, parents):
                 world.runs[task] = world.runs.get(task, 0) + 1
+                mine = self.executor.assignment.function_class
+                assert world.graph.classes.get(task, 0) <= mine, "a task in an executor that is too small for it"
+                world.ran_in[task] = mine
                 if world.fails.get(task, 0):
                     world.fails[task] -= 1
                     return TaskErred(task, world.now)
@@ -157,10 +171,11 @@ class Actor:
             case Arrive():
                 return self.arrive(instruction)
             case Delegate(assignments, inputs):
-                granted = world.random.randint(0, len(assignments))
+                room = len(assignments) if world.places is None else max(0, world.places - world.live)
+                granted = world.random.randint(0, min(room, len(assignments)))
                 for assignment, parents in list(zip(assignments, inputs, strict=True))[:granted]:
                     given = {p: self.location(p) for p in parents}
-                    world.invoke(Assignment("job", assignment.executor, 1, assignment.starts, given, assignment.hint))
+                    world.invoke(replace(assignment, given=given))
                 return Delegated(granted, world.now)
             case Finish():
                 return None
@@ -188,8 +203,15 @@ class Actor:
         for task in arrive.results:
             world.results.setdefault(task, self.values[task])
         world.errors.update(arrive.errors)
-        won = any(claim.verdict is Verdict.YOURS for claim in claims)
-        return Answered(Standing.OK, claims, arrive.retire and not won, world.now)
+        retired = arrive.retire and not any(claim.verdict is Verdict.YOURS for claim in claims)
+        answer = Answered(Standing.OK, claims, retired, world.now)
+        if retired and arrive.successor is not None:
+            inputs = {p for parents in arrive.successor.inputs.values() for p in parents}
+            given = {p: self.location(p) for p in inputs}
+            self.perform(self.executor.handle(answer))  # its place is free, and taken again in the same step
+            world.invoke(replace(arrive.successor.assignment, given=given))
+            return None
+        return answer
 
 
 @st.composite
@@ -359,3 +381,102 @@ def test_a_task_that_secedes_lets_the_others_go_elsewhere():
     assert executor.handle(Woken(0.2))[-1].assignments[0].executor == "e.1.2"
     assert executor.handle(Delegated(1, 0.3)) == []
     assert executor.handle(TaskDone(0, 1.0, 1.0)) == [Arrive([], [0], [], retire=True)]
+
+
+QUICK = {"invoke_seconds": 1e-4, "share_seconds_min": 0, "full_seconds": 0, "refused_seconds": 0.001}
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    dags(),
+    st.dictionaries(st.integers(0, 39), st.integers(1, 3), max_size=12),
+    st.integers(0, 2**32),
+    st.booleans(),
+    st.sampled_from([1, 2, 8]),
+    st.booleans(),
+)
+def test_every_task_of_any_class_runs_once_in_an_executor_that_it_fits(dag, classes, seed, inline, places, sparse):
+    graph, _ = graph_of(*dag, classes=classes)
+    world = World(graph, Policy(ceiling=places, **QUICK), seed, inline, places=places)
+    world.start(1 if sparse else places)
+    world.run()
+    assert world.results == world.expected()
+    assert set(world.runs) == set(range(len(graph)))
+    assert set(world.runs.values()) == {1}
+
+
+@pytest.mark.parametrize("places", [1, 2, 8])
+@pytest.mark.parametrize("seed", range(6))
+def test_classes_in_a_graph_of_many_segments(seed, places):
+    chooser = random.Random(seed)
+    tasks = 1500
+    parents = {
+        t: sorted({chooser.randrange(max(0, t - 300), t) for _ in range(chooser.randrange(4))}) if t else []
+        for t in range(tasks)
+    }
+    classes = {t: chooser.choice([1, 2]) for t in range(tasks) if chooser.random() < 0.1}
+    graph, _ = graph_of(parents, set(range(0, tasks, 7)) | {tasks - 1}, classes=classes)
+    world = World(graph, Policy(ceiling=places, **QUICK), seed, payload_segments=False, places=places)
+    world.start(places)
+    world.run()
+    assert world.results == world.expected()
+    assert set(world.runs.values()) == {1}
+
+
+def test_with_one_place_a_larger_executor_takes_it_and_keeps_what_comes_after():
+    graph, _ = graph_of(chain(6), {5}, classes={2: 1})
+    world = World(graph, Policy(ceiling=1), 0, places=1)
+    world.start(1)
+    world.run()
+    assert world.results == world.expected()
+    assert world.ran_in == {0: 0, 1: 0, 2: 1, 3: 1, 4: 1, 5: 1}
+    assert world.invocations == 2
+    assert world.round_trips == 4, "to give the place away, for the segment, for the input, to publish the result"
+
+
+def test_a_fan_in_that_fits_none_of_its_parents_goes_to_an_executor_of_its_class():
+    graph, keys = graph_of(*tree(8), classes={("sum", 3, 0): 2})
+    for seed in range(20):
+        world = World(graph, Policy(ceiling=4), seed, places=4)
+        world.start(4)
+        world.run()
+        assert world.results == world.expected()
+        assert [task for task, ran_in in world.ran_in.items() if ran_in == 2] == [keys.index(("sum", 3, 0))]
+
+
+def test_what_does_not_fit_is_given_away_while_other_tasks_run():
+    graph, _ = graph_of({"s": (), **{n: ("s",) for n in range(4)}}, set(range(4)), classes={2: 1, 3: 1})
+    executor = Executor(Assignment("job", "e", 1, [0]), Policy(ceiling=8))
+    executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
+    run, offer = executor.handle(TaskDone(0, 0.1, 0.1))
+    assert run == Run(1, [0])
+    assert [(each.starts, each.function_class) for each in offer.assignments] == [([3], 1), ([4], 1)]
+    # There is room for one. The other is offered again although the running task is not done yet.
+    (wake,) = executor.handle(Delegated(1, 0.1))
+    assert wake == WakeAfter(Policy().refused_seconds)
+    (again,) = executor.handle(Woken(0.3))
+    assert [each.starts for each in again.assignments] == [[4]]
+    assert executor.handle(Delegated(0, 0.3)) == [WakeAfter(Policy().refused_seconds)]
+    # Nothing else is left: its place goes to a successor, in the step that publishes what was done.
+    assert executor.handle(TaskDone(1, 0.1, 0.31)) == [Run(2, [0])]
+    (arrive,) = executor.handle(TaskDone(2, 0.1, 0.32))
+    assert arrive.retire and arrive.successor.assignment.starts == [4]
+    assert arrive.successor.assignment.function_class == 1
+    assert arrive.successor.inputs == {4: [0]}
+
+
+def test_a_larger_executor_gives_small_tasks_to_small_ones():
+    graph, _ = graph_of({"s": (), **{n: ("s",) for n in range(100)}}, set(range(100)), classes={"s": 1, 99: 1})
+    policy = Policy(ceiling=10, **QUICK)
+    executor = Executor(Assignment("job", "e", 1, [0], function_class=1), policy)
+    executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
+    offer, _ = executor.handle(TaskDone(0, 1.0, 1.0))
+    assert [each.function_class for each in offer.assignments] == [1, *[0] * 8]
+
+
+def test_the_default_class_costs_no_byte():
+    plain = Assignment("job", "e", 1, [0])
+    assert len(plain.to_bytes()) == len(Assignment("job", "e", 1, [0], function_class=0).to_bytes())
+    assert len(unpack(plain.to_bytes())) == 10 and len(unpack(next(edges(graph_of(chain(3), {2})[0])).to_bytes())) == 6
+    large = replace(plain, function_class=2)
+    assert Assignment.from_bytes(large.to_bytes()) == replace(large, starts=[0], hint=[])
