@@ -22,7 +22,7 @@ from dask_serverless.config import Settings
 from dask_serverless.echo import Echo
 from dask_serverless.invoke import FailureQueue, GovernedInvoker
 from dask_serverless.local_lambda import FunctionConfig, LocalLambda
-from dask_serverless.local_lambda.config import PRELOAD
+from dask_serverless.local_lambda.config import PRELOAD, FunctionSize
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
 from fargate_storage.service.local import LocalTier
@@ -176,7 +176,12 @@ class LocalBackend:
             store=RedisStore(store_config),
             store_config=store_config,
             invoker=GovernedInvoker(
-                settings.lambda_function_name, secret, endpoint_url, region, credentials=LOCAL_CREDENTIALS
+                settings.lambda_function_name,
+                secret,
+                endpoint_url,
+                region,
+                credentials=LOCAL_CREDENTIALS,
+                larger_functions=[each.name for each in settings.function_classes[1:]],
             ),
             failures=FailureQueue(self.service.failure_queue_url, endpoint_url, region, credentials=LOCAL_CREDENTIALS),
             secret=secret,
@@ -196,6 +201,7 @@ class LocalBackend:
             "ceiling": self.ceiling,
             "lease_seconds": settings.executor_lease,
             "timeout_seconds": settings.lambda_timeout,
+            "larger_functions": [each.name for each in settings.function_classes[1:]],
         }
         return FunctionConfig(
             name=settings.lambda_function_name,
@@ -209,6 +215,10 @@ class LocalBackend:
             },
             memory_mb=settings.lambda_memory // _MIB,
             timeout_seconds=settings.lambda_timeout,
+            larger=tuple(
+                FunctionSize(each.name, each.memory_bytes // _MIB, each.timeout_seconds)
+                for each in settings.function_classes[1:]
+            ),
             concurrency=self.ceiling,
             preload=tuple(dict.fromkeys((*PRELOAD, *settings.lambda_preload, *heavy_modules(sys.modules)))),
             python_path=python_path(),

@@ -22,6 +22,8 @@ import dask.system
 import yaml
 from dask.utils import format_bytes, format_time, parse_bytes, parse_timedelta
 
+from dask_serverless.plan.classes import FunctionClass, make_classes
+
 DEFAULTS_FILE = Path(__file__).with_name("serverless.yaml")
 SCHEMA_FILE = Path(__file__).with_name("serverless-schema.yaml")
 
@@ -90,6 +92,21 @@ def _seconds(smallest: float, largest: float | None = None) -> Callable[[Any], f
         return duration
 
     return parse
+
+
+def _memory_classes(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    memory = _bytes(LAMBDA_MEMORY_BYTES_MIN, LAMBDA_MEMORY_BYTES_MAX)
+    if isinstance(value, str) or not isinstance(value, list | tuple):
+        raise _Refused("a list of sizes like ['4 GiB', '8 GiB']")
+    try:
+        sizes = tuple(map(memory, value))
+    except _Refused as refused:
+        raise _Refused(f"a list, each of it {refused}") from None
+    if any(later // MiB <= size // MiB for size, later in zip(sizes, sizes[1:], strict=False)):
+        raise _Refused("a list of sizes in ascending order")
+    return sizes
 
 
 def _price(value: Any) -> float:
@@ -161,6 +178,8 @@ class Settings:
     lambda_function_name: str = _setting("lambda.function-name", _name)
     lambda_memory: int = _setting("lambda.memory", _bytes(LAMBDA_MEMORY_BYTES_MIN, LAMBDA_MEMORY_BYTES_MAX))
     lambda_timeout: float = _setting("lambda.timeout", _seconds(1.0, LAMBDA_TIMEOUT_SECONDS_MAX))
+    lambda_memory_classes: tuple[int, ...] = _setting("lambda.memory-classes", _memory_classes)
+    lambda_classes_timeout: float = _setting("lambda.classes-timeout", _seconds(1.0, LAMBDA_TIMEOUT_SECONDS_MAX))
     lambda_preload: tuple[str, ...] = _setting("lambda.preload", _modules)
     lambda_price_gb_second: float = _setting("lambda.price-gb-second", _price)
     lambda_price_request: float = _setting("lambda.price-request", _price)
@@ -174,6 +193,23 @@ class Settings:
         "executor.payload-bytes-max", _bytes(PAYLOAD_BYTES_MIN, LAMBDA_EVENT_BYTES_MAX)
     )
     executor_lease: float = _setting("executor.lease", _seconds(LEASE_SECONDS_MIN))
+
+    @property
+    def function_classes(self) -> tuple[FunctionClass, ...]:
+        """The functions that this cluster has, the default one first, in ascending order.
+
+        Examples
+        --------
+        >>> [each.memory_bytes // MiB for each in Settings.load(lambda_memory="4 GiB").function_classes]
+        [4096, 8192, 10240]
+        """
+        return make_classes(
+            self.lambda_function_name,
+            self.lambda_memory,
+            self.lambda_timeout,
+            self.lambda_memory_classes,
+            self.lambda_classes_timeout,
+        )
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:

@@ -35,8 +35,9 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, _execute_
 from dask.sizeof import sizeof
 from distributed.shuffle._core import P2PBarrierTask
 
+from dask_serverless.annotations import REQUESTS, before_fusion, function_classes
 from dask_serverless.collector import collector_paused
-from dask_serverless.plan import Graph, number
+from dask_serverless.plan import FunctionClass, Graph, number
 from lambda_worker.core.errors import GraphError
 from lambda_worker.core.schedule import SEGMENT_TASKS
 
@@ -87,7 +88,10 @@ def materialise(expr: Expr, keys: Iterable[Key]) -> Materialised:
     with collector_paused():
         graph = expr.__dask_graph__()
         annotations_by_type = {name: dict(values) for name, values in expr.__dask_annotations__().items()}
-        return Materialised(_cull(convert_legacy_graph(graph), keys), annotations_by_type)
+        tasks = _cull(convert_legacy_graph(graph), keys)
+        for name, asked in before_fusion(expr, tasks).items():
+            annotations_by_type[name] = asked | annotations_by_type.get(name, {})
+        return Materialised(tasks, annotations_by_type)
 
 
 def _cull(tasks: dict[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, GraphNode]:
@@ -248,6 +252,7 @@ def plan_job(
     known: Callable[[Key], bool] | Container[Key] = (),
     annotations_by_type: Mapping[str, Mapping[Key, Any]] | None = None,
     global_annotations: Mapping[str, Any] | None = None,
+    classes: Sequence[FunctionClass] = (),
 ) -> JobPlan:
     """Number the tasks that the wanted keys need, and make their bodies.
 
@@ -263,12 +268,16 @@ def plan_job(
         external too; whether it exists anywhere is for the caller to say. Data that lies in the
         graph is taken from there in any case.
     annotations_by_type, global_annotations
-        Where `retries` are found.
+        Where `retries`, `memory` and `timeout` are found.
+    classes
+        The function classes that tasks may ask for; none: what they ask for is not looked at.
 
     Raises
     ------
     GraphError
         When the graph has a cycle.
+    BadAnnotation
+        When a task asks for more memory or time than any class has, or for nothing sensible.
 
     Examples
     --------
@@ -287,7 +296,7 @@ def plan_job(
     """
     with collector_paused():
         return _Planner(tasks, wanted, known if callable(known) else known.__contains__).plan(
-            annotations_by_type or {}, global_annotations
+            annotations_by_type or {}, global_annotations, classes
         )
 
 
@@ -313,7 +322,10 @@ class _Planner:
         self.externals.difference_update(self.data)
 
     def plan(
-        self, annotations_by_type: Mapping[str, Mapping[Key, Any]], global_annotations: Mapping[str, Any] | None
+        self,
+        annotations_by_type: Mapping[str, Mapping[Key, Any]],
+        global_annotations: Mapping[str, Any] | None,
+        classes: Sequence[FunctionClass],
     ) -> JobPlan:
         retries = annotation(
             "retries", self.tasks.keys(), annotations_by_type, _retries_as_function(global_annotations)
@@ -321,7 +333,8 @@ class _Planner:
         for key in self.externals.intersection(retries):
             del retries[key]
         names_by_key, parents_by_key = self._parents()
-        graph, keys = number(parents_by_key, dict.fromkeys(self.visible.values()), self.externals, retries)
+        needed = self._function_classes(annotations_by_type, global_annotations, classes)
+        graph, keys = number(parents_by_key, dict.fromkeys(self.visible.values()), self.externals, retries, needed)
 
         # Tasks are rewritten now that what is not needed has been left out.
         unusual = [key for key in keys if key in names_by_key]
@@ -350,6 +363,23 @@ class _Planner:
             ],
             constants={key: self.data[key].value for key, embed in embedded.items() if not embed},
         )
+
+    def _function_classes(
+        self,
+        annotations_by_type: Mapping[str, Mapping[Key, Any]],
+        global_annotations: Mapping[str, Any] | None,
+        classes: Sequence[FunctionClass],
+    ) -> dict[Key, int]:
+        named = {name for name in REQUESTS if annotations_by_type.get(name) or name in (global_annotations or {})}
+        if not classes or not named:
+            return {}
+        # What is made elsewhere asks for nothing here: it may be on a Dask worker because it asks for too much.
+        tasks = {key: task for key, task in self.tasks.items() if key not in self.externals}
+        memory, timeout = (
+            {**annotations_by_type.get(name, {}), **annotation(name, tasks, annotations_by_type, global_annotations)}
+            for name in REQUESTS
+        )
+        return function_classes(tasks, memory, timeout, classes)
 
     def _resolve(self, key: Key) -> None:
         """Find what an alias stands for, and all aliases on the way."""

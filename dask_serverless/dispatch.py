@@ -40,6 +40,7 @@ from dask_serverless.job_events import (
     Submitted,
 )
 from dask_serverless.jobs import Ledger
+from dask_serverless.plan.classes import FunctionClass
 from dask_serverless.preparation import Preparation, prepare
 from lambda_worker.core.errors import (
     ExecutorLost,
@@ -350,7 +351,8 @@ class Dispatcher:
         async for event, error_type, message in self.backend.failures:
             try:
                 for assignment in assignments_of(self.backend.secret, event):
-                    await self._lose(assignment.job, assignment.executor, f"{error_type}: {message}")
+                    why = f"{error_type}: {message}"
+                    await self._lose(assignment.job, assignment.executor, why, function_class=assignment.function_class)
             except PlatformError as error:
                 logger.warning("a failure record was refused: %s", error)
             except Exception:  # our bug; the watch goes on
@@ -377,7 +379,7 @@ class Dispatcher:
             # Who has begun and falls silent is most often in a long call that holds the interpreter
             # lock, so that not even a heartbeat gets through. If it had died, Lambda would have said
             # so. Only who outlives what Lambda allows is surely gone.
-            if self._has_begun(lapsed) and now - since < self.backend.settings.lambda_timeout:
+            if self._has_begun(lapsed) and now - since < self._timeout_seconds(lapsed.job):
                 self._lapsed[who] = since
                 continue
             silent = f"no sign of life for {self.backend.settings.executor_lease + now - since:.0f} s"
@@ -387,6 +389,12 @@ class Dispatcher:
             logger.error("%s; please report it", stalled)
             self.feed(JobFailed(job, describe_error(stalled)))
         self.feed(Room())  # whatever was missed, nothing waits for longer than a sweep
+
+    def _timeout_seconds(self, job: str) -> float:
+        """Return how long any executor of a job may take: as long as the largest class that it needs."""
+        known = self.ledger.jobs.get(job)
+        largest = max(known.graph.classes.values(), default=0) if known is not None else 0
+        return self.backend.settings.function_classes[largest].timeout_seconds
 
     def _has_begun(self, lapsed: Lapsed) -> bool:
         directory = self.backend.last_words_directory
@@ -402,7 +410,9 @@ class Dispatcher:
             except PlatformError as error:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 
-    async def _lose(self, job: str, executor: str, why: str | BaseException, running: int = -1) -> None:
+    async def _lose(
+        self, job: str, executor: str, why: str | BaseException, running: int = -1, function_class: int = 0
+    ) -> None:
         """An executor is gone: say which task it was running, and free its place."""
         directory = self.backend.last_words_directory
         said = last_words(str(directory), executor_file(job, executor)) if directory else None
@@ -410,7 +420,8 @@ class Dispatcher:
         if isinstance(why, ServerlessError):
             error: ServerlessError = why
         else:
-            error = ExecutorLost(f"the Lambda that ran {self._task_name(job, task)} died: {why}{_advice(str(why))}")
+            advice = _advice(str(why), self.backend.settings.function_classes, function_class)
+            error = ExecutorLost(f"the Lambda that ran {self._task_name(job, task)} died: {why}{advice}")
         self._note_seceded(job, executor, False)
         self.feed(Lost(job, executor, describe_error(error)))
         try:
@@ -470,9 +481,20 @@ def executor_file(job: str, executor: str) -> str:
     return f"{job}.{executor}"
 
 
-def _advice(why: str) -> str:
+def _advice(why: str, classes: Sequence[FunctionClass], function_class: int) -> str:
+    """Say what to do about the death of an executor of one of these classes."""
+    mine, larger = classes[function_class], classes[function_class + 1 :]
+    annotation, limit = "", ""
     if "timed out" in why.lower():
-        return ". Use smaller chunks, or raise the cluster's timeout= (Lambda allows 15 minutes)."
-    if "memory" in why.lower():
-        return ". Use smaller chunks, or raise the cluster's memory_limit=."
-    return ". If this task is not to blame, run the computation again."
+        limit = "timeout= (Lambda allows 15 minutes)"
+        if larger and larger[0].timeout_seconds > mine.timeout_seconds:
+            annotation = f"timeout='{larger[0].timeout_seconds:g} s'"
+    elif "memory" in why.lower():
+        limit = "memory_limit="
+        more = [each.memory_bytes for each in larger if each.memory_bytes > mine.memory_bytes]
+        if more:
+            annotation = f"memory='{more[0] // 2**20} MiB'"
+    if not limit:
+        return ". If this task is not to blame, run the computation again."
+    annotate = f"give this task more with dask.annotate({annotation}), " if annotation else ""
+    return f". Use smaller chunks, {annotate}or raise the cluster's {limit}."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_serverless.bodies import segment_bodies
 from dask_serverless.dask_graph import JobPlan
-from dask_serverless.plan.partition import Group, assign_starts, edges
+from dask_serverless.plan.partition import assign_starts, edges
 from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
 from lambda_worker.core.wire import Location, seal_frames
@@ -58,10 +58,14 @@ class Preparation:
             Address of the Dask scheduler, for tasks that are clients themselves ("": they cannot be).
         """
         values = dict(starts)
-        found: list[Group] = assign_starts(self.plan.graph, groups, sorted(values))
+        found = [
+            (function_class, group)
+            for function_class, tasks in _by_class(self.plan.graph.classes, values)
+            for group in assign_starts(self.plan.graph, max(1, groups * len(tasks) // len(values)), tasks)
+        ]
         made = []
         room = max(0, ceiling - live - len(found))
-        for number, group in enumerate(found):
+        for number, (function_class, group) in enumerate(found):
             given = {task: location for task in group.starts if (location := values[task]) is not None}
             inline = {n: self.segments[n] for n in group.segments if n in self.segments}
             space = payload_room(payload_bytes_max) - sum(
@@ -71,8 +75,16 @@ class Preparation:
                 inline = {}
             name = f"{serial}-{number}"
             assignment = Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room)
-            made.append(replace(assignment, scheduler=scheduler))
+            made.append(replace(assignment, scheduler=scheduler, function_class=function_class))
         return made
+
+
+def _by_class(classes: Mapping[int, int], starts: Iterable[int]) -> list[tuple[int, list[int]]]:
+    """Part start tasks by function class, the largest first: what needs more most likely takes longer."""
+    found: dict[int, list[int]] = {}
+    for start in sorted(starts):
+        found.setdefault(classes.get(start, 0), []).append(start)
+    return sorted(found.items(), reverse=True)
 
 
 def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparation:

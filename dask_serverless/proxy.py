@@ -76,6 +76,7 @@ class Proxy(SchedulerPlugin):
         self.fleet: FleetWorker | None = None
         self.dispatcher = Dispatcher(backend, self, scheduler.address)  # type: ignore[arg-type]
         self._kept: dict[Hashable, _Kept] = {}
+        self._classes = backend.settings.function_classes
         self._closing = False
         self._replacing: asyncio.Future[None] | None = None
         self._again: dict[Hashable, None] = {}
@@ -259,7 +260,7 @@ class Proxy(SchedulerPlugin):
                 wanted.update(
                     dep for dep in tasks[key].dependencies if dep in tasks and dep not in known and dep not in pinned
                 )
-        arguments = (tasks, wanted, known.union(pinned), by_type, annotations)
+        arguments = (tasks, wanted, known.union(pinned), by_type, annotations, self._classes)
         return kept, plan_job(*arguments) if small else await offload(plan_job, *arguments)
 
     def _is_known(self, key: Any) -> bool:
@@ -302,7 +303,7 @@ class Proxy(SchedulerPlugin):
                 if (ts := self.scheduler.tasks.get(key)) is not None:
                     known.update(dependency.key for dependency in ts.dependencies)
             known.difference_update(wanted)
-            plan = plan_job(kept.tasks, wanted, known, kept.annotations_by_type, kept.annotations)
+            plan = plan_job(kept.tasks, wanted, known, kept.annotations_by_type, kept.annotations, self._classes)
             self.dispatcher.submit(self.dispatcher.new_job(), plan)
 
     def location(self, key: Hashable) -> Location | None:

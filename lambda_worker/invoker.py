@@ -322,7 +322,7 @@ class LambdaInvoker:
             out_of_time = line.loop.time() + pause > deadline
             if not again or broken >= BROKEN_ATTEMPTS_MAX or out_of_time:
                 self._counters["refused"] += 1
-                return self._refusal(code, message)
+                return self._refusal(code, message, self.functions[assignment.function_class])
             await asyncio.sleep(pause)
             backoff = min(2 * backoff, self._backoff_seconds_max)
 
@@ -348,10 +348,10 @@ class LambdaInvoker:
     async def _after(self, now: float, code: str | None) -> None:
         """Hear how a request ended (a hook for a governor)."""
 
-    def _refusal(self, code: str, message: str) -> InvocationRefused:
+    def _refusal(self, code: str, message: str, function: str | None = None) -> InvocationRefused:
         advice = _ADVICE.get(code)
         where = f" at {self.endpoint_url}" if self.endpoint_url else f" in {self.region}" if self.region else ""
-        text = f"Lambda function {self.function_name!r}{where} was not invoked: {code}: {message}"
+        text = f"Lambda function {(function or self.function_name)!r}{where} was not invoked: {code}: {message}"
         return InvocationRefused(f"{text} ({advice})" if advice else text)
 
 

@@ -47,8 +47,17 @@ class LocalLambdaError(PlatformError):
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionSize:
+    """What differs between functions with the same code."""
+
+    name: str
+    memory_mb: int
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionConfig:
-    """The one function that a local Lambda service runs.
+    """The code that a local Lambda service runs, and the function or functions that run it.
 
     Parameters
     ----------
@@ -61,8 +70,10 @@ class FunctionConfig:
         A sandbox whose own memory (above what it shares with the zygote) grows beyond this is killed.
     timeout_seconds
         An invocation that runs longer is killed with its sandbox.
+    larger
+        Further functions with the same code and environment, but a name, memory and timeout of their own.
     concurrency
-        Invocations that may run at once; more are refused with 429. Default: the CPU count.
+        Invocations of all functions that may run at once; more are refused with 429. Default: the CPU count.
     preload
         Modules to load into the zygote, beside the handler's. One that cannot be imported is skipped.
     python_path
@@ -84,6 +95,7 @@ class FunctionConfig:
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_mb: int = 2048
     timeout_seconds: float = 900
+    larger: tuple[FunctionSize, ...] = ()
     concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
     preload: tuple[str, ...] = PRELOAD
     python_path: tuple[str, ...] = ()
@@ -96,9 +108,13 @@ class FunctionConfig:
     region: str = "us-east-1"
 
     @property
-    def arn(self) -> str:
-        """The function's ARN."""
-        return f"arn:aws:lambda:{self.region}:{ACCOUNT}:function:{self.name}"
+    def sizes(self) -> tuple[FunctionSize, ...]:
+        """All functions, the one with this name first."""
+        return (FunctionSize(self.name, self.memory_mb, self.timeout_seconds), *self.larger)
+
+    def arn(self, function: int = 0) -> str:
+        """Return a function's ARN."""
+        return f"arn:aws:lambda:{self.region}:{ACCOUNT}:function:{self.sizes[function].name}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types, for the way to the service's process."""
@@ -108,4 +124,5 @@ class FunctionConfig:
     def from_json(cls, fields: Mapping[str, Any]) -> FunctionConfig:
         """Return what `to_json` was called on."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        values["larger"] = tuple(FunctionSize(**each) for each in values.get("larger", ()))
         return cls(**values)

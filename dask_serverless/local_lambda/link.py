@@ -119,7 +119,14 @@ class ZygoteLink:
             "log_path": log_path,
             "root": root,
             "temporary_root": temporary_root,
-            "data_bytes_above": function.memory_mb * MEBIBYTE * DATA_MULTIPLE + DATA_SLACK_BYTES,
+            "functions": [
+                {
+                    "name": size.name,
+                    "memory_mb": size.memory_mb,
+                    "data_bytes_above": size.memory_mb * MEBIBYTE * DATA_MULTIPLE + DATA_SLACK_BYTES,
+                }
+                for size in function.sizes
+            ],
         }
         self._writer.write(json.dumps(settings).encode() + b"\n")
         try:
@@ -143,9 +150,9 @@ class ZygoteLink:
         self._writer.writelines(self._unsent)
         self._unsent.clear()
 
-    def start_sandbox(self, name: str) -> None:
-        """Have a sandbox forked."""
-        self._send({"start": name})
+    def start_sandbox(self, name: str, function: int = 0) -> None:
+        """Have a sandbox forked for one of the functions."""
+        self._send({"start": name, "function": function})
 
     def kill_sandbox(self, name: str) -> None:
         """Have a sandbox, and everything it started, killed."""

@@ -135,7 +135,7 @@ class LocalLambda:
         return lines
 
     def sandboxes(self) -> list[dict[str, Any]]:
-        """Return the sandboxes: ``name``, ``state``, ``pid`` and how many invocations each has ``served``."""
+        """Return the sandboxes: ``name``, ``state``, ``pid``, ``function``, and how many it has ``served``."""
         sandboxes: list[dict[str, Any]] = self._ask("GET", "sandboxes")
         return sandboxes
 

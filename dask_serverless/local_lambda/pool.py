@@ -12,6 +12,8 @@ A sandbox is always in one of these states; only the methods of `Pool` change th
   next invocation; without it, that second invocation would cost a cold start.
 * DOOMED: a kill is under way. The invocation ends when the death is confirmed, not when it is decided: whoever
   hears "timed out" may rely on the sandbox doing nothing more. An answer that arrives in between is ignored.
+* A sandbox runs one function only. All functions share the concurrency; when as many sandboxes live as it allows,
+  the longest idle one of another function makes room for a new one.
 * A sandbox that dies before it was ever ready takes the oldest waiting invocation with it. So a function that
   cannot start makes every invocation fail, once, rather than starting sandboxes for ever.
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 
@@ -55,6 +57,7 @@ class Invocation:
     request_id: str
     payload: bytes
     event: bool  # asynchronous: the caller has been answered already
+    function: int = 0
     trace_id: str = ""
     client_context: str = ""
 
@@ -66,6 +69,7 @@ class Sandbox:
     name: str
     state: State
     since: float
+    function: int = 0
     pid: int | None = None
     came_up: bool = False  # it has asked for an invocation at least once
     served: int = 0
@@ -76,9 +80,10 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a sandbox."""
+    """Start a sandbox for a function."""
 
     sandbox: str
+    function: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,14 @@ class Finish:
 Instruction = Start | Kill | Deliver | Finish
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an invocation of one function may use."""
+
+    memory_bytes: int
+    timeout_seconds: float
+
+
 @dataclass(slots=True)
 class Counters:
     """What happened since the service started. `killed`: by the service, for time or memory."""
@@ -131,8 +144,8 @@ class Pool:
     ----------
     concurrency
         Invocations accepted and not yet ended, at most.
-    timeout_seconds, memory_bytes
-        Limits of one invocation.
+    limits
+        Limits of one invocation, for each function.
     idle_seconds_max, idle_sandboxes_max
         Limits of what is kept warm (None: as many as `concurrency`).
     start_seconds_max
@@ -145,22 +158,23 @@ class Pool:
         self,
         *,
         concurrency: int,
-        timeout_seconds: float,
-        memory_bytes: int,
+        limits: Sequence[Limits],
         new_name: Callable[[], str],
         idle_seconds_max: float = 300,
         idle_sandboxes_max: int | None = None,
         start_seconds_max: float = 60,
     ) -> None:
         self.concurrency = concurrency
-        self.timeout_seconds = timeout_seconds
-        self.memory_bytes = memory_bytes
+        self.limits = tuple(limits)
         self.idle_seconds_max = idle_seconds_max
         self.idle_sandboxes_max = idle_sandboxes_max
         self.start_seconds_max = start_seconds_max
         self.counters = Counters()
         self.sandboxes: dict[str, Sandbox] = {}
-        self.waiting: deque[Invocation] = deque()
+        # By function: invocations that wait for a sandbox, sandboxes that start, and what was billed.
+        self._waiting: list[deque[Invocation]] = [deque() for _ in self.limits]
+        self._starting = [0] * len(self.limits)
+        self._billed_milliseconds = [0] * len(self.limits)
         self.running = 0  # invocations accepted and not yet ended
         self._new_name = new_name
         # Insertion order is meaning: the last idle one is the most recently used.
@@ -173,7 +187,12 @@ class Pool:
     @property
     def active(self) -> bool:
         """Whether anything is under way that has a time limit of its own (idle sandboxes do not count)."""
-        return len(self._in_state[State.IDLE]) < len(self.sandboxes) or bool(self.waiting)
+        return len(self._in_state[State.IDLE]) < len(self.sandboxes) or any(self._waiting)
+
+    @property
+    def waiting(self) -> list[Invocation]:
+        """The invocations that no sandbox has taken yet."""
+        return [invocation for waiting in self._waiting for invocation in waiting]
 
     def busy(self) -> list[Sandbox]:
         """Return the sandboxes that run an invocation now."""
@@ -189,9 +208,10 @@ class Pool:
         self.counters.invocations += 1
         self.running += 1
         idle = self._in_state[State.IDLE]
-        if idle:
-            return [self._deliver(idle[next(reversed(idle))], invocation, now)]
-        self.waiting.append(invocation)
+        for name in reversed(idle):
+            if idle[name].function == invocation.function:
+                return [self._deliver(idle[name], invocation, now)]
+        self._waiting[invocation.function].append(invocation)
         return self._balance(now)
 
     def ready(self, name: str, now: float) -> list[Instruction]:
@@ -202,8 +222,9 @@ class Pool:
         sandbox.came_up = True
         if sandbox.state is State.BUSY:  # it asks again without having answered: the runtime is broken
             return [self._doom(sandbox, now)]
-        if self.waiting:
-            return [self._deliver(sandbox, self.waiting.popleft(), now)]
+        waiting = self._waiting[sandbox.function]
+        if waiting:
+            return [self._deliver(sandbox, waiting.popleft(), now)]
         self._move(sandbox, State.IDLE, now)
         return self._reap(now)
 
@@ -238,14 +259,16 @@ class Pool:
         if sandbox is None:
             return []
         del self._in_state[sandbox.state][name]
+        self._starting[sandbox.function] -= sandbox.state is State.STARTING
+        waiting = self._waiting[sandbox.function]
         instructions: list[Instruction] = []
         if sandbox.invocation is not None:
             if sandbox.verdict is None:
                 self.counters.crashed += 1
             outcome = sandbox.verdict or verdicts.exited(sandbox.invocation.request_id, status)
             instructions.append(self._finish(sandbox, outcome, now))
-        elif self.waiting and not sandbox.came_up:
-            sandbox.invocation = self.waiting.popleft()
+        elif waiting and not sandbox.came_up:
+            sandbox.invocation = waiting.popleft()
             request_id = sandbox.invocation.request_id
             outcome = sandbox.verdict or verdicts.start_failed(request_id, why or verdicts.exit_reason(status))
             instructions.append(self._finish(sandbox, outcome, now))
@@ -269,12 +292,13 @@ class Pool:
             assert sandbox.invocation is not None
             request_id = sandbox.invocation.request_id
             used = private_bytes.get(sandbox.name, 0)
-            if used > self.memory_bytes:
+            limits = self.limits[sandbox.function]
+            if used > limits.memory_bytes:
                 self.counters.out_of_memory += 1
                 instructions.append(self._doom(sandbox, now, verdicts.out_of_memory(request_id, used)))
-            elif now - sandbox.since >= self.timeout_seconds:
+            elif now - sandbox.since >= limits.timeout_seconds:
                 self.counters.timed_out += 1
-                instructions.append(self._doom(sandbox, now, verdicts.timed_out(request_id, self.timeout_seconds)))
+                instructions.append(self._doom(sandbox, now, verdicts.timed_out(request_id, limits.timeout_seconds)))
         for state, seconds in ((State.STARTING, self.start_seconds_max), (State.RETURNING, RETURN_SECONDS_MAX)):
             for sandbox in list(self._in_state[state].values()):
                 if now - sandbox.since >= seconds:
@@ -285,6 +309,7 @@ class Pool:
 
     def _move(self, sandbox: Sandbox, state: State, now: float) -> None:
         del self._in_state[sandbox.state][sandbox.name]
+        self._starting[sandbox.function] -= sandbox.state is State.STARTING
         self._in_state[state][sandbox.name] = sandbox
         sandbox.state = state
         sandbox.since = now
@@ -304,7 +329,9 @@ class Pool:
         assert sandbox.invocation is not None
         invocation, sandbox.invocation = sandbox.invocation, None
         if sandbox.served:  # a start that failed is not billed
-            self.counters.billed_milliseconds += math.ceil((now - sandbox.busy_since) * 1000)
+            milliseconds = math.ceil((now - sandbox.busy_since) * 1000)
+            self.counters.billed_milliseconds += milliseconds
+            self._billed_milliseconds[sandbox.function] += milliseconds
         if outcome.function_error:
             self.counters.function_errors += 1
         self.running -= 1
@@ -329,22 +356,36 @@ class Pool:
         return instructions
 
     def _balance(self, now: float) -> list[Instruction]:
-        if not self.waiting:
-            return []
-        returning = self._in_state[State.RETURNING].values()
-        coming = sum(now - sandbox.since < RETURN_SECONDS_TRUSTED for sandbox in returning)
         instructions: list[Instruction] = []
-        for _ in range(len(self.waiting) - coming - len(self._in_state[State.STARTING])):
-            name = self._new_name()
-            self.sandboxes[name] = self._in_state[State.STARTING][name] = Sandbox(name, State.STARTING, now)
-            self.counters.sandboxes_started += 1
-            instructions.append(Start(name))
+        for function, waiting in enumerate(self._waiting):
+            if not waiting:
+                continue
+            returning = self._in_state[State.RETURNING].values()
+            coming = sum(
+                sandbox.function == function and now - sandbox.since < RETURN_SECONDS_TRUSTED for sandbox in returning
+            )
+            for _ in range(len(waiting) - coming - self._starting[function]):
+                instructions += self._make_room(now)
+                name = self._new_name()
+                self.sandboxes[name] = sandbox = Sandbox(name, State.STARTING, now, function)
+                self._in_state[State.STARTING][name] = sandbox
+                self._starting[function] += 1
+                self.counters.sandboxes_started += 1
+                instructions.append(Start(name, function))
         return instructions
 
-    def report(self, memory_mb: int) -> dict[str, float]:
+    def _make_room(self, now: float) -> list[Instruction]:
+        """End the longest idle sandbox, necessarily another function's, if as many live as may be needed."""
+        idle = self._in_state[State.IDLE]
+        if not idle or len(self.sandboxes) - len(self._in_state[State.DOOMED]) < self.concurrency:
+            return []
+        return [self._doom(idle[next(iter(idle))], now)]
+
+    def report(self) -> dict[str, float]:
         """Return the counters, with what AWS would bill them as, and how things are now."""
         counters: dict[str, float] = asdict(self.counters)
-        counters["gb_seconds"] = counters["billed_milliseconds"] / 1000 * memory_mb / 1024
+        billed = zip(self._billed_milliseconds, self.limits, strict=True)
+        counters["gb_seconds"] = sum(ms / 1000 * limits.memory_bytes / 2**30 for ms, limits in billed)
         counters["running"] = self.running
         counters["sandboxes_idle"] = len(self._in_state[State.IDLE])
         counters["sandboxes"] = len(self.sandboxes)

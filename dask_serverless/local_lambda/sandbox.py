@@ -72,11 +72,11 @@ def reseed() -> None:
         numpy_random.seed()
 
 
-def become(name: str, settings: dict[str, Any], zygote: int) -> NoReturn:
-    """Turn this freshly forked process into the sandbox `name` and run the function until the end."""
+def become(name: str, settings: dict[str, Any], function: dict[str, Any], zygote: int) -> NoReturn:
+    """Turn this freshly forked process into the sandbox `name` and run a function until the end."""
     status = 1
     try:
-        _prepare(name, settings, zygote)
+        _prepare(name, settings, function, zygote)
         _run(name, settings)
         status = 0
     except SystemExit as exit_:
@@ -100,7 +100,7 @@ def _status(exit_: SystemExit) -> int:
     return 1
 
 
-def _prepare(name: str, settings: dict[str, Any], zygote: int) -> None:
+def _prepare(name: str, settings: dict[str, Any], function: dict[str, Any], zygote: int) -> None:
     os.setpgid(0, 0)
     die_with_parent(zygote)
     log = os.open(settings["log_path"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -111,9 +111,12 @@ def _prepare(name: str, settings: dict[str, Any], zygote: int) -> None:
     os.mkdir(temporary, 0o700)
     tempfile.tempdir = None  # an import in the zygote may have decided it
     os.environ["TMPDIR"] = temporary
+    os.environ["AWS_LAMBDA_FUNCTION_NAME"] = function["name"]
+    os.environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"] = str(function["memory_mb"])
+    os.environ["AWS_LAMBDA_LOG_GROUP_NAME"] = f"/aws/lambda/{function['name']}"
     os.environ["AWS_LAMBDA_LOG_STREAM_NAME"] = name
     os.environ["AWS_LAMBDA_RUNTIME_API"] = f"{settings['address']}/{name}"
-    limit_resources(settings["data_bytes_max"])
+    limit_resources(function["data_bytes_max"])
     reseed()
     gc.enable()
 

@@ -42,7 +42,17 @@ from dask_serverless.local_lambda.config import (
 )
 from dask_serverless.local_lambda.front import Exchange, Front
 from dask_serverless.local_lambda.link import ZygoteLink
-from dask_serverless.local_lambda.pool import Deliver, Finish, Instruction, Invocation, Kill, Pool, Start, Throttled
+from dask_serverless.local_lambda.pool import (
+    Deliver,
+    Finish,
+    Instruction,
+    Invocation,
+    Kill,
+    Limits,
+    Pool,
+    Start,
+    Throttled,
+)
 from dask_serverless.local_lambda.queue_api import QueueApi
 from dask_serverless.local_lambda.verdicts import Outcome
 
@@ -81,7 +91,7 @@ def anonymous_bytes(pid: int) -> int:
 
 
 class Service:
-    """One function, its sandboxes, and the protocols to reach it.
+    """Functions with the same code, their sandboxes, and the protocols to reach them.
 
     Parameters
     ----------
@@ -104,8 +114,7 @@ class Service:
         self._log_path = Path(function.log_directory or self._root) / f"{function.name}-{os.getpid()}.log"
         self._pool = Pool(
             concurrency=function.concurrency,
-            timeout_seconds=function.timeout_seconds,
-            memory_bytes=function.memory_mb * MEBIBYTE,
+            limits=[Limits(size.memory_mb * MEBIBYTE, size.timeout_seconds) for size in function.sizes],
             new_name=lambda: secrets.token_hex(12),
             idle_seconds_max=function.idle_seconds_max,
             idle_sandboxes_max=function.idle_sandboxes_max,
@@ -213,8 +222,8 @@ class Service:
                     self._deliver(name, invocation)
                 case Finish(invocation, outcome):
                     self._finish(invocation, outcome)
-                case Start(name):
-                    self._link.start_sandbox(name)
+                case Start(name, function):
+                    self._link.start_sandbox(name, function)
                 case Kill(name):
                     self._link.kill_sandbox(name)
         if self._tick_is_slow and self._pool.active:
@@ -224,11 +233,12 @@ class Service:
         exchange = self._nexts.pop(name, None)
         if exchange is None:  # its connection has closed; the death that explains it is on its way
             return
+        timeout_seconds = self.function.sizes[invocation.function].timeout_seconds
         headers = {
             "Content-Type": "application/json",
             "Lambda-Runtime-Aws-Request-Id": invocation.request_id,
-            "Lambda-Runtime-Deadline-Ms": str(int((time.time() + self.function.timeout_seconds) * 1000)),
-            "Lambda-Runtime-Invoked-Function-Arn": self.function.arn,
+            "Lambda-Runtime-Deadline-Ms": str(int((time.time() + timeout_seconds) * 1000)),
+            "Lambda-Runtime-Invoked-Function-Arn": self.function.arn(invocation.function),
             "Lambda-Runtime-Trace-Id": invocation.trace_id,
         }
         if invocation.client_context:
@@ -244,7 +254,11 @@ class Service:
             exchange.answer(200, headers, outcome.payload)
         elif outcome.function_error:
             record = verdicts.destination_record(
-                invocation.request_id, self.function.arn, invocation.payload, outcome, time.time()
+                invocation.request_id,
+                self.function.arn(invocation.function),
+                invocation.payload,
+                outcome,
+                time.time(),
             )
             self._queue.put(record)
 
@@ -305,10 +319,12 @@ class Service:
 
     # Invoke API
 
-    def _names_our_function(self, name: str) -> bool:
-        function = self.function.name
-        names = (function, f"{ACCOUNT}:function:{function}", self.function.arn)
-        return name in names or name.removesuffix(":$LATEST") in names
+    def _function_named(self, name: str) -> int | None:
+        name = name.removesuffix(":$LATEST")
+        for number, size in enumerate(self.function.sizes):
+            if name in (size.name, f"{ACCOUNT}:function:{size.name}", self.function.arn(number)):
+                return number
+        return None
 
     def _route_invoke(self, exchange: Exchange, rest: str) -> None:
         if not self._is_signed(exchange):
@@ -316,7 +332,8 @@ class Service:
         if not rest.endswith(_INVOKE_SUFFIX) or exchange.method != "POST":
             return self._refuse(exchange, 404, "UnknownOperationException", "Only Invoke is offered here.")
         name = unquote(rest[: -len(_INVOKE_SUFFIX)])
-        if not self._names_our_function(name):
+        function = self._function_named(name)
+        if function is None:
             arn = (
                 name if name.startswith("arn:") else f"arn:aws:lambda:{self.function.region}:{ACCOUNT}:function:{name}"
             )
@@ -343,9 +360,9 @@ class Service:
             )
         if kind == "DryRun":
             return exchange.answer(204, {"x-amzn-RequestId": str(uuid.uuid4())})
-        self._invoke(exchange, kind == "Event", payload)
+        self._invoke(exchange, kind == "Event", payload, function)
 
-    def _invoke(self, exchange: Exchange, event: bool, payload: bytes) -> None:
+    def _invoke(self, exchange: Exchange, event: bool, payload: bytes, function: int) -> None:
         request_id = str(uuid.uuid4())
         context = exchange.headers.get("X-Amz-Client-Context", "")
         if context:
@@ -358,7 +375,7 @@ class Service:
         trace_id = exchange.headers.get("X-Amzn-Trace-Id") or (
             f"Root=1-{int(time.time()):08x}-{request_id[:8]}{request_id[-16:].replace('-', '0')};Sampled=0"
         )
-        invocation = Invocation(request_id, payload, event, trace_id, context)
+        invocation = Invocation(request_id, payload, event, function, trace_id, context)
         if not event:
             self._callers[request_id] = exchange
         try:
@@ -414,7 +431,7 @@ class Service:
             return self._refuse(exchange, 403, "AccessDeniedException", "This is for the service's owner.")
         what, _, query = rest.partition("?")
         if what == "counters":
-            counters = self._pool.report(self.function.memory_mb)
+            counters = self._pool.report()
             counters["failures_queued"] = len(self._queue.queue)
             counters["failures_dropped"] = self._queue.queue.dropped
             return exchange.answer_json(200, counters)
@@ -422,7 +439,13 @@ class Service:
             return exchange.answer_json(200, self._log_lines(int(parse_qs(query).get("n", ["100"])[0])))
         if what == "sandboxes":
             sandboxes = [
-                {"name": s.name, "state": s.state.value, "pid": s.pid, "served": s.served}
+                {
+                    "name": s.name,
+                    "state": s.state.value,
+                    "pid": s.pid,
+                    "served": s.served,
+                    "function": self.function.sizes[s.function].name,
+                }
                 for s in self._pool.sandboxes.values()
             ]
             return exchange.answer_json(200, sandboxes)

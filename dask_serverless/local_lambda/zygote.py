@@ -4,7 +4,7 @@ Run by path, never with ``-m``: that would import `dask_serverless` itself, and 
 into every sandbox. Rules: one thread; nothing is imported after "ready"; no file is open but the
 socket to the service and the log; whatever ends the service ends everything here.
 
-Messages are lines of JSON over a socket pair. From the service: the settings, then ``{"start": name}``
+Messages are lines of JSON over a socket pair. From the service: the settings, then ``{"start": name, "function": n}``
 and ``{"kill": name}``, at last ``{"close": true}``; the end of the stream without it means that the service
 was killed, and its files are removed here. To the service: ``{"ready": {...}}`` or
 ``{"failed": text}``, then ``{"started": name, "pid": pid}`` and ``{"died": name, "status": status}``
@@ -26,7 +26,6 @@ import socket
 import sys
 import time
 import traceback
-from collections import deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -89,7 +88,7 @@ class Zygote:
         self.settings = settings
         self.sandbox = sandbox
         self.pid = os.getpid()
-        self.starts: deque[str] = deque()
+        self.starts: dict[str, int] = {}  # the function of each sandbox that is to be started, by name
         self.names: dict[int, str] = {}  # by pid
         self.pids: dict[str, int] = {}  # by name
         self.partial = b""
@@ -116,7 +115,8 @@ class Zygote:
                     return
             self._reap()
             if self.starts:
-                self._fork(self.starts.popleft())
+                name = next(iter(self.starts))
+                self._fork(name, self.starts.pop(name))
             self._send()
 
     def stop(self, *_: object) -> None:
@@ -134,15 +134,15 @@ class Zygote:
                 self.told_to_close = True
                 return False
             if "start" in command:
-                self.starts.append(command["start"])
+                self.starts[command["start"]] = command["function"]
             elif command["kill"] in self.pids:
                 self._kill_group(self.pids[command["kill"]])
             elif command["kill"] in self.starts:
-                self.starts.remove(command["kill"])
+                del self.starts[command["kill"]]
                 self.outgoing.append({"died": command["kill"], "why": "killed before it was started"})
         return True
 
-    def _fork(self, name: str) -> None:
+    def _fork(self, name: str, function: int) -> None:
         try:
             pid = os.fork()
         except OSError as error:
@@ -156,7 +156,7 @@ class Zygote:
                 self.link.close()
                 os.close(self.wakeup)
                 os.close(self.wakeup_write)
-                self.sandbox.become(name, self.settings, self.pid)
+                self.sandbox.become(name, self.settings, self.settings["functions"][function], self.pid)
             finally:
                 os._exit(1)
         with contextlib.suppress(OSError):
@@ -258,7 +258,8 @@ def main(descriptor: int) -> None:
     except BaseException:
         link.sendall(json.dumps({"failed": traceback.format_exc()}).encode() + b"\n")
         return
-    settings["data_bytes_max"] = _data_bytes() + settings["data_bytes_above"]
+    for function in settings["functions"]:
+        function["data_bytes_max"] = _data_bytes() + function["data_bytes_above"]
     gc.collect()
     gc.freeze()
     link.sendall(json.dumps({"ready": {"preload_failures": failures, "threads": _threads()}}).encode() + b"\n")

@@ -2,6 +2,7 @@
 
 Pure: no I/O, clock or randomness, and no Dask (`dask_serverless.dask_graph` translates). Read
 `graph` (numbers), then `partition` (segments and groups), then `explain` (the same for people).
+`classes` says which kinds of function there are.
 
 Rules kept here:
 
@@ -11,6 +12,7 @@ Rules kept here:
 * The same graph in the same order gives the same plan: no set decides an order.
 """
 
+from dask_serverless.plan.classes import FunctionClass, make_classes, smallest_class
 from dask_serverless.plan.explain import Explanation, explain
 from dask_serverless.plan.graph import Graph, number
 from dask_serverless.plan.partition import SHARED, Group, assign_starts, edges, owners
@@ -18,11 +20,14 @@ from dask_serverless.plan.partition import SHARED, Group, assign_starts, edges, 
 __all__ = [
     "SHARED",
     "Explanation",
+    "FunctionClass",
     "Graph",
     "Group",
     "assign_starts",
     "edges",
     "explain",
+    "make_classes",
     "number",
     "owners",
+    "smallest_class",
 ]

@@ -35,6 +35,10 @@ class MissingModule(TaskError, ModuleNotFoundError):
         ImportError.__init__(self, message, name=name)
 
 
+class BadAnnotation(TaskError, ValueError):
+    """An annotation asks for something that no function of this cluster has, or for nothing sensible."""
+
+
 class GraphError(TaskError):
     """The submitted graph is not a graph of tasks (for example, it has a cycle)."""
 

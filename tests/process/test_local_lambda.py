@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 
 from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError
 from dask_serverless.local_lambda.failures import FailureQueue
-from dask_serverless.local_lambda.pool import Deliver, Finish, Invocation, Kill, Pool, Start, State, Throttled
+from dask_serverless.local_lambda.pool import Deliver, Finish, Invocation, Kill, Limits, Pool, Start, State, Throttled
 from dask_serverless.local_lambda.verdicts import Outcome
 
 HERE = Path(__file__).parent
@@ -492,7 +492,7 @@ def test_a_module_that_cannot_be_preloaded_is_reported_and_skipped() -> None:
 
 def pool(**changes: Any) -> Pool:
     names = iter("abcdefgh")
-    settings: dict[str, Any] = {"concurrency": 4, "timeout_seconds": 10, "memory_bytes": 100}
+    settings: dict[str, Any] = {"concurrency": 4, "limits": [Limits(100, 10), Limits(200, 20)]}
     return Pool(**{**settings, **changes}, new_name=lambda: next(names))
 
 
