@@ -35,8 +35,8 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, _execute_
 from dask.sizeof import sizeof
 from distributed.shuffle._core import P2PBarrierTask
 
-from dask_serverless.annotations import REQUESTS, before_fusion, function_classes
 from dask_serverless.collector import collector_paused
+from dask_serverless.own_annotations import REQUESTS, before_fusion, function_classes
 from dask_serverless.plan import FunctionClass, Graph, number
 from lambda_worker.core.errors import GraphError
 from lambda_worker.core.schedule import SEGMENT_TASKS

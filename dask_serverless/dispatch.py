@@ -493,7 +493,7 @@ def _advice(why: str, classes: Sequence[FunctionClass], function_class: int) -> 
         limit = "memory_limit="
         more = [each.memory_bytes for each in larger if each.memory_bytes > mine.memory_bytes]
         if more:
-            annotation = f"memory='{more[0] // 2**20} MiB'"
+            annotation = f"memory='{more[0] / 2**30:g} GiB'"
     if not limit:
         return ". If this task is not to blame, run the computation again."
     annotate = f"give this task more with dask.annotate({annotation}), " if annotation else ""

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dask_serverless.dask_graph import materialise, plan_job
+from dask_serverless.plan import make_classes
 from dask_serverless.preparation import prepare
 from fargate_storage.client import RedisStore
 from fargate_storage.service import LocalTier, ServerNotFound
@@ -48,6 +49,7 @@ from tests.waiting import until
 
 SECRET = b"s" * 32
 END_SECONDS_MAX = 30.0
+CLASSES = make_classes("f", 2 * 2**30, 900, [4 * 2**30, 8 * 2**30], 900)
 _numbers = itertools.count()
 
 #: What tasks did, for tests to look at: tasks run in this process.
@@ -177,12 +179,12 @@ class Fleet:
         with self._lock:
             self.ends[assignment.executor, assignment.attempt] = end
 
-    def begin(self, tasks, wanted, groups=1, given=None, known=(), retries=None, payload_bytes_max=2**18):
+    def begin(self, tasks, wanted, groups=1, given=None, known=(), retries=None, payload_bytes_max=2**18, memory=None):
         """Plan, store and start a job, as the proxy does; return its name, plan and assignments."""
         job = f"j{next(self._jobs)}"
         wanted = set(wanted)
         graph = materialise(LLGExpr(tasks), wanted).tasks if not known else dict(tasks)
-        plan = plan_job(graph, wanted, known, {"retries": retries or {}})
+        plan = plan_job(graph, wanted, known, {"retries": retries or {}, "memory": memory or {}}, classes=CLASSES)
         preparation = prepare(job, plan, SECRET, self.store)
         self.store.open_job(job, preparation.segments)
         given = {plan.externals[key]: location for key, location in (given or {}).items()}
@@ -192,6 +194,7 @@ class Fleet:
             starts, groups=groups, ceiling=ceiling, live=0, payload_bytes_max=payload_bytes_max, serial=1
         )
         assert self.store.admit(assignments, ceiling) == len(assignments)
+        self.store.set_ceiling(ceiling)
         return job, plan, assignments
 
     def compute(self, tasks, wanted, **options):
@@ -200,13 +203,15 @@ class Fleet:
         self.invoke(assignments)
         return self.outcome(job, plan)
 
+    def class_of(self, executor):
+        return self.drivers[executor].assignment.function_class
+
     def join(self):
         until(lambda: not any(thread.is_alive() for thread in list(self.threads)), "executors end", END_SECONDS_MAX)
 
     def outcome(self, job, plan):
         self.join()
         outcome = Outcome(self, list(plan.keys))
-        outcome.reasons = {executor: end for (executor, _), end in self.ends.items()}
         names = {}
         for key, task in plan.visible.items():
             names.setdefault(task, []).append(key)
@@ -219,6 +224,7 @@ class Fleet:
                 _, said = unpack(unseal(SECRET, events_name(job, executor, attempt), blob))
                 for kind, content in said:
                     self._note(outcome, kind, content, names)
+        outcome.reasons = {executor: end for (executor, _), end in self.ends.items()}
         return outcome
 
     @staticmethod
@@ -239,6 +245,9 @@ class Fleet:
                 outcome.counts[name] = outcome.counts.get(name, 0) + amount
         elif kind == "delegating":
             outcome.delegated += content
+        elif kind == "invoke":  # as the proxy does for those who left it that
+            outcome.fleet.invoke([Assignment.from_bytes(content)])
+            outcome.fleet.join()
         else:
             raise AssertionError(f"nobody asked for {kind!r}")
 
@@ -424,6 +433,41 @@ def test_a_wide_fan_out_is_shared_with_executors_that_were_invoked_for_it(make_f
     assert len(set(outcome.retired)) == outcome.counts["executors"] <= 1 + len(outcome.delegated)
     assert outcome.counts["invocations"] == len(outcome.delegated)
     assert outcome.counts["tasks_run"] == 202, "nothing ran twice"
+
+
+def where(*values):
+    """The names of the threads that ran the task and those before it: each executor has one."""
+    return [*itertools.chain(*values), threading.current_thread().name]
+
+
+@pytest.mark.parametrize("travel", [True, False], ids=["inline", "by reference"])
+def test_with_one_place_a_task_that_does_not_fit_goes_on_in_a_successor(make_fleet, travel):
+    fleet = make_fleet(policy=Policy(ceiling=1, inline_bytes_max=65_536 if travel else 16))
+    tasks = {"a": (where,), "b": (where, "a"), "large": (where, "b"), "c": (where, "large"), "d": (where, "c")}
+    outcome = fleet.compute(tasks, ["d"], memory={"large": "4 GiB"})
+    ran = outcome.value("d")
+    assert len(set(ran[:2])) == len(set(ran[2:])) == 1, "what comes after the large task fits as well"
+    assert ran[1] != ran[2]
+    assert outcome.reasons == {"1-0": "", "1-0.1.1": ""}
+    assert [fleet.class_of(each) for each in outcome.reasons] == [0, 1]
+    assert outcome.retired == ["1-0", "1-0.1.1"] and outcome.delegated == ["1-0.1.1"]
+
+
+def test_a_fan_in_that_does_not_fit_whoever_wins_it(make_fleet):
+    fleet = make_fleet(policy=Policy(ceiling=2))
+    tasks = {"a": (sleep_and_add, 0.0, 1), "b": (sleep_and_add, 0.05, 2), "c": (add, 3, "a", "b"), "d": (add, 4, "c")}
+    outcome = fleet.compute(tasks, ["c", "d"], groups=2, memory={"c": "8 GiB"})
+    assert outcome.values == {"c": 6, "d": 10}
+    assert sorted(fleet.class_of(each) for each in outcome.reasons) == [0, 0, 2]
+
+
+def test_a_value_that_cannot_reach_its_larger_executor_is_an_error(make_fleet):
+    fleet = make_fleet(policy=Policy(ceiling=1))
+    tasks = {"lock": (a_lock,), "n": (add, 1), "large": (is_lock, "lock"), "fine": (add, 1, "n")}
+    outcome = fleet.compute(tasks, ["large", "fine"], memory=dict.fromkeys(("large", "fine"), "4 GiB"))
+    assert outcome.values == {"fine": 2}
+    assert isinstance(outcome.errors["lock"], UnpicklableResult)
+    assert set(outcome.reasons.values()) == {""}
 
 
 def test_a_large_constant_is_read_once_per_sandbox(fleet):

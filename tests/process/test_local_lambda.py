@@ -22,6 +22,7 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
 from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError
+from dask_serverless.local_lambda.config import FunctionSize
 from dask_serverless.local_lambda.failures import FailureQueue
 from dask_serverless.local_lambda.pool import Deliver, Finish, Invocation, Kill, Limits, Pool, Start, State, Throttled
 from dask_serverless.local_lambda.verdicts import Outcome
@@ -69,14 +70,14 @@ class Aws:
 
     async def call(self, **event: Any) -> Any:
         """Invoke and wait for the value."""
-        reply = await self.functions.invoke(FunctionName=FUNCTION, Payload=json.dumps(event))
+        reply = await self.functions.invoke(FunctionName=event.pop("to", FUNCTION), Payload=json.dumps(event))
         value = json.loads(await reply["Payload"].read())
         assert "FunctionError" not in reply, value
         return value
 
     async def fail(self, **event: Any) -> dict[str, Any]:
         """Invoke, expect the function to fail, return the error."""
-        reply = await self.functions.invoke(FunctionName=FUNCTION, Payload=json.dumps(event))
+        reply = await self.functions.invoke(FunctionName=event.pop("to", FUNCTION), Payload=json.dumps(event))
         assert reply["StatusCode"] == 200
         assert reply["FunctionError"] == "Unhandled"
         error: dict[str, Any] = json.loads(await reply["Payload"].read())
@@ -87,7 +88,9 @@ class Aws:
 
     async def send(self, **event: Any) -> str:
         """Invoke asynchronously and return the request id."""
-        reply = await self.functions.invoke(FunctionName=FUNCTION, Payload=json.dumps(event), InvocationType="Event")
+        reply = await self.functions.invoke(
+            FunctionName=event.pop("to", FUNCTION), Payload=json.dumps(event), InvocationType="Event"
+        )
         assert reply["StatusCode"] == 202
         return str(reply["ResponseMetadata"]["RequestId"])
 
@@ -368,6 +371,35 @@ def test_the_queue_drops_its_oldest_message_at_its_limit() -> None:
 # The service's own life ----------------------------------------------------------------------
 
 
+async def test_functions_with_the_same_code_differ_in_name_memory_and_timeout(tmp_path: Path) -> None:
+    larger = (FunctionSize("larger", 256, 30),)
+    async with AsyncExitStack() as stack:
+        function = config(memory_mb=96, timeout_seconds=2, larger=larger, concurrency=1)
+        service = stack.enter_context(LocalLambda(function))
+        aws = await connect(stack, service)
+        small = await aws.call(do="about")
+        large = await aws.call(to="larger", do="about")
+        assert [each["environment"]["AWS_LAMBDA_FUNCTION_NAME"] for each in (small, large)] == [FUNCTION, "larger"]
+        assert [each["environment"]["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"] for each in (small, large)] == ["96", "256"]
+        assert small["remaining"] <= 2_000 < large["remaining"] <= 30_000
+        assert small["pid"] != large["pid"]
+        echo = await aws.call(to="larger", do="echo")
+        assert echo["arn"].endswith(":function:larger")
+        assert (await aws.fail(to="larger", do="grow"))["errorType"] == "Runtime.OutOfMemory"
+        used = float((await aws.fail(to="larger", do="grow"))["errorMessage"].split("Used: ")[1].split()[0])
+        assert used > 200
+        # The record of a failure says whose it is, and the concurrency is one for both.
+        begun, until_ = tmp_path / "begun", tmp_path / "until"
+        request_id = await aws.send(to="larger", do="kill")
+        record = await aws.failure(request_id)
+        assert record["requestContext"]["functionArn"].endswith(":function:larger:$LATEST")
+        await aws.send(to="larger", do="hold", begun=str(begun), until=str(until_))
+        until(begun.exists)
+        with pytest.raises(ClientError, match="TooManyRequestsException"):
+            await aws.send(do="echo")
+        until_.touch()
+
+
 async def test_concurrency_can_be_changed() -> None:
     async with AsyncExitStack() as stack:
         service = LocalLambda(config(concurrency=0, preload=()))
@@ -496,8 +528,8 @@ def pool(**changes: Any) -> Pool:
     return Pool(**{**settings, **changes}, new_name=lambda: next(names))
 
 
-def request(request_id: str) -> Invocation:
-    return Invocation(request_id, b"{}", event=True)
+def request(request_id: str, function: int = 0) -> Invocation:
+    return Invocation(request_id, b"{}", event=True, function=function)
 
 
 OK = Outcome(b"null")
@@ -583,6 +615,48 @@ def test_pool_refuses_above_its_concurrency() -> None:
     assert p.counters.throttled == 1 and p.counters.invocations == 1
 
 
+def test_pool_a_sandbox_serves_its_function_only_and_an_idle_one_makes_room() -> None:
+    p = pool(concurrency=2)
+    small, large, again = request("1"), request("2", function=1), request("3")
+    p.invoke(small, 0)
+    p.ready("a", 0)
+    p.answered("a", "1", OK, 1)
+    p.ready("a", 1)
+    assert p.invoke(large, 2) == [Start("b", 1)]  # there is room for both, and a stays warm
+    assert p.ready("b", 2) == [Deliver("b", large)]
+    p.answered("b", "2", OK, 3)
+    p.ready("b", 3)
+    assert p.invoke(again, 4) == [Deliver("a", again)]
+    # No room: two live. The idle one of the other function goes.
+    assert p.invoke(request("4"), 5) == [Kill("b"), Start("c", 0)]
+    with pytest.raises(Throttled):  # the concurrency is everybody's
+        p.invoke(request("5", function=1), 5)
+
+
+def test_pool_limits_and_bills_belong_to_the_function() -> None:
+    p = pool()
+    p.invoke(request("1"), 0)
+    p.invoke(request("2", function=1), 0)
+    p.ready("a", 0)
+    p.ready("b", 0)
+    assert p.tick(9, {"a": 100, "b": 101}) == []
+    assert p.tick(10, {"b": 101}) == [Kill("a")]
+    p.died("a", -9, 10)
+    assert p.tick(20, {"b": 101}) == [Kill("b")]
+    [finish] = p.died("b", -9, 20)
+    assert isinstance(finish, Finish) and b"timed out after 20.00 seconds" in finish.outcome.payload
+    assert p.report()["gb_seconds"] == pytest.approx((10 * 100 + 20 * 200) / 2**30)
+
+
+def test_pool_who_never_comes_up_takes_an_invocation_of_its_own_function() -> None:
+    p = pool()
+    p.invoke(request("1"), 0)
+    p.invoke(request("2", function=1), 0)
+    [finish] = p.died("b", 1, 1)
+    assert isinstance(finish, Finish) and finish.invocation.request_id == "2"
+    assert [each.request_id for each in p.waiting] == ["1"]
+
+
 def test_pool_asks_every_state_every_event() -> None:
     """Whatever a sandbox's state, an event leads to a state or to its end, and the books stay balanced."""
 
@@ -608,6 +682,7 @@ def test_pool_asks_every_state_every_event() -> None:
         "hung up": lambda p: p.hung_up("a", 2),
         "started": lambda p: p.started("a", 1),
         "invoke": lambda p: p.invoke(request("2"), 2),
+        "invoke another function": lambda p: p.invoke(request("2", function=1), 2),
         "tick": lambda p: p.tick(1000, {"a": 1000}),
         "no room": lambda p: p.set_concurrency(0, 2),
     }
@@ -619,6 +694,7 @@ def test_pool_asks_every_state_every_event() -> None:
             assert p.running == len(p.waiting) + len(held)
             assert all(s.state in (State.BUSY, State.DOOMED) for s in held)
             assert all(p._in_state[s.state][s.name] is s for s in p.sandboxes.values())
+            assert sum(p._starting) == len(p._in_state[State.STARTING])
             for name in list(p.sandboxes):
                 p.died(name, -9, 2000)
             assert not p._in_state[State.BUSY]

@@ -20,6 +20,8 @@ def test_defaults_are_the_documented_ones():
     assert settings.workers_count >= 1
     assert settings.lambda_memory == 2 * 2**30
     assert settings.lambda_timeout == 900
+    assert [size // 2**30 for size in settings.lambda_memory_classes] == [1, 2, 4, 8, 10]
+    assert settings.lambda_classes_timeout == 900
     assert settings.lambda_preload[0] == "numpy"
     assert settings.storage_shards == 1
     assert settings.storage_server is None
@@ -85,6 +87,7 @@ def test_units_are_accepted_as_dask_accepts_them():
         ("lambda_timeout", "16 minutes", "lambda.timeout"),
         ("lambda_timeout", "soon", "lambda.timeout"),
         ("lambda_timeout", float("nan"), "lambda.timeout"),
+        ("lambda_classes_timeout", "1 hour", "lambda.classes-timeout"),
         ("lambda_preload", "numpy", "lambda.preload"),
         ("lambda_preload", ["not a module"], "lambda.preload"),
         ("lambda_price_request", -1, "lambda.price-request"),

@@ -31,13 +31,13 @@ TOP_LEVEL = {
 #: Parts of an outsider, and the modules that may know them (import-linter sees only whole outsiders).
 KNOWN_TO = {
     "dask._task_spec": {
-        "dask_serverless.annotations",
+        "dask_serverless.own_annotations",
         "dask_serverless.bodies",
         "dask_serverless.dask_graph",
         "dask_serverless.stubs",
         "lambda_worker.task_runner",
     },
-    "dask._expr": {"dask_serverless.annotations", "dask_serverless.dask_graph", "dask_serverless.stubs"},
+    "dask._expr": {"dask_serverless.own_annotations", "dask_serverless.dask_graph", "dask_serverless.stubs"},
 }
 
 
