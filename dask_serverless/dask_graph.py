@@ -1,6 +1,6 @@
 """What Dask sends us, translated: an expression becomes tasks, and tasks become a plan in numbers.
 
-This module, `bodies` and `stubs` are the only ones that know Dask's expression and task classes.
+This module, `bodies`, `own_annotations` and `stubs` are the only ones that know Dask's expression and task classes.
 
 A submitted graph passes through here in this order:
 
