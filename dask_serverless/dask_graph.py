@@ -39,12 +39,13 @@ from dask_serverless.collector import collector_paused
 from dask_serverless.plan import Graph, number
 from lambda_worker.core.errors import GraphError
 from lambda_worker.core.schedule import SEGMENT_TASKS
+from lambda_worker.shuffle import ShuffleTask
 
 Key: TypeAlias = Any  # str, bytes, int, float, or a nested tuple of these
 
 #: ``(task, names, constants)``, as documented on `lambda_worker.core.schedule.Segment`; here the
 #: constants are still named by the key of their data. None for an external: nothing to run.
-Body: TypeAlias = tuple[GraphNode, Sequence[Key], Mapping[Key, Key] | None]
+Body: TypeAlias = tuple[GraphNode | ShuffleTask, Sequence[Key], Mapping[Key, Key] | None]
 
 #: Data up to this size (pickled) travels with the tasks that use it: reading it from the store would take longer.
 EMBEDDED_BYTES_MAX = 64 * 1024
@@ -161,34 +162,58 @@ def split(
         for key in wanted if actors is True else actors:  # type: ignore[union-attr]
             if key in tasks:
                 pinned.setdefault(key, "actor")
-    for key in _peer_to_peer(tasks):
-        pinned.setdefault(key, "peer-to-peer shuffle")
+    if pinned:
+        _pin_whole_shuffles(tasks, pinned)
     return pinned
 
 
-def _peer_to_peer(tasks: Mapping[Key, GraphNode]) -> Iterator[Key]:
-    """Yield the tasks of peer-to-peer shuffles: barriers, what they wait for, what waits for them.
+def _pin_whole_shuffles(tasks: Mapping[Key, GraphNode], pinned: dict[Key, str]) -> None:
+    """Pin every task of a peer-to-peer shuffle of which one is pinned.
 
-    Fusion may have merged a transfer with what comes before it, and left an alias in its place.
-    A barrier itself is never fused.
+    Executors and Dask workers cannot shuffle with one another, so a shuffle is the one's or the others' as a whole;
+    and so are shuffles that share a task, as the two of a merge do.
     """
-    barriers = {key for key, task in tasks.items() if isinstance(task, P2PBarrierTask)}
-    if not barriers:
-        return
-    for key, task in tasks.items():
-        if key in barriers or not barriers.isdisjoint(task.dependencies):
-            yield key
-    seen: set[Key] = set()
-    stack = [parent for key in barriers for parent in _ordered_dependencies(tasks[key])]
+    members = shuffle_members(tasks)
+    by_barrier: dict[Key, list[Key]] = {}
+    for key, barriers in members.items():
+        for barrier in barriers:
+            by_barrier.setdefault(barrier, []).append(key)
+    stack = [barrier for key in pinned for barrier in members.get(key, ())]
     while stack:
-        key = stack.pop()
-        if key in seen or key not in tasks:
-            continue
-        seen.add(key)
-        yield key
-        task = tasks[key]
-        if isinstance(task, Alias):
-            stack.append(task.target)
+        for key in by_barrier.pop(stack.pop(), ()):
+            pinned.setdefault(key, "peer-to-peer shuffle with a pinned task")
+            stack += members[key]
+
+
+def shuffle_members(tasks: Mapping[Key, GraphNode]) -> dict[Key, list[Key]]:
+    """Return the tasks of peer-to-peer shuffles, each with the barriers of the shuffles it takes part in.
+
+    These are the barriers, what they wait for (transfers), and what waits for them (unpacks). Fusion may have merged a
+    transfer with what comes before it, even with the unpack of another shuffle, and left an alias in its place. A
+    barrier itself is never fused.
+    """
+    members: dict[Key, list[Key]] = {key: [key] for key, task in tasks.items() if isinstance(task, P2PBarrierTask)}
+    if not members:
+        return members
+    barriers = dict.fromkeys(members)
+    for barrier in barriers:
+        for key in tasks[barrier].dependencies:
+            while key in tasks and barrier not in members.setdefault(key, []):
+                members[key].append(barrier)
+                task = tasks[key]
+                if isinstance(task, Alias):
+                    key = task.target
+    for key, task in tasks.items():
+        if key not in barriers and not task.dependencies.isdisjoint(barriers):
+            found = members.setdefault(key, [])
+            found += [parent for parent in _ordered_dependencies(task) if parent in barriers and parent not in found]
+    return members
+
+
+def shuffle_internals(tasks: Mapping[Key, GraphNode]) -> set[Key]:
+    """Return the barriers and transfers of peer-to-peer shuffles: their values mean something to the same job only."""
+    barriers = [task for task in tasks.values() if isinstance(task, P2PBarrierTask)]
+    return {task.key for task in barriers}.union(*(task.dependencies for task in barriers))
 
 
 # -- plan -------------------------------------------------------------------------------------
@@ -333,6 +358,12 @@ class _Planner:
         )
         embedded = {key: _embed(self.data[key].value, count, len(keys)) for key, count in copies.items()}
         rewritten = {key: self._rewrite(self.tasks[key], names_by_key[key], embedded) for key in unusual}
+        members = shuffle_members(self.tasks)
+        for key in filter(members.__contains__, keys) if members else ():
+            if key not in self.externals and not isinstance(self.tasks[key], P2PBarrierTask):
+                task, names, constants = rewritten.get(key) or (self.tasks[key], parents_by_key[key], None)
+                specs = [self.tasks[barrier].spec for barrier in members[key]]  # type: ignore[attr-defined]
+                rewritten[key] = ShuffleTask(task, specs), names, constants
         number_of = {keys[task]: task for task in graph.visible}
         return JobPlan(
             graph=graph,

@@ -27,7 +27,7 @@ from distributed.utils_comm import gather_from_workers
 
 from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
-from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, materialise, plan_job, split
+from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, materialise, plan_job, shuffle_internals, split
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.job_events import Released
 from dask_serverless.scheduler_link import FleetWorker
@@ -249,7 +249,7 @@ class Proxy(SchedulerPlugin):
         by_type = materialised.annotations_by_type
         kept = _Kept(tasks, by_type, annotations, split(tasks, keys, by_type, annotations, actors))
         pinned = kept.pinned
-        known = {key for key in tasks if self._is_known(key)}
+        known = {key for key in tasks if self._is_known(key)}.difference(shuffle_internals(tasks) - pinned.keys())
         # Futures of other graphs are referred to, but are not in this one.
         referred = {dep for task in tasks.values() for dep in task.dependencies if dep not in tasks}
         self._hold([key for key in {*known, *keys, *referred} if self._is_known(key)], holder)
