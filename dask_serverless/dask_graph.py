@@ -1,6 +1,6 @@
 """What Dask sends us, translated: an expression becomes tasks, and tasks become a plan in numbers.
 
-This module, `bodies` and `stubs` are the only ones that know Dask's expression and task classes.
+This module, `bodies`, `shuffles` and `stubs` are the only ones that know Dask's expression and task classes.
 
 A submitted graph passes through here in this order:
 
@@ -33,10 +33,10 @@ import cloudpickle
 from dask._expr import Expr
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, _execute_subgraph, convert_legacy_graph
 from dask.sizeof import sizeof
-from distributed.shuffle._core import P2PBarrierTask
 
 from dask_serverless.collector import collector_paused
 from dask_serverless.plan import Graph, number
+from dask_serverless.shuffles import pin_whole_shuffles, shuffle_specs
 from lambda_worker.core.errors import GraphError
 from lambda_worker.core.schedule import SEGMENT_TASKS
 from lambda_worker.shuffle import ShuffleTask
@@ -163,57 +163,8 @@ def split(
             if key in tasks:
                 pinned.setdefault(key, "actor")
     if pinned:
-        _pin_whole_shuffles(tasks, pinned)
+        pin_whole_shuffles(tasks, pinned)
     return pinned
-
-
-def _pin_whole_shuffles(tasks: Mapping[Key, GraphNode], pinned: dict[Key, str]) -> None:
-    """Pin every task of a peer-to-peer shuffle of which one is pinned.
-
-    Executors and Dask workers cannot shuffle with one another, so a shuffle is the one's or the others' as a whole;
-    and so are shuffles that share a task, as the two of a merge do.
-    """
-    members = shuffle_members(tasks)
-    by_barrier: dict[Key, list[Key]] = {}
-    for key, barriers in members.items():
-        for barrier in barriers:
-            by_barrier.setdefault(barrier, []).append(key)
-    stack = [barrier for key in pinned for barrier in members.get(key, ())]
-    while stack:
-        for key in by_barrier.pop(stack.pop(), ()):
-            pinned.setdefault(key, "peer-to-peer shuffle with a pinned task")
-            stack += members[key]
-
-
-def shuffle_members(tasks: Mapping[Key, GraphNode]) -> dict[Key, list[Key]]:
-    """Return the tasks of peer-to-peer shuffles, each with the barriers of the shuffles it takes part in.
-
-    These are the barriers, what they wait for (transfers), and what waits for them (unpacks). Fusion may have merged a
-    transfer with what comes before it, even with the unpack of another shuffle, and left an alias in its place. A
-    barrier itself is never fused.
-    """
-    members: dict[Key, list[Key]] = {key: [key] for key, task in tasks.items() if isinstance(task, P2PBarrierTask)}
-    if not members:
-        return members
-    barriers = dict.fromkeys(members)
-    for barrier in barriers:
-        for key in tasks[barrier].dependencies:
-            while key in tasks and barrier not in members.setdefault(key, []):
-                members[key].append(barrier)
-                task = tasks[key]
-                if isinstance(task, Alias):
-                    key = task.target
-    for key, task in tasks.items():
-        if key not in barriers and not task.dependencies.isdisjoint(barriers):
-            found = members.setdefault(key, [])
-            found += [parent for parent in _ordered_dependencies(task) if parent in barriers and parent not in found]
-    return members
-
-
-def shuffle_internals(tasks: Mapping[Key, GraphNode]) -> set[Key]:
-    """Return the barriers and transfers of peer-to-peer shuffles: their values mean something to the same job only."""
-    barriers = [task for task in tasks.values() if isinstance(task, P2PBarrierTask)]
-    return {task.key for task in barriers}.union(*(task.dependencies for task in barriers))
 
 
 # -- plan -------------------------------------------------------------------------------------
@@ -358,11 +309,9 @@ class _Planner:
         )
         embedded = {key: _embed(self.data[key].value, count, len(keys)) for key, count in copies.items()}
         rewritten = {key: self._rewrite(self.tasks[key], names_by_key[key], embedded) for key in unusual}
-        members = shuffle_members(self.tasks)
-        for key in filter(members.__contains__, keys) if members else ():
-            if key not in self.externals and not isinstance(self.tasks[key], P2PBarrierTask):
+        for key, specs in shuffle_specs(self.tasks).items():
+            if key in parents_by_key and key not in self.externals:
                 task, names, constants = rewritten.get(key) or (self.tasks[key], parents_by_key[key], None)
-                specs = [self.tasks[barrier].spec for barrier in members[key]]  # type: ignore[attr-defined]
                 rewritten[key] = ShuffleTask(task, specs), names, constants
         number_of = {keys[task]: task for task in graph.visible}
         return JobPlan(

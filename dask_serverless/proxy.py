@@ -27,10 +27,11 @@ from distributed.utils_comm import gather_from_workers
 
 from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
-from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, materialise, plan_job, shuffle_internals, split
+from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, materialise, plan_job, split
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.job_events import Released
 from dask_serverless.scheduler_link import FleetWorker
+from dask_serverless.shuffles import shuffle_internals
 from dask_serverless.stubs import as_expr_ser, stub_graph
 from lambda_worker.core.errors import PlatformError, ValueLost
 from lambda_worker.core.wire import Location

@@ -33,6 +33,7 @@ KNOWN_TO = {
     "dask._task_spec": {
         "dask_serverless.bodies",
         "dask_serverless.dask_graph",
+        "dask_serverless.shuffles",
         "dask_serverless.stubs",
         "lambda_worker.task_runner",
     },
