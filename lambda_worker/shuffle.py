@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+#: A transfer writes when it holds slices of this size. They may be copies of what they are cut from.
+HELD_BYTES_MAX = 16 * 2**20
+
 #: Bytes of a slice's tag that are added up in the ledger, and what the sum is taken modulo.
 _TAG_BYTES = 8
 _TAGS = 2 ** (8 * _TAG_BYTES)
@@ -48,10 +51,11 @@ class SlicesLost(ValueLost, P2PConsistencyError):
     """What a shuffle's transfers wrote is not what the storage tier has."""
 
 
-class NoRoomForSlices(StoreFull, P2POutOfDiskError):
+class NoRoomForSlices(P2POutOfDiskError, StoreFull):
     """The storage tier has no room left for what a shuffle moves."""
 
-    __str__ = StoreFull.__str__
+    def __str__(self) -> str:
+        return StoreFull.__str__(self)  # theirs speaks of disks
 
 
 def slice_name(job: str, shuffle: str, source: int, target: int) -> str:
@@ -131,18 +135,29 @@ class Shuffles:
         source = shuffle.source(partition_id)
         ledger = _empty_ledger(shuffle.targets)
         slices: dict[int, list[Frame]] = {}
+        held = 0
         for target, frames in shuffle.split(data, partition_id):
             sealed = seal_frames(self._secret, slice_name(self._job, id, source, target), frames)
+            nbytes = frames_nbytes(sealed)
+            ledger[:, target] = nbytes, _tag_of(sealed)
+            if slices and held + nbytes > HELD_BYTES_MAX:
+                self._put(id, source, slices)
+                slices, held = {}, 0
             slices[target] = sealed
-            ledger[:, target] = frames_nbytes(sealed), _tag_of(sealed)
+            held += nbytes
+        if slices:
+            self._put(id, source, slices)
+        return ledger
+
+    def _put(self, id: str, source: int, slices: Mapping[int, Frames]) -> None:
         try:
             self._store.put_slices(self._job, id, source, slices)
         except StoreFull as error:
+            nbytes = sum(map(frames_nbytes, slices.values()))
             raise NoRoomForSlices(
-                f"P2P {id}: no room for {int(ledger[0].sum()):,} bytes of input partition {partition_id}: {error}"
-                " A shuffle needs room for all of its data at once: raise the cluster's storage_max_memory=."
+                f"P2P {id}: no room for {nbytes:,} bytes of input partition {source}: {error}. "
+                "A shuffle needs room for all of its data at once: raise the cluster's storage_max_memory="
             ) from None
-        return ledger
 
     def barrier(self, id: str, run_ids: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """Add up the ledgers of all transfers; every unpack gets the sum."""
