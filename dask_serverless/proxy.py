@@ -48,6 +48,17 @@ INLINE_EXPR_BYTES = 20_000
 _NOT_FOR_STUBS = (*PLACEMENTS, "retries", "serverless", "executor")
 
 
+class _Shown(int):
+    """A memory limit that is shown but never enforced.
+
+    The scheduler errs a task whose inputs are together larger than its worker's memory. A stub stands for many
+    tasks on many executors, none of which may ever hold all of it.
+    """
+
+    def __bool__(self) -> bool:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Kept:
     """A submitted graph, kept while any of its visible keys may have to be computed again."""
@@ -110,6 +121,8 @@ class Proxy(SchedulerPlugin):
         # Shown to those who look; nothing is limited by it, since this "worker" is part of the user's process.
         self.fleet.memory_manager.memory_limit = max(1, self.backend.ceiling) * self.backend.settings.lambda_memory
         await self.fleet
+        ws = scheduler.workers[self.fleet.address]
+        ws.memory_limit = _Shown(ws.memory_limit)
 
     async def close(self) -> None:
         """Give the handler back, and stop everything that was started."""

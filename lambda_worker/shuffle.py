@@ -30,7 +30,7 @@ from distributed.shuffle._exceptions import P2PConsistencyError, P2POutOfDiskErr
 from distributed.shuffle._rechunk import ArrayRechunkSpec, convert_chunk, split_axes
 from distributed.shuffle._shuffle import DataFrameShuffleRun, DataFrameShuffleSpec
 
-from lambda_worker.core.errors import ProtocolError, StoreFull, ValueLost
+from lambda_worker.core.errors import ProtocolError, ServerlessError, StoreFull, ValueLost
 from lambda_worker.core.wire import Frame, Frames, frames_nbytes, open_frames, seal_frames
 from lambda_worker.ports import Store
 from lambda_worker.values import value_to_frames
@@ -98,7 +98,13 @@ class ShuffleTask:
         """Run the task."""
         shuffles: Any = get_worker().plugins["shuffle"]
         shuffles.learn(self.specs)
-        return self.task(values)
+        try:
+            return self.task(values)
+        except RuntimeError as error:
+            # Dask wraps all errors but its own ("P2P ... failed during ..."). Ours say whose fault it is.
+            if isinstance(error.__cause__, ServerlessError):
+                raise error.__cause__ from None
+            raise
 
 
 class Shuffles:

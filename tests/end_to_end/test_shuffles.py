@@ -292,6 +292,12 @@ def test_a_shuffle_of_a_multiple_of_an_executors_memory(small_executors):
     assert len(found) == 64 and found.rows.min() > 0
 
 
+def test_a_collection_larger_than_all_executors_together_is_reduced(small_executors):
+    with Client(small_executors) as client:
+        kept = da.ones((90, MIB), chunks=(1, MIB)).persist()  # 720 MiB, in 2 * 320 MiB
+        assert client.compute(kept.sum(), sync=True) == 90 * MIB
+
+
 def test_a_storage_tier_without_room_says_so():
     with ServerlessCluster(n_workers=2, dashboard_address=None, storage_max_memory="64 MiB") as cluster:
         with Client(cluster) as client:
