@@ -1,6 +1,7 @@
 """What Dask sends us, translated: an expression becomes tasks, and tasks become a plan in numbers.
 
-This module, `bodies`, `own_annotations` and `stubs` are the only ones that know Dask's expression and task classes.
+This module, `bodies`, `own_annotations`, `shuffles` and `stubs` are the only ones that know Dask's expression and
+task classes.
 
 A submitted graph passes through here in this order:
 
@@ -33,19 +34,20 @@ import cloudpickle
 from dask._expr import Expr
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, _execute_subgraph, convert_legacy_graph
 from dask.sizeof import sizeof
-from distributed.shuffle._core import P2PBarrierTask
 
 from dask_serverless.collector import collector_paused
 from dask_serverless.own_annotations import REQUESTS, before_fusion, function_classes
 from dask_serverless.plan import FunctionClass, Graph, number
+from dask_serverless.shuffles import pin_whole_shuffles, shuffle_specs
 from lambda_worker.core.errors import GraphError
 from lambda_worker.core.schedule import SEGMENT_TASKS
+from lambda_worker.shuffle import ShuffleTask
 
 Key: TypeAlias = Any  # str, bytes, int, float, or a nested tuple of these
 
 #: ``(task, names, constants)``, as documented on `lambda_worker.core.schedule.Segment`; here the
 #: constants are still named by the key of their data. None for an external: nothing to run.
-Body: TypeAlias = tuple[GraphNode, Sequence[Key], Mapping[Key, Key] | None]
+Body: TypeAlias = tuple[GraphNode | ShuffleTask, Sequence[Key], Mapping[Key, Key] | None]
 
 #: Data up to this size (pickled) travels with the tasks that use it: reading it from the store would take longer.
 EMBEDDED_BYTES_MAX = 64 * 1024
@@ -165,34 +167,9 @@ def split(
         for key in wanted if actors is True else actors:  # type: ignore[union-attr]
             if key in tasks:
                 pinned.setdefault(key, "actor")
-    for key in _peer_to_peer(tasks):
-        pinned.setdefault(key, "peer-to-peer shuffle")
+    if pinned:
+        pin_whole_shuffles(tasks, pinned)
     return pinned
-
-
-def _peer_to_peer(tasks: Mapping[Key, GraphNode]) -> Iterator[Key]:
-    """Yield the tasks of peer-to-peer shuffles: barriers, what they wait for, what waits for them.
-
-    Fusion may have merged a transfer with what comes before it, and left an alias in its place.
-    A barrier itself is never fused.
-    """
-    barriers = {key for key, task in tasks.items() if isinstance(task, P2PBarrierTask)}
-    if not barriers:
-        return
-    for key, task in tasks.items():
-        if key in barriers or not barriers.isdisjoint(task.dependencies):
-            yield key
-    seen: set[Key] = set()
-    stack = [parent for key in barriers for parent in _ordered_dependencies(tasks[key])]
-    while stack:
-        key = stack.pop()
-        if key in seen or key not in tasks:
-            continue
-        seen.add(key)
-        yield key
-        task = tasks[key]
-        if isinstance(task, Alias):
-            stack.append(task.target)
 
 
 # -- plan -------------------------------------------------------------------------------------
@@ -346,6 +323,10 @@ class _Planner:
         )
         embedded = {key: _embed(self.data[key].value, count, len(keys)) for key, count in copies.items()}
         rewritten = {key: self._rewrite(self.tasks[key], names_by_key[key], embedded) for key in unusual}
+        for key, specs in shuffle_specs(self.tasks).items():
+            if key in parents_by_key and key not in self.externals:
+                task, names, constants = rewritten.get(key) or (self.tasks[key], parents_by_key[key], None)
+                rewritten[key] = ShuffleTask(task, specs), names, constants
         number_of = {keys[task]: task for task in graph.visible}
         return JobPlan(
             graph=graph,

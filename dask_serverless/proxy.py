@@ -31,6 +31,7 @@ from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, material
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.job_events import Released
 from dask_serverless.scheduler_link import FleetWorker
+from dask_serverless.shuffles import shuffle_internals
 from dask_serverless.stubs import as_expr_ser, stub_graph
 from lambda_worker.core.errors import PlatformError, ValueLost
 from lambda_worker.core.wire import Location
@@ -45,6 +46,17 @@ INLINE_EXPR_BYTES = 20_000
 
 #: Annotations that executors or the split answer for; a stub must not carry them.
 _NOT_FOR_STUBS = (*PLACEMENTS, "retries", "serverless", "executor")
+
+
+class _Shown(int):
+    """A memory limit that is shown but never enforced.
+
+    The scheduler errs a task whose inputs are together larger than its worker's memory. A stub stands for many
+    tasks on many executors, none of which may ever hold all of it.
+    """
+
+    def __bool__(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,8 @@ class Proxy(SchedulerPlugin):
         # Shown to those who look; nothing is limited by it, since this "worker" is part of the user's process.
         self.fleet.memory_manager.memory_limit = max(1, self.backend.ceiling) * self.backend.settings.lambda_memory
         await self.fleet
+        ws = scheduler.workers[self.fleet.address]
+        ws.memory_limit = _Shown(ws.memory_limit)
 
     async def close(self) -> None:
         """Give the handler back, and stop everything that was started."""
@@ -250,7 +264,7 @@ class Proxy(SchedulerPlugin):
         by_type = materialised.annotations_by_type
         kept = _Kept(tasks, by_type, annotations, split(tasks, keys, by_type, annotations, actors))
         pinned = kept.pinned
-        known = {key for key in tasks if self._is_known(key)}
+        known = {key for key in tasks if self._is_known(key)}.difference(shuffle_internals(tasks) - pinned.keys())
         # Futures of other graphs are referred to, but are not in this one.
         referred = {dep for task in tasks.values() for dep in task.dependencies if dep not in tasks}
         self._hold([key for key in {*known, *keys, *referred} if self._is_known(key)], holder)

@@ -182,10 +182,13 @@ class Driver:
         self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
         if self.assignment.scheduler:
-            from lambda_worker.dask_context import TaskWorker  # Dask, which a Lambda loads for its first task only
+            # Dask, which a Lambda loads for its first task only
+            from lambda_worker.dask_context import TaskWorker
+            from lambda_worker.shuffle import Shuffles
 
             name = f"{self.assignment.job}/{self.assignment.executor}"
             self._context = TaskWorker(self.assignment.scheduler, name, self._secede, self._rejoin, self._log_event)
+            self._context.plugins["shuffle"] = Shuffles(self.world.store, self.world.secret, self.assignment.job)
         try:
             reason = self._loop(self._handle(Began(self.world.clock(), edges)))
         finally:

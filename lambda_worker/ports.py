@@ -128,9 +128,23 @@ class Store(Protocol):
         """Read the sealed frames of stored values. Raises `ValueLost` naming the first missing."""
         ...
 
+    def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
+        """Write what input partition `source` of a shuffle has for output partitions (sealed frames by
+        output partition). Writing a slice again replaces it; slices of other sources stay. Large
+        frames are not copied. They go when the job is closed."""
+        ...
+
+    def get_slices(self, job: str, shuffle: str, target: int, nbytes: int) -> dict[int, list[Frame]]:
+        """Read all slices of output partition `target`, by input partition; none if there are none.
+
+        `nbytes` says how much to expect: what is large comes in bounded steps. Slices that are
+        written meanwhile may be missing. Raises `ValueLost` when what is there is not whole.
+        """
+        ...
+
     def counters(self) -> Mapping[str, int]:
         """Return what this client did since it was made: ``round_trips``, ``objects_written``,
-        ``bytes_written``, ``bytes_read``."""
+        ``slices_written``, ``bytes_written``, ``bytes_read``."""
         ...
 
 

@@ -46,7 +46,8 @@ class Counters:
     """What a client did since it was made; safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._counts = {"round_trips": 0, "objects_written": 0, "bytes_written": 0, "bytes_read": 0}
+        names = ("round_trips", "objects_written", "slices_written", "bytes_written", "bytes_read")
+        self._counts = dict.fromkeys(names, 0)
         self._lock = threading.Lock()
 
     def add(self, **amounts: int) -> None:

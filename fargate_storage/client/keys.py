@@ -17,6 +17,8 @@ key                                   type     what
 ``CLUSTER:{JOB}:segments``            hash     on each shard: segment number -> sealed segment
 ``CLUSTER:{JOB}:objects``             set      on each shard: the stripes that `close_job` removes
 ``CLUSTER:{JOB}:object:NAME[#I]``     list     on a shard: the frames of one stripe of a stored value
+``CLUSTER:{JOB}:object:NAME``         hash     on a shard: input partition -> slice, of one output partition
+                                               (NAME is ``JOB/shuffle/SHUFFLE/PARTITION``)
 ====================================  =======  =============================================================
 
 The braces are a hash tag: were the metadata ever kept in a Redis Cluster, a job would stay on one node.

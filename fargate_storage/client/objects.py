@@ -137,7 +137,7 @@ class Objects:
             refs.append(ref)
             for stripe, shard in self._places(ref):
                 stripes.setdefault(shard, []).append((name, stripe, pieces[stripe]))
-        self._on_each(stripes, self._put_stripes)
+        self.on_each(stripes, self._put_stripes)
         self._counters.add(objects_written=len(refs), bytes_written=sum(ref.nbytes for ref in refs))
         return refs
 
@@ -148,7 +148,7 @@ class Objects:
             for stripe, shard in self._places(ref):
                 wanted.setdefault(shard, {})[ref.name, stripe] = ref.nbytes // ref.stripes
         found: dict[tuple[str, int], list[bytes]] = {}
-        for part in self._on_each({shard: list(items.items()) for shard, items in wanted.items()}, self._get_stripes):
+        for part in self.on_each({shard: list(items.items()) for shard, items in wanted.items()}, self._get_stripes):
             found |= part
         values = [self._value(ref, found) for ref in refs]
         self._counters.add(bytes_read=sum(ref.nbytes for ref in refs))
@@ -169,7 +169,7 @@ class Objects:
                     commands.append(("SREM", self._keys.of_job(job_of(name), "objects"), stripe_name(name, stripe)))
                 self.shards[shard].ask(*commands)
 
-        self._on_each(stripes, remove)
+        self.on_each(stripes, remove)
 
     def touch(self, refs: Sequence[Ref]) -> None:
         """Renew values' time to live."""
@@ -182,7 +182,7 @@ class Objects:
             for batch in batches(keys, lambda key: 0):
                 self.shards[shard].ask(*[("EXPIRE", key, self._config.ttl_seconds) for key in batch])
 
-        self._on_each(stripes, renew)
+        self.on_each(stripes, renew)
 
     def put_segments(self, job: str, segments: Mapping[int, bytes]) -> None:
         """Write a job's sealed segments."""
@@ -196,7 +196,7 @@ class Objects:
                 fields = [part for item in batch for part in item]
                 self.shards[shard].transaction([("HSET", key, *fields), ("EXPIRE", key, self._config.ttl_seconds)])
 
-        self._on_each(by_shard, write)
+        self.on_each(by_shard, write)
         self._counters.add(bytes_written=sum(map(len, segments.values())))
 
     def get_segments(self, job: str, numbers: Sequence[int]) -> list[bytes]:
@@ -213,7 +213,7 @@ class Objects:
                 found += zip(batch, replies[0], strict=True)
             return found
 
-        segments = dict(pair for part in self._on_each(by_shard, read) for pair in part)
+        segments = dict(pair for part in self.on_each(by_shard, read) for pair in part)
         values = []
         for number in numbers:
             segment = segments[number]
@@ -242,7 +242,7 @@ class Objects:
                     break
             server.ask(("UNLINK", listed))
 
-        self._on_each(dict.fromkeys(range(len(self.shards))), forget)
+        self.on_each(dict.fromkeys(range(len(self.shards))), forget)
 
     def close(self) -> None:
         """Let threads end. The shards are closed by whoever made them."""
@@ -252,7 +252,7 @@ class Objects:
     def _places(self, ref: Ref) -> list[tuple[int, int]]:
         return [(stripe, (ref.shard + stripe) % len(self.shards)) for stripe in range(ref.stripes)]
 
-    def _on_each(self, work: Mapping[int, T], do: Callable[[int, T], R]) -> list[R]:
+    def on_each(self, work: Mapping[int, T], do: Callable[[int, T], R]) -> list[R]:
         """Do something with each shard's part of some work, at the same time."""
         if len(work) <= 1 or self._threads is None:
             return [do(shard, part) for shard, part in work.items()]

@@ -25,6 +25,7 @@ from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import Counters, Endpoint
 from fargate_storage.client.keys import Keys
 from fargate_storage.client.objects import Objects
+from fargate_storage.client.slices import Slices
 from lambda_worker.core.errors import StoreUnavailable
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import (
@@ -53,8 +54,8 @@ class RedisStore:
     Safe to use from several threads. Connections do not survive a fork: make a store after forking, not before.
 
     `counters` counts as ``round_trips`` every exchange with a server (a pipeline or a script is one, a repetition is
-    another), as ``bytes_written`` and ``bytes_read`` the frames of stored values and the segments; what travels
-    inside arrivals, records and events is not counted.
+    another), as ``bytes_written`` and ``bytes_read`` the frames of stored values and of slices, and the segments; what
+    travels inside arrivals, records and events is not counted.
 
     Parameters
     ----------
@@ -77,6 +78,7 @@ class RedisStore:
         shards = [Endpoint(f"shard {i}", url, config, self._counters) for i, url in enumerate(config.shards)]
         self._servers = [self._metadata, *shards]
         self._objects = Objects(shards or [self._metadata], self._keys, config, self._counters)
+        self._slices = Slices(self._objects, self._keys, config, self._counters)
         self._lease_ms = round(config.lease_seconds * 1000)
         self._listening = threading.Lock()
         self._returned_to: bytes | None = None  # the last event that `listen` returned
@@ -145,6 +147,14 @@ class RedisStore:
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
         """See `lambda_worker.ports.Store.get`. Reading a value renews its time to live."""
         return self._objects.get(refs)
+
+    def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
+        """See `lambda_worker.ports.Store.put_slices`; raises `ValueTooLarge` above ``object_bytes_max``."""
+        self._slices.put(job, shuffle, source, slices)
+
+    def get_slices(self, job: str, shuffle: str, target: int, nbytes: int) -> dict[int, list[Frame]]:
+        """See `lambda_worker.ports.Store.get_slices`. Reading them renews their time to live."""
+        return self._slices.get(job, shuffle, target, nbytes)
 
     def counters(self) -> Mapping[str, int]:
         """See `lambda_worker.ports.Store.counters`."""

@@ -479,6 +479,7 @@ def test_close_job_leaves_no_key_but_kept_objects(make_store):
     store.drop("job", "b")
     refs = store.put([(f"job/{i}/a/1", [b"tag", b"x" * 1_500]) for i in range(600)])
     others = store.put([("other/1/a/1", [b"tag"])])
+    store.put_slices("job", "0a1b", 0, {target: [b"tag"] for target in range(700)})
     store.close_job("job", refs[:2])
     store.close_job("job", refs[:2])
     assert len(store.get(refs[:2] + others)) == 3
@@ -523,6 +524,7 @@ def test_every_key_has_a_time_to_live(make_store):
     store.arrive("job", "a", 1, [edge(100, 1, 2), edge(101, 1, 1)], b"events")
     store.delegate("job", "a", 1, [record("a.1")], 10)
     store.put([("job/1/a/1", [b"x" * 2_500])])
+    store.put_slices("job-2", "0a1b", 0, {target: [b"tag"] for target in range(10)})
     store.beat([("job", "b", 1, 1)])
     store.arrive("job", "b", 1, retire=True)
     store.arrive("job", "a.1", 1, [edge(102, 1, 1)], b"events")  # the last step makes keys, too
@@ -723,6 +725,78 @@ def test_many_values_take_few_round_trips(store):
 
 
 # Failures of the tier
+
+
+# Slices of shuffles
+
+
+def test_slices_come_back_by_output_partition(store):
+    memory = memoryview(array.array("d", range(10_000)))
+    first = {target: [b"tag", b"from 0 to %d" % target] for target in range(50)}
+    second = {3: [b"tag", b"", memory, bytes(20_000)], 7: [b"tag", memory[::2]]}
+    store.put_slices("job", "0a1b", 0, first)
+    store.put_slices("job", "0a1b", 11, second)
+    store.put_slices("job", "another", 0, {3: [b"other"]})
+    store.put_slices("job", "0a1b", 12, {})
+    for target, sources in ((3, {0: first, 11: second}), (7, {0: first, 11: second}), (8, {0: first})):
+        expected = {source: [bytes(frame) for frame in slices[target]] for source, slices in sources.items()}
+        found = store.get_slices("job", "0a1b", target, 1_000)
+        assert {source: [bytes(frame) for frame in frames] for source, frames in found.items()} == expected
+    assert store.get_slices("job", "0a1b", 50, 1_000) == {}
+    assert store.get_slices("other", "0a1b", 3, 1_000) == {}
+
+
+def test_writing_a_slice_again_replaces_it(store):
+    store.put_slices("job", "0a1b", 0, {1: [b"tag", bytes(20_000), bytes(30_000)], 2: [b"tag"]})
+    for _ in range(2):
+        store.put_slices("job", "0a1b", 0, {1: [b"tag", b"again"]})
+    store.put_slices("job", "0a1b", 4, {1: [b"tag", b"beside"]})
+    found = {0: [b"tag", b"again"], 4: [b"tag", b"beside"]}
+    assert store.get_slices("job", "0a1b", 1, 1_000) == found
+    assert store.get_slices("job", "0a1b", 2, 1_000) == {0: [b"tag"]}
+
+
+def test_many_slices_take_one_round_trip_to_each_shard(store):
+    before = store.counters()
+    store.put_slices("job", "0a1b", 0, {target: [b"tag", b"body"] for target in range(400)})
+    after = store.counters()
+    assert after["round_trips"] - before["round_trips"] == 2
+    assert after["slices_written"] - before["slices_written"] == 400
+    assert after["bytes_written"] - before["bytes_written"] == 400 * 7
+    assert list(store.get_slices("job", "0a1b", 399, 7)) == [0]
+    assert store.counters()["round_trips"] - after["round_trips"] == 1
+    assert store.counters()["bytes_read"] - after["bytes_read"] == 7
+
+
+def test_a_large_output_partition_is_read_in_bounded_steps(store, monkeypatch):
+    monkeypatch.setattr("fargate_storage.client.objects.BATCH_BYTES_MAX", 100_000)
+    monkeypatch.setattr("fargate_storage.client.slices.BATCH_BYTES_MAX", 100_000)
+    written = {source: [b"tag", os.urandom(30_000), b"%d" % source] for source in range(20)}
+    for source, frames in written.items():
+        store.put_slices("job", "0a1b", source, {5: frames})
+    before = store.counters()["round_trips"]
+    assert store.get_slices("job", "0a1b", 5, 20 * 30_000) == written
+    assert store.counters()["round_trips"] - before == 2 + 7, "names, sizes, and three slices at a time"
+    assert store.get_slices("job", "0a1b", 6, 20 * 30_000) == {}
+
+
+def test_slices_that_are_not_whole_are_lost(store):
+    store.put_slices("job", "0a1b", 3, {0: [b"tag", bytes(20_000)]})
+    key = Keys(store.config.cluster).of_object("job/shuffle/0a1b/0")
+    (server,) = [server for server in connections(store) if server.exists(key)]
+    server.hdel(key, "3.1")
+    with pytest.raises(ValueLost, match="'job/shuffle/0a1b/0' is not as it was written: frame 1"):
+        store.get_slices("job", "0a1b", 0, 20_000)
+    server.delete(key)
+    server.set(key, b"a string")
+    assert store.get_slices("job", "0a1b", 0, 20_000) == {}
+
+
+def test_a_slice_above_the_limit_is_refused_before_anything_is_written(make_store):
+    store = make_store(object_bytes_max=1_000)
+    with pytest.raises(ValueTooLarge, match=r"partition 3 has for partition 1 of shuffle 0a1b \(1,001 bytes\)"):
+        store.put_slices("job", "0a1b", 3, {0: [b"tag"], 1: [bytes(1_001)]})
+    assert keys_of(store) == {}
 
 
 def test_a_broken_connection_is_repaired_unseen(store):

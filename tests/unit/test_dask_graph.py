@@ -24,7 +24,7 @@ from dask.core import flatten
 from distributed import Future, Scheduler
 from distributed.protocol import deserialize
 from distributed.scheduler import _cull, _materialize_graph
-from distributed.shuffle._core import P2PBarrierTask
+from distributed.shuffle._core import P2PBarrierTask, barrier_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,9 +32,11 @@ from dask_serverless import bodies, collector, dask_graph, stubs
 from dask_serverless.bodies import segment_bodies
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import EMBEDDED_BYTES_MAX, annotation, materialise, plan_job, split
+from dask_serverless.shuffles import shuffle_internals, shuffle_members
 from dask_serverless.stubs import as_expr_ser, stub_graph
 from lambda_worker.core.errors import GraphError, ProtocolError, UnpicklableTask
 from lambda_worker.core.schedule import SEGMENT_TASKS
+from lambda_worker.shuffle import ShuffleTask
 
 dd = pytest.importorskip("dask.dataframe")
 pd = pytest.importorskip("pandas")
@@ -301,25 +303,70 @@ def shuffles():
     yield "array", (da.ones((8, 8), chunks=(8, 2)) + 1).rechunk((2, 8), method="p2p") * 2
 
 
-@pytest.mark.parametrize("collection", [pytest.param(value, id=name) for name, value in shuffles()])
-def test_peer_to_peer_shuffles_are_pinned_as_a_whole(collection):
+def materialised(collection):
+    """Return the tasks of a collection, and its keys."""
     expr = FinalizeCompute(collections_to_expr([collection])).optimize()
-    tasks = materialise(expr, list(flatten(expr.__dask_keys__()))).tasks
-    pinned = split(tasks, expr.__dask_keys__())
+    keys = list(flatten(expr.__dask_keys__()))
+    return materialise(expr, keys).tasks, keys
+
+
+def uses_plugin(task):
+    text = cloudpickle.dumps(task)
+    return any(name in text for name in (b"_transfer", b"_unpack", b"p2p_barrier"))
+
+
+@pytest.mark.parametrize("collection", [pytest.param(value, id=name) for name, value in shuffles()])
+def test_tasks_of_peer_to_peer_shuffles_bring_their_specs(collection):
+    tasks, keys = materialised(collection)
+    assert split(tasks, keys) == {}
+    members = shuffle_members(tasks)
     barriers = {key for key, task in tasks.items() if isinstance(task, P2PBarrierTask)}
-    assert barriers
-    assert set(pinned.values()) == {"peer-to-peer shuffle"}
-    for key, task in tasks.items():
-        text = cloudpickle.dumps(task)
-        uses_plugin = any(name in text for name in (b"_transfer", b"_unpack", b"p2p_barrier"))
-        if uses_plugin:
-            assert key in pinned
-    assert len(pinned) < len(tasks)
+    assert barriers and members.keys() >= {key for key, task in tasks.items() if uses_plugin(task)}
+    assert shuffle_internals(tasks) < members.keys()
+    plan = plan_job(tasks, keys)
+    seen = set()
+    for key, body in zip(plan.keys, plan.bodies, strict=True):
+        if key in members and key not in barriers:
+            assert isinstance(body[0], ShuffleTask) and body[0].key == key and not body[0].is_coro
+            assert [barrier_key(spec.id) for spec in body[0].specs] == members[key]
+            seen.update(members[key])
+        else:
+            assert not isinstance(body[0], ShuffleTask)
+    assert seen == barriers
+    found = [body[0] for body in pickle.loads(segment_bodies(plan, 0, len(plan.graph)))]
+    assert sum(isinstance(task, ShuffleTask) for task in found) >= 2 * len(barriers)
+
+
+@pytest.mark.parametrize("collection", [pytest.param(value, id=name) for name, value in shuffles()])
+def test_a_shuffle_with_a_pinned_task_is_pinned_as_a_whole(collection):
+    tasks, keys = materialised(collection)
+    members = shuffle_members(tasks)
+    last = next(reversed([key for key in members if not isinstance(tasks[key], P2PBarrierTask)]))
+    pinned = split(tasks, keys, {"workers": {last: ["alice"]}})
+    assert pinned.pop(last) == "annotation workers=['alice']"
+    assert set(pinned.values()) == {"peer-to-peer shuffle with a pinned task"}
+    assert {*pinned, last} == members.keys() and len(members) < len(tasks)
 
     # The rest is planned around them, as keys made elsewhere.
-    plan = plan_job(tasks, {key for key in tasks if key not in pinned}, pinned)
-    assert not pinned.keys() & plan.visible.keys()
-    assert plan.externals.keys() <= pinned.keys()
+    plan = plan_job(tasks, {key for key in tasks if key not in members}, members)
+    assert not members.keys() & plan.visible.keys()
+    assert plan.externals.keys() <= members.keys()
+    assert not any(isinstance(body[0], ShuffleTask) for body in plan.bodies if body)
+
+
+def test_what_is_no_shuffle_is_not_pinned_with_one_and_chains_of_shuffles_are():
+    df = dd.from_pandas(pd.DataFrame({"a": np.arange(20) % 5, "b": np.arange(20.0)}), npartitions=3)
+    chain = df.shuffle("a", shuffle_method="p2p").assign(c=1).shuffle("b", shuffle_method="p2p")
+    both, keys = materialised(chain)
+    barriers = [key for key, task in both.items() if isinstance(task, P2PBarrierTask)]
+    members = shuffle_members(both)
+    assert len(barriers) == 2
+    fused = any(len(found) == 2 for found in members.values())  # an unpack fused with the next transfer
+    pinned = split(both, keys, {"serverless": {barriers[0]: False}})
+    expected = members if fused else {key for key, found in members.items() if barriers[0] in found}
+    assert pinned.keys() == set(expected)
+    starts = [key for key in both if key not in members]
+    assert starts and split(both, keys, {"workers": {starts[0]: ["alice"]}}).keys() == {starts[0]}
 
 
 # -- plan -------------------------------------------------------------------------------------
