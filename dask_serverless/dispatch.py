@@ -41,7 +41,7 @@ from dask_serverless.job_events import (
 )
 from dask_serverless.jobs import Ledger
 from dask_serverless.plan.classes import FunctionClass
-from dask_serverless.preparation import Preparation, prepare
+from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from lambda_worker.core.errors import (
     ExecutorLost,
     MissingModule,
@@ -52,7 +52,7 @@ from lambda_worker.core.errors import (
 )
 from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
+from lambda_worker.core.wire import location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
 from lambda_worker.last_words import last_words
 from lambda_worker.parcels import fit
@@ -71,8 +71,6 @@ SWEEP_SECONDS = 1.0
 LISTEN_SECONDS = 1.0
 #: Invocations under way: what became of each of them.
 Invocations: TypeAlias = Future[list[BaseException | None]]
-#: Segments of jobs up to this size are kept to travel inside invocations.
-KEEP_SEGMENTS_BYTES = 2**20
 
 
 class Waiter(Protocol):
@@ -112,7 +110,8 @@ class Dispatcher:
         self.ceiling = backend.ceiling
         self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
         self.failed: PlatformError | None = None
-        self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_run": 0, "tasks_rerun": 0}
+        self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_planned": 0}
+        self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
         self._preparations: dict[str, Preparation] = {}
         self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens
         self._opened: dict[str, asyncio.Future[None]] = {}
@@ -173,16 +172,12 @@ class Dispatcher:
             else:
                 self._opened[job] = self._spawn(self._open(job, plan))
         self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers))
+        self.counts["tasks_planned"] += len(plan.graph)
         if self.failed is not None:
             self.feed(JobFailed(job, describe_error(self.failed)))
 
     async def _open(self, job: str, plan: JobPlan) -> None:
-        store = self.backend.store
-        preparation = await self.call(prepare, job, plan, self.backend.secret, store)
-        await self.call(store.open_job, job, preparation.segments)
-        if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
-            preparation.segments = {}
-        self._preparations[job] = preparation
+        self._preparations[job] = await self.call(prepare_and_open, job, plan, self.backend.secret, self.backend.store)
 
     def feed(self, event: Event) -> None:
         """Feed the ledger and perform what it says."""
@@ -216,7 +211,8 @@ class Dispatcher:
                 self.feed(Admitted(job, ()))
                 return
             groups = first_groups(len(launch.starts), max(1, self.ceiling))
-            assignments = preparation.assignments(
+            make = functools.partial(
+                preparation.assignments,
                 launch.starts,
                 groups,
                 self.ceiling,
@@ -225,6 +221,7 @@ class Dispatcher:
                 next(self._executors),
                 self.scheduler,
             )
+            assignments = make() if len(preparation.plan.graph) <= PREPARE_INLINE_TASKS else await self.call(make)
             segments = None if opening is None else preparation.segments
             granted, under_way = await self.call(self._start, job, segments, assignments, self._places)
             starts = dict(launch.starts)
@@ -232,6 +229,8 @@ class Dispatcher:
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
             if opening is not None:
                 opening.set_result(None)
+                if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
+                    preparation.segments = {}
             if under_way is not None:
                 await self._hear_refusals(assignments[:granted], under_way)
         except asyncio.CancelledError:
@@ -484,6 +483,15 @@ class Dispatcher:
         if task < 0 or preparation is None or task >= len(preparation.plan.keys):
             return "a task (it did not say which)"
         return f"task {preparation.plan.keys[task]!r}"
+
+    def held_bytes(self) -> int:
+        """Count the bytes of small values and of segments that are in this process's memory."""
+        inline = sum(
+            len(entry.result.location)
+            for entry in self.ledger.keys.values()
+            if entry.result is not None and isinstance(entry.result.location, bytes)
+        )
+        return inline + sum(len(each) for made in self._preparations.values() for each in made.segments.values())
 
     # -- small things ---------------------------------------------------------------------------
 

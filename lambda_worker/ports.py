@@ -138,7 +138,8 @@ class JobStore(Store, Protocol):
     """The storage tier as the proxy sees it: everything a `Store` does, and the life of jobs."""
 
     def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
-        """Write a job's record and its sealed segments. To be called before any `admit`."""
+        """Write a job's record and sealed segments of it. May be called again with more of them; to be
+        called, with the last ones, before any `admit`."""
         ...
 
     def admit(self, records: Sequence[Assignment], ceiling: int) -> int:
