@@ -305,6 +305,8 @@ class Dispatcher:
             try:
                 self.backend.store.close_job(close.job, close.keep)  # which fences whoever is still at work
             except PlatformError as error:
+                if self._closing.is_set():  # the whole store goes
+                    return
                 logger.warning("job %s was not cleaned up: %s", close.job, error)
 
     # -- what executors say ---------------------------------------------------------------------
