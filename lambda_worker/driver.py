@@ -278,6 +278,8 @@ class Driver:
                     self._unreadable.pop(task, None)
                     self._durations.pop(task, None)
                     self._locations.pop(task, None)
+                for segment in instructions[0].segments:
+                    self._bodies.forget(segment)
                 del instructions[0]
         return instructions
 

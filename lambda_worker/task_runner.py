@@ -11,6 +11,7 @@ import gc
 import pickle
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import CoroutineType, TracebackType
 from typing import Any
@@ -26,6 +27,8 @@ _OUR_FILES = ("lambda_worker", "dask/_task_spec", "dask\\_task_spec")
 
 #: How many segments are unpickled at once: task objects take some kilobytes each, their pickles a tenth.
 OPEN_SEGMENTS_MAX = 128
+#: How many segments that are done with are kept a little longer.
+FORGOTTEN_SEGMENTS_MAX = 64
 
 
 class Bodies:
@@ -38,11 +41,21 @@ class Bodies:
     def __init__(self) -> None:
         self._pickles: dict[int, bytes] = {}
         self._bodies: dict[int, list[Any]] = {}  # the one used last is last
+        self._forgotten: deque[int] = deque()
         self._lock = threading.Lock()  # I/O threads look up keys here
 
     def add(self, segment: int, blob: bytes) -> None:
         """Take in the pickle of a segment; it is unpickled when a task of it is to run."""
         self._pickles[segment] = blob
+
+    def forget(self, segment: int) -> None:
+        """Let go of a segment, soon: a result that cannot be stored is still to be named by its key."""
+        with self._lock:
+            self._forgotten.append(segment)
+            if len(self._forgotten) > FORGOTTEN_SEGMENTS_MAX:
+                oldest = self._forgotten.popleft()
+                self._bodies.pop(oldest, None)
+                self._pickles.pop(oldest, None)
 
     def get(self, task: int) -> Any:
         """Return the body of a task.
