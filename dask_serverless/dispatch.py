@@ -223,7 +223,8 @@ class Dispatcher:
             )
             assignments = make() if len(preparation.plan.graph) <= PREPARE_INLINE_TASKS else await self.call(make)
             segments = None if opening is None else preparation.segments
-            granted, under_way = await self.call(self._start, job, segments, assignments, self._places)
+            splits = len(preparation.plan.graph) > 1
+            granted, under_way = await self.call(self._start, job, segments, assignments, self._places, splits)
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
@@ -242,16 +243,23 @@ class Dispatcher:
                 opening.set_result(None)
 
     def _start(
-        self, job: str, segments: Mapping[int, bytes] | None, assignments: list[Assignment], places: int
+        self,
+        job: str,
+        segments: Mapping[int, bytes] | None,
+        assignments: list[Assignment],
+        places: int,
+        splits: bool,
     ) -> tuple[int, Invocations | None]:
         """Do all that a launch waits for in one visit to a thread; a small job is opened here, too.
 
         Returns how many executors were admitted, and their invocations under way.
         """
         backend = self.backend
-        if segments is not None:
+        # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
+        alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
+        if segments is not None and not alone:
             backend.store.open_job(job, segments)
-        granted = backend.store.admit(assignments, places)
+        granted = backend.store.admit(assignments, places, opening=alone)
         if not granted:
             return 0, None
         payload_bytes_max = backend.settings.executor_payload_bytes_max

@@ -277,17 +277,20 @@ class Objects:
 
         def forget(shard: int, _: None) -> None:
             server = self.shards[shard]
-            server.ask(("UNLINK", self._keys.of_job(job, "segments")))
+            before: list[Command] = [("UNLINK", self._keys.of_job(job, "segments"))]
             cursor = b"0"
+            found = False
             while True:
-                ((cursor, names),) = server.ask(("SSCAN", listed, cursor, "COUNT", BATCH_ITEMS_MAX))
+                replies = server.ask(*before, ("SSCAN", listed, cursor, "COUNT", BATCH_ITEMS_MAX))
+                cursor, names = replies[-1]
+                found = found or bool(names)
                 doomed = [name.decode() for name in names if name.decode() not in kept]
-                if doomed:
-                    # A stripe's name may stand where a value's name does: the key is made alike.
-                    server.ask(("UNLINK", *[self._keys.of_object(name) for name in doomed]))
+                # A stripe's name may stand where a value's name does: the key is made alike.
+                before = [("UNLINK", *[self._keys.of_object(name) for name in doomed])] if doomed else []
                 if cursor == b"0":
                     break
-            server.ask(("UNLINK", listed))
+            if found:  # most jobs store no value
+                server.ask(*before, ("UNLINK", listed))
 
         self._on_each(dict.fromkeys(range(len(self.shards))), forget)
 
