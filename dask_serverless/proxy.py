@@ -327,9 +327,7 @@ class Proxy(SchedulerPlugin):
 
         def make() -> JobPlan:
             read = submission.read()
-            return plan_job(
-                read.tasks, wanted, known, read.annotations_by_type, submission.annotations, self._classes
-            )
+            return plan_job(read.tasks, wanted, known, read.annotations_by_type, submission.annotations, self._classes)
 
         try:
             plan = make() if submission.small else await offload(make)
