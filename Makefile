@@ -24,13 +24,15 @@ STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
 PYTEST_ARGS ?=
 TESTS := tests/unit tests/contract tests/process tests/end_to_end
 
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint bench bench-latency bench-giant clean
 
 help:
 	@echo "make quickstart  run examples/parallel_svc.py on a cluster of Lambda executors on this machine"
 	@echo "make test        lint, types, import contracts, then all tests (PYTEST_ARGS=... for pytest)"
 	@echo "make lint        only lint, types and import contracts"
 	@echo "make bench       compare with LocalCluster and the synchronous scheduler (BENCH_ARGS=...)"
+	@echo "make bench-latency  one small task at a time, against LocalCluster"
+	@echo "make bench-giant    giant graphs and large values, with everybody's memory (BENCH_ARGS=\"--tasks 1000000\")"
 	@echo "make clean       remove environments, caches and build products"
 
 $(BIN)/python:
@@ -73,6 +75,14 @@ test: lint
 bench: $(STAMP)-examples
 	@echo "==> running benchmarks/throughput.py"
 	@$(BIN)/python benchmarks/throughput.py $(BENCH_ARGS)
+
+bench-latency: $(STAMP)-examples
+	@echo "==> running benchmarks/latency.py"
+	@$(BIN)/python benchmarks/latency.py $(BENCH_ARGS)
+
+bench-giant: $(STAMP)-examples
+	@echo "==> running benchmarks/giant.py"
+	@$(BIN)/python benchmarks/giant.py $(BENCH_ARGS)
 
 clean:
 	@echo "==> removing environments made here, caches and build products"

@@ -58,12 +58,16 @@ STATS = (
     "executors",
     "sandboxes_cold",
     "sandboxes_warm",
+    "tasks_planned",
     "tasks_run",
     "tasks_rerun",
     "objects_written",
     "bytes_written",
     "bytes_read",
     "round_trips",
+    "graphs_kept",
+    "tasks_under_way",
+    "proxy_bytes",
     "store_keys",
     "store_bytes",
     "gb_seconds",
@@ -535,9 +539,12 @@ class ServerlessCluster(Cluster):
     def stats(self) -> Any:
         """Return counters since the start, as a flat dict (an awaitable of it, if asynchronous).
 
-        ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_run``,
-        ``tasks_rerun``, ``objects_written``, ``bytes_written``, ``bytes_read``, ``round_trips``;
-        ``store_keys`` and ``store_bytes`` as they are now; ``gb_seconds`` as Lambda would bill them.
+        ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_planned``,
+        ``tasks_run``, ``tasks_rerun``, ``objects_written``, ``bytes_written``, ``bytes_read``,
+        ``round_trips``; ``gb_seconds`` as Lambda would bill them. As they are now: ``store_keys`` and
+        ``store_bytes``; and what this process holds for graphs, namely ``graphs_kept`` (those with a
+        future somewhere), ``tasks_under_way`` (whose edges are in memory, some 400 bytes each) and
+        ``proxy_bytes`` (kept messages, small values, segments on their way).
         """
         return self.sync(self._stats)
 

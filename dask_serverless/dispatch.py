@@ -12,10 +12,10 @@ import itertools
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
@@ -41,7 +41,7 @@ from dask_serverless.job_events import (
 )
 from dask_serverless.jobs import Ledger
 from dask_serverless.plan.classes import FunctionClass
-from dask_serverless.preparation import Preparation, prepare
+from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from lambda_worker.core.errors import (
     ExecutorLost,
     MissingModule,
@@ -52,7 +52,7 @@ from lambda_worker.core.errors import (
 )
 from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
+from lambda_worker.core.wire import location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
 from lambda_worker.last_words import last_words
 from lambda_worker.parcels import fit
@@ -65,10 +65,12 @@ logger = logging.getLogger("dask_serverless.dispatch")
 STORE_THREADS = 8
 #: Jobs up to this many tasks are pickled on the event loop: a thread costs more than they do.
 PREPARE_INLINE_TASKS = 64
+#: How long the rests of a finished job wait, for others to be removed along with them.
+CLOSE_SECONDS = 0.05
 SWEEP_SECONDS = 1.0
 LISTEN_SECONDS = 1.0
-#: Segments of jobs up to this size are kept to travel inside invocations.
-KEEP_SEGMENTS_BYTES = 2**20
+#: Invocations under way: what became of each of them.
+Invocations: TypeAlias = Future[list[BaseException | None]]
 
 
 class Waiter(Protocol):
@@ -108,9 +110,12 @@ class Dispatcher:
         self.ceiling = backend.ceiling
         self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
         self.failed: PlatformError | None = None
-        self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_run": 0, "tasks_rerun": 0}
+        self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_planned": 0}
+        self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
         self._preparations: dict[str, Preparation] = {}
-        self._opened: dict[str, asyncio.Task[None]] = {}
+        self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens
+        self._opened: dict[str, asyncio.Future[None]] = {}
+        self._closes: list[Close] = []
         self._jobs = itertools.count(1)
         self._executors = itertools.count(1)
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="serverless-store")
@@ -162,21 +167,17 @@ class Dispatcher:
     def submit(self, job: str, plan: JobPlan) -> None:
         """Take on a planned graph. Everything from here on happens beside the caller."""
         if self.failed is None:
-            self._opened[job] = self._spawn(self._open(job, plan))
+            if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
+                self._unopened[job] = plan
+            else:
+                self._opened[job] = self._spawn(self._open(job, plan))
         self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers))
+        self.counts["tasks_planned"] += len(plan.graph)
         if self.failed is not None:
             self.feed(JobFailed(job, describe_error(self.failed)))
 
     async def _open(self, job: str, plan: JobPlan) -> None:
-        store = self.backend.store
-        if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
-            preparation = prepare(job, plan, self.backend.secret, store)
-        else:
-            preparation = await self.call(prepare, job, plan, self.backend.secret, store)
-        await self.call(store.open_job, job, preparation.segments)
-        if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
-            preparation.segments = {}
-        self._preparations[job] = preparation
+        self._preparations[job] = await self.call(prepare_and_open, job, plan, self.backend.secret, self.backend.store)
 
     def feed(self, event: Event) -> None:
         """Feed the ledger and perform what it says."""
@@ -192,21 +193,26 @@ class Dispatcher:
                     self._spawn(self.call(self.backend.store.free, refs))
                 case Import(key):
                     self._spawn(self.waiter.export(key))
-                case Close(job, keep):
-                    self._spawn(self._close_job(job, keep))
+                case Close():
+                    self._close_soon(instruction)
 
     async def _launch(self, launch: Launch) -> None:
         job = launch.job
+        opening: asyncio.Future[None] | None = None
         try:
-            opened = self._opened.get(job)
-            if opened is not None:
-                await asyncio.shield(opened)
+            plan = self._unopened.pop(job, None)
+            if plan is not None:
+                opening = self._opened[job] = asyncio.get_running_loop().create_future()
+                self._preparations[job] = prepare(job, plan, self.backend.secret, self.backend.store)
+            elif job in self._opened:
+                await asyncio.shield(self._opened[job])
             preparation = self._preparations.get(job)
             if preparation is None:  # closed meanwhile
                 self.feed(Admitted(job, ()))
                 return
             groups = first_groups(len(launch.starts), max(1, self.ceiling))
-            assignments = preparation.assignments(
+            make = functools.partial(
+                preparation.assignments,
                 launch.starts,
                 groups,
                 self.ceiling,
@@ -215,25 +221,59 @@ class Dispatcher:
                 next(self._executors),
                 self.scheduler,
             )
-            granted = await self.call(self.backend.store.admit, assignments, self._places)
-            fitting = await self.call(self._fit, assignments[:granted])
+            assignments = make() if len(preparation.plan.graph) <= PREPARE_INLINE_TASKS else await self.call(make)
+            segments = None if opening is None else preparation.segments
+            splits = len(preparation.plan.graph) > 1
+            granted, under_way = await self.call(self._start, job, segments, assignments, self._places, splits)
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
-            if granted:
-                await self._invoke(fitting)
+            if opening is not None:
+                opening.set_result(None)
+                if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
+                    preparation.segments = {}
+            if under_way is not None:
+                await self._hear_refusals(assignments[:granted], under_way)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._job_failed(job, error)
+        finally:
+            if opening is not None and not opening.done():
+                opening.set_result(None)
 
-    def _fit(self, assignments: list[Assignment]) -> list[Assignment]:
+    def _start(
+        self,
+        job: str,
+        segments: Mapping[int, bytes] | None,
+        assignments: list[Assignment],
+        places: int,
+        splits: bool,
+    ) -> tuple[int, Invocations | None]:
+        """Do all that a launch waits for in one visit to a thread; a small job is opened here, too.
+
+        Returns how many executors were admitted, and their invocations under way.
+        """
         backend = self.backend
-        return fit(assignments, backend.store, backend.secret, backend.settings.executor_payload_bytes_max)
+        # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
+        alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
+        if segments is not None and not alone:
+            backend.store.open_job(job, segments)
+        granted = backend.store.admit(assignments, places, opening=alone)
+        if not granted:
+            return 0, None
+        payload_bytes_max = backend.settings.executor_payload_bytes_max
+        return granted, backend.invoker.begin(
+            fit(assignments[:granted], backend.store, backend.secret, payload_bytes_max)
+        )
 
     async def _invoke(self, assignments: list[Assignment]) -> None:
+        """Invoke on behalf of an executor."""
+        await self._hear_refusals(assignments, self.backend.invoker.begin(assignments))
+
+    async def _hear_refusals(self, assignments: Sequence[Assignment], under_way: Invocations) -> None:
         self.counts["invocations"] += len(assignments)
-        errors = await self.backend.invoker.invoke_async(assignments)
+        errors = await self.backend.invoker.answers(assignments, under_way)
         for assignment, error in zip(assignments, errors, strict=True):
             if error is not None:
                 await self._lose(assignment.job, assignment.executor, error)
@@ -244,20 +284,38 @@ class Dispatcher:
             error = ProtocolError(f"job {job} failed in the proxy: {type(error).__name__}: {error}")
         self.feed(JobFailed(job, describe_error(error)))
 
-    async def _close_job(self, job: str, keep: Sequence[Ref]) -> None:
-        opened = self._opened.pop(job, None)
-        for each in [each for each in self._seceded if each[0] == job]:
+    def _close_soon(self, close: Close) -> None:
+        """Clean up after a job, but not before its last values are on their way to who asked."""
+        self._unopened.pop(close.job, None)
+        for each in [each for each in self._seceded if each[0] == close.job]:
             self._note_seceded(*each, False)
-        try:
-            if opened is not None:
-                await asyncio.gather(opened, return_exceptions=True)
-            self._preparations.pop(job, None)
-            if self.failed is None:
-                await self.call(self.backend.store.cancel, job)
-                await self.call(self.backend.store.close_job, job, keep)
-        except PlatformError as error:
-            logger.warning("job %s was not cleaned up: %s", job, error)
+        if not self._closes:
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
+        self._closes.append(close)
+
+    def _close_jobs(self) -> None:
+        if not self._closing.is_set():
+            closes, self._closes = self._closes, []
+            self._spawn(self._clean_up(closes))
+
+    async def _clean_up(self, closes: list[Close]) -> None:
+        opened = [self._opened.pop(close.job) for close in closes if close.job in self._opened]
+        if opened:
+            await asyncio.gather(*opened, return_exceptions=True)
+        for close in closes:
+            self._preparations.pop(close.job, None)
+        if self.failed is None:
+            await self.call(self._clean_store, closes)
         self.feed(Room())
+
+    def _clean_store(self, closes: list[Close]) -> None:
+        for close in closes:
+            try:
+                self.backend.store.close_job(close.job, close.keep)  # which fences whoever is still at work
+            except PlatformError as error:
+                if self._closing.is_set():  # the whole store goes
+                    return
+                logger.warning("job %s was not cleaned up: %s", close.job, error)
 
     # -- what executors say ---------------------------------------------------------------------
 
@@ -435,6 +493,15 @@ class Dispatcher:
         if task < 0 or preparation is None or task >= len(preparation.plan.keys):
             return "a task (it did not say which)"
         return f"task {preparation.plan.keys[task]!r}"
+
+    def held_bytes(self) -> int:
+        """Count the bytes of small values and of segments that are in this process's memory."""
+        inline = sum(
+            len(entry.result.location)
+            for entry in self.ledger.keys.values()
+            if entry.result is not None and isinstance(entry.result.location, bytes)
+        )
+        return inline + sum(len(each) for made in self._preparations.values() for each in made.segments.values())
 
     # -- small things ---------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from lambda_worker.core.wire import Location, seal_frames
 from lambda_worker.parcels import payload_room
 from lambda_worker.ports import JobStore
 from lambda_worker.values import value_to_frames
+
+#: Segments of jobs up to this size are kept to travel inside invocations; larger jobs are stored in parcels.
+KEEP_SEGMENTS_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -95,6 +98,43 @@ def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparat
     UnpicklableTask, ValueTooLarge, StoreFull
         Naming the task or the data.
     """
+    constants = _store_constants(job, plan, secret, store)
+    segments = dict(_sealed_segments(job, plan, constants, secret))
+    return Preparation(job, replace(plan, bodies=(), constants={}), segments)
+
+
+def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparation:
+    """Do as `prepare`, and open the job: its segments are stored as they are made, so that those of a
+    large job are never all in memory.
+
+    Raises
+    ------
+    UnpicklableTask, ValueTooLarge, StoreFull, StoreUnavailable
+    """
+    constants = _store_constants(job, plan, secret, store)
+    parcel: dict[int, bytes] = {}
+    nbytes = 0
+    kept = True  # all segments are in this one parcel
+    for number, segment in _sealed_segments(job, plan, constants, secret):
+        parcel[number] = segment
+        nbytes += len(segment)
+        if nbytes > KEEP_SEGMENTS_BYTES:
+            store.open_job(job, parcel)
+            parcel, nbytes, kept = {}, 0, False
+    store.open_job(job, parcel)
+    return Preparation(job, replace(plan, bodies=(), constants={}), parcel if kept else {})
+
+
+def _sealed_segments(
+    job: str, plan: JobPlan, constants: Mapping[Any, Sequence[Any]], secret: bytes
+) -> Iterator[tuple[int, bytes]]:
+    count = len(plan.graph)
+    for number, each in enumerate(edges(plan.graph)):
+        bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants)
+        yield number, seal_segment(secret, job, number, Segment(each.to_bytes(), bodies))
+
+
+def _store_constants(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> dict[Any, Sequence[Any]]:
     constants: dict[Any, Sequence[Any]] = {}
     for number, (name, value) in enumerate(plan.constants.items()):
         stored_name = f"{job}/constant-{number}"
@@ -108,9 +148,4 @@ def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparat
             constants[name] = store.put([(stored_name, seal_frames(secret, stored_name, frames))])[0]
         except (ValueTooLarge, StoreFull) as error:
             raise type(error)(f"the data {name!r} in the graph: {error}") from None
-    segments = {}
-    count = len(plan.graph)
-    for number, each in enumerate(edges(plan.graph)):
-        bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants)
-        segments[number] = seal_segment(secret, job, number, Segment(each.to_bytes(), bodies))
-    return Preparation(job, plan, segments)
+    return constants

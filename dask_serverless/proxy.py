@@ -13,9 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import textwrap
-from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable
 from typing import Any
 
 from distributed import Scheduler
@@ -27,22 +25,20 @@ from distributed.utils_comm import gather_from_workers
 
 from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
-from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, materialise, plan_job, split
+from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, plan_job
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.job_events import Released
 from dask_serverless.scheduler_link import FleetWorker
-from dask_serverless.shuffles import shuffle_internals
 from dask_serverless.stubs import as_expr_ser, stub_graph
+from dask_serverless.submissions import Submission, Survey, survey
 from lambda_worker.core.errors import PlatformError, ValueLost
 from lambda_worker.core.wire import Location
+from lambda_worker.task_runner import describe_error
 
 logger = logging.getLogger("dask_serverless.proxy")
 
 #: The fleet worker's name, which stubs are restricted to.
 FLEET = "serverless"
-
-#: Expressions up to this size are unpickled and planned on the event loop: a thread costs more.
-INLINE_EXPR_BYTES = 20_000
 
 #: Annotations that executors or the split answer for; a stub must not carry them.
 _NOT_FOR_STUBS = (*PLACEMENTS, "retries", "serverless", "executor")
@@ -57,16 +53,6 @@ class _Shown(int):
 
     def __bool__(self) -> bool:
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A submitted graph, kept while any of its visible keys may have to be computed again."""
-
-    tasks: Mapping[Any, Any]
-    annotations_by_type: Mapping[str, Mapping[Any, Any]]
-    annotations: Mapping[str, Any]
-    pinned: Mapping[Any, str]
 
 
 class Proxy(SchedulerPlugin):
@@ -87,14 +73,17 @@ class Proxy(SchedulerPlugin):
         self.backend = backend
         self.fleet: FleetWorker | None = None
         self.dispatcher = Dispatcher(backend, self, scheduler.address)  # type: ignore[arg-type]
-        self._kept: dict[Hashable, _Kept] = {}
+        self._kept: dict[Hashable, Submission] = {}
         self._classes = backend.settings.function_classes
         self._closing = False
         self._replacing: asyncio.Future[None] | None = None
         self._again: dict[Hashable, None] = {}
         self._plannings = itertools.count()
+        self._planned_again: set[Hashable] = set()
+        self._plannings_again: set[asyncio.Task[None]] = set()
         self._arrivals: dict[Hashable, asyncio.Future[None]] = {}
         self._stock_update_graph = scheduler.stream_handlers["update-graph"]
+        self._stock_gather = scheduler.handlers["gather"]
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -105,6 +94,7 @@ class Proxy(SchedulerPlugin):
         self.dispatcher.start()
         await self._start_fleet()
         self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
+        self.scheduler.handlers["gather"] = self.gather_message
         self.scheduler.add_plugin(self)
 
     async def _start_fleet(self) -> None:
@@ -124,13 +114,15 @@ class Proxy(SchedulerPlugin):
         await self.fleet
         ws = scheduler.workers[self.fleet.address]
         ws.memory_limit = _Shown(ws.memory_limit)
+        self.fleet.take_short_cut()
 
     async def close(self) -> None:
         """Give the handler back, and stop everything that was started."""
         self._closing = True
         if self.scheduler.stream_handlers.get("update-graph") == self.update_graph_message:
             self.scheduler.stream_handlers["update-graph"] = self._stock_update_graph
-        for waiting in self._arrivals.values():
+            self.scheduler.handlers["gather"] = self._stock_gather
+        for waiting in (*self._arrivals.values(), *self._plannings_again):
             waiting.cancel()
         await self.dispatcher.close()
         if self.fleet is not None:
@@ -141,6 +133,10 @@ class Proxy(SchedulerPlugin):
         counts = dict(self.dispatcher.counts)
         for name, amount in self.backend.store.counters().items():
             counts[name] = counts.get(name, 0) + amount
+        graphs = set(self._kept.values())
+        counts["graphs_kept"] = len(graphs)
+        counts["proxy_bytes"] = sum(graph.nbytes for graph in graphs) + self.dispatcher.held_bytes()
+        counts["tasks_under_way"] = sum(len(job.graph) for job in self.dispatcher.ledger.jobs.values())
         return counts
 
     def set_ceiling(self, ceiling: int) -> None:
@@ -169,24 +165,33 @@ class Proxy(SchedulerPlugin):
         annotations = annotations or {}
         # What this graph builds on must not be released while it is being planned.
         holder = f"serverless-planning-{next(self._plannings)}"
+        submission = Submission(expr_ser, frozenset(keys), annotations)
         try:
-            kept, plan = await self._plan(expr_ser, keys, annotations, actors, holder)
-            stubs = stub_graph((*plan.visible, *plan.pointers), plan.sources())
-            graph = {**stubs, **{key: kept.tasks[key] for key in kept.pinned}}
+            found = await self._survey(submission, actors, holder)
+            pinned = submission.pinned
+            plan, sources = await self._plan(submission, found)
+            stubs = stub_graph((*plan.visible, *plan.pointers), sources)
+            graph = {**stubs, **{key: found.materialised.tasks[key] for key in pinned}}
+            own = found.materialised.annotations_by_type
             by_type = {
-                name: found
-                for name in (*kept.annotations_by_type, *annotations)
-                if (found := self._annotated(name, stubs, kept))
+                name: values
+                for name in (*own, *annotations)
+                if (values := annotation(name, set(pinned) if name in _NOT_FOR_STUBS else set(graph), own, annotations))
             }
             # An ordinary Dask worker beside the fleet must not be given a stub.
             by_type["workers"] = {**dict.fromkeys(stubs, [FLEET]), **by_type.get("workers", {})}
             collapsed = as_expr_ser(graph, by_type)
+            del found, own  # a million tasks, perhaps: the plan has what it needs of them
         except Exception as error:
             self._drop_holder(holder)
             self._refuse(keys, client, error)
             return
         for key in stubs:
-            self._kept[key] = kept
+            self._kept[key] = submission
+        # A graph that needs nothing of others cannot be refused for what they let go: it need not wait.
+        early = bool(stubs) and not (plan.externals or plan.pointers or pinned)
+        if early:
+            self.dispatcher.submit(self.dispatcher.new_job(), plan)
         with collector_paused():  # a task state for every stub
             await self._stock_update_graph(
                 client=client,
@@ -201,7 +206,9 @@ class Proxy(SchedulerPlugin):
         lost = [key for key in stubs if key not in self.scheduler.tasks]
         for key in lost:  # it refused the graph: a key it depends on is gone
             self._kept.pop(key, None)
-        if stubs and not lost:
+            if early:
+                self.dispatcher.feed(Released(key))
+        if stubs and not lost and not early:
             self.dispatcher.submit(self.dispatcher.new_job(), plan)
         self._drop_holder(holder)
 
@@ -231,56 +238,64 @@ class Proxy(SchedulerPlugin):
             self.scheduler.client_releases_keys([ts.key for ts in held.wants_what], holder)
             del self.scheduler.clients[holder]
 
-    def _annotated(self, name: str, stubs: Collection[Any], kept: _Kept) -> dict[Any, Any]:
-        keys = set(kept.pinned) if name in _NOT_FOR_STUBS else {*stubs, *kept.pinned}
-        return annotation(name, keys, kept.annotations_by_type, kept.annotations)
+    async def _survey(self, submission: Submission, actors: bool | list[Any] | None, holder: str) -> Survey:
+        """Read a graph, and hold what it builds on."""
+        arguments = (submission, actors, self.scheduler.tasks.__contains__)
+        found = survey(*arguments) if submission.small else await offload(survey, *arguments)
+        submission.pinned = found.pinned
+        self._hold([key for key in {*found.seen, *submission.keys, *found.referred} if self._is_known(key)], holder)
+        return found
 
-    async def _plan(
-        self,
-        expr_ser: Serialized,
-        keys: set[Any],
-        annotations: dict[str, Any],
-        actors: bool | list[Any] | None,
-        holder: str,
-    ) -> tuple[_Kept, JobPlan]:
-        small = sum(memoryview(frame).nbytes for frame in expr_ser.frames) <= INLINE_EXPR_BYTES
-
-        def read() -> Any:
-            try:
-                expr = deserialize(expr_ser.header, expr_ser.frames)
-            except Exception as error:
-                raise RuntimeError(
-                    textwrap.dedent("""\
-                    Error during deserialization of the task graph. This frequently
-                    occurs if the Scheduler and Client have different environments.
-                    For more information, see
-                    https://docs.dask.org/en/stable/deployment-considerations.html#consistent-software-environments
-                    """)
-                ) from error
-            return materialise(expr, keys)
-
-        materialised = read() if small else await offload(read)
-        tasks = materialised.tasks
-        by_type = materialised.annotations_by_type
-        kept = _Kept(tasks, by_type, annotations, split(tasks, keys, by_type, annotations, actors))
-        pinned = kept.pinned
-        known = {key for key in tasks if self._is_known(key)}.difference(shuffle_internals(tasks) - pinned.keys())
-        # Futures of other graphs are referred to, but are not in this one.
-        referred = {dep for task in tasks.values() for dep in task.dependencies if dep not in tasks}
-        self._hold([key for key in {*known, *keys, *referred} if self._is_known(key)], holder)
-        wanted = {key for key in keys if key in tasks and key not in known and key not in pinned}
+    async def _plan(self, submission: Submission, found: Survey) -> tuple[JobPlan, dict[Any, set[Any]]]:
+        """Plan what executors shall do of a graph, and find out what each visible key keeps alive."""
+        tasks, pinned = found.materialised.tasks, found.pinned
+        known = set(filter(self._is_known, found.seen))
+        wanted = {key for key in submission.keys if key in tasks and key not in known and key not in pinned}
         for key in pinned:
             if key not in known:
                 wanted.update(
                     dep for dep in tasks[key].dependencies if dep in tasks and dep not in known and dep not in pinned
                 )
-        arguments = (tasks, wanted, known.union(pinned), by_type, annotations, self._classes)
-        return kept, plan_job(*arguments) if small else await offload(plan_job, *arguments)
+
+        def make() -> tuple[JobPlan, dict[Any, set[Any]]]:
+            by_type = found.materialised.annotations_by_type
+            plan = plan_job(tasks, wanted, known.union(pinned), by_type, submission.annotations, self._classes)
+            return plan, plan.sources()
+
+        return make() if submission.small else await offload(make)
 
     def _is_known(self, key: Any) -> bool:
         """Tell whether the scheduler has a key that nobody needs to compute again."""
         ts = self.scheduler.tasks.get(key)
         return ts is not None and ts.state not in ("released", "forgotten")
+
+    async def gather_message(self, keys: Collection[Any], serializers: list[str] | None = None) -> dict[str, Any]:
+        """Handle ``gather`` in the scheduler's place: stubs' values come straight from the storage tier.
+
+        Through the fleet worker, as the stock handler would have it, they would cross a socket of this
+        very process, with a copy at either end.
+        """
+        fleet = self.fleet
+        stubs = [key for key in keys if self._has_value(key)]
+        if not stubs or fleet is None or (serializers is not None and "pickle" not in serializers):
+            return await self._stock_gather(keys=keys, serializers=serializers)  # type: ignore[no-any-return]
+        values = await fleet.values_of(stubs)
+        lost = [key for key in stubs if key not in values]
+        if lost:  # the client asks again when they have been computed again
+            return {"status": "error", "keys": lost}
+        others = [key for key in keys if key not in values]
+        if not others:
+            self.scheduler.log_event("all", {"action": "gather", "count": len(stubs)})
+            return {"status": "OK", "data": values}
+        reply: dict[str, Any] = await self._stock_gather(keys=others, serializers=serializers)
+        if reply["status"] == "OK":
+            reply["data"].update(values)
+        return reply
+
+    def _has_value(self, key: Any) -> bool:
+        """Tell whether the scheduler takes a stub for done, and its value is there."""
+        ts = self.scheduler.tasks.get(key)
+        return ts is not None and ts.state == "memory" and self.location(key) is not None
 
     # -- what the fleet worker asks -------------------------------------------------------------
 
@@ -305,20 +320,47 @@ class Proxy(SchedulerPlugin):
     def _compute_again(self) -> None:
         """Plan once more, from the kept graphs, the keys that were asked for again in this turn of the loop."""
         keys, self._again = self._again, {}
-        by_graph: dict[int, list[Any]] = {}
+        by_graph: dict[Submission, list[Any]] = {}
         for key in keys:
-            if key in self._kept:
-                by_graph.setdefault(id(self._kept[key]), []).append(key)
-        for wanted in by_graph.values():
-            kept = self._kept[wanted[0]]
-            # Only what the stubs themselves keep alive may be counted on.
-            known = set(kept.pinned)
+            if key in self._kept and key not in self._planned_again:
+                by_graph.setdefault(self._kept[key], []).append(key)
+        for submission, wanted in by_graph.items():
+            self._planned_again.update(wanted)
+            task = asyncio.ensure_future(self._plan_again(submission, wanted))
+            self._plannings_again.add(task)
+            task.add_done_callback(self._plannings_again.discard)
+
+    async def _plan_again(self, submission: Submission, wanted: list[Any]) -> None:
+        # Only what the stubs themselves keep alive may be counted on.
+        known = set(submission.pinned)
+        for key in wanted:
+            if (ts := self.scheduler.tasks.get(key)) is not None:
+                known.update(dependency.key for dependency in ts.dependencies)
+        known.difference_update(wanted)
+
+        def make() -> JobPlan:
+            read = submission.read()
+            return plan_job(read.tasks, wanted, known, read.annotations_by_type, submission.annotations, self._classes)
+
+        try:
+            plan = make() if submission.small else await offload(make)
+        except Exception as error:  # it could be read and planned the first time
+            logger.exception("%r could not be planned again", submission)
             for key in wanted:
-                if (ts := self.scheduler.tasks.get(key)) is not None:
-                    known.update(dependency.key for dependency in ts.dependencies)
-            known.difference_update(wanted)
-            plan = plan_job(kept.tasks, wanted, known, kept.annotations_by_type, kept.annotations, self._classes)
-            self.dispatcher.submit(self.dispatcher.new_job(), plan)
+                self.fail(key, describe_error(error))
+        else:
+            # Meanwhile nobody may want it any more, and what nobody wants nobody would free.
+            if any(self._is_awaited(key) for key in wanted):
+                self.dispatcher.submit(self.dispatcher.new_job(), plan)
+                for key in wanted:
+                    if not self._is_awaited(key):
+                        self.dispatcher.feed(Released(key))
+        finally:
+            self._planned_again.difference_update(wanted)
+
+    def _is_awaited(self, key: Any) -> bool:
+        ts = self.scheduler.tasks.get(key)
+        return ts is not None and ts.state == "processing"
 
     def location(self, key: Hashable) -> Location | None:
         """Return where the value of a stub is, if it has one."""

@@ -23,6 +23,7 @@ from distributed.protocol import Serialized, to_serialize
 from distributed.worker_state_machine import UpdateDataEvent
 
 from dask_serverless.job_events import Imported, ImportFailed, Result
+from dask_serverless.short_cut import Hatch, ShortCut
 from lambda_worker.core.errors import ServerlessError, ValueLost
 from lambda_worker.core.wire import (
     Frame,
@@ -70,27 +71,38 @@ class FleetWorker(Worker):
         self._exports = itertools.count(1)
         self._losses: dict[Hashable, int] = {}
         self._fleet_tasks: set[asyncio.Task[None]] = set()
+        self._outbox = Hatch(self._tell)
         self._compute_here = self.stream_handlers["compute-task"]
         self.stream_handlers["compute-task"] = self.handle_compute_task
+
+    def take_short_cut(self) -> None:
+        """Have the scheduler hand over what it says of stubs; to be called once it knows this worker."""
+        streams: dict[str, Any] = self.proxy.scheduler.stream_comms
+        streams[self.address] = ShortCut(streams[self.address], self.proxy.is_stub, self._compute_stub)
 
     # -- the scheduler asks ---------------------------------------------------------------------
 
     def handle_compute_task(self, key: Hashable, run_id: int, **message: Any) -> None:
         """Subscribe to a stub, or compute anything else here."""
-        if self._is_stale(key, run_id):
-            return
         if self.proxy.is_stub(key):
-            self._runs[key] = run_id
-            if self._losses.get(key, 0) > LOSSES_MAX:
-                self.fail(key, describe_error(ValueLost(f"the value of {key!r} was lost {LOSSES_MAX + 1} times")))
-            else:
-                self.proxy.wanted(key)
+            return self._compute_stub({"key": key, "run_id": run_id})
+        if self._is_stale(key, run_id):
             return
         missing = [dep for dep in message["who_has"] if dep not in self.data and self.proxy.location(dep) is not None]
         if missing:
             self._spawn(self._bring_and_compute(missing, key, run_id, message))
         else:
             self._compute_here(key=key, run_id=run_id, **message)
+
+    def _compute_stub(self, message: dict[str, Any]) -> None:
+        key, run_id = message["key"], message["run_id"]
+        if self._is_stale(key, run_id):
+            return
+        self._runs[key] = run_id
+        if self._losses.get(key, 0) > LOSSES_MAX:
+            self.fail(key, describe_error(ValueLost(f"the value of {key!r} was lost {LOSSES_MAX + 1} times")))
+        else:
+            self.proxy.wanted(key)
 
     async def _bring_and_compute(self, missing: list[Any], key: Hashable, run_id: int, message: dict[str, Any]) -> None:
         """Read the inputs of a task that runs here out of the storage tier first."""
@@ -127,9 +139,8 @@ class FleetWorker(Worker):
         run_id = self._runs.pop(key, None)
         if run_id is None:
             return
-        self.batched_send(
+        self._outbox.put(
             {
-                "op": "task-finished",
                 "status": "OK",
                 "key": key,
                 "run_id": run_id,
@@ -142,6 +153,9 @@ class FleetWorker(Worker):
                 "stimulus_id": f"serverless-{time()}",
             }
         )
+
+    def _tell(self, finished: dict[str, Any]) -> None:
+        self.proxy.scheduler.handle_task_finished(worker=self.address, **finished)
 
     def fail(self, key: Hashable, error: bytes) -> None:
         """Tell the scheduler, if it has asked, that a stub has erred."""
@@ -224,17 +238,20 @@ class FleetWorker(Worker):
         stubs = [key for key in keys if key not in self.data and self.proxy.location(key) is not None]
         if not stubs:
             return await super().get_data(comm, keys, who=who, serializers=serializers)
-        found = await self._read_or_lose(stubs)
-        data: dict[Any, Any] = {
-            key: Serialized({"serializer": "pickle", "writeable": writeable_flags(frames)}, frames[1:])
-            for key, frames in found.items()
-        }
+        data: dict[Any, Any] = dict(await self.values_of(stubs))
         data.update((key, to_serialize(self.data[key])) for key in keys if key in self.data)
         await comm.write({"status": "OK", "data": data}, serializers=serializers)
         response = await comm.read(deserializers=serializers)
         if response != "OK":
             logger.warning("%s did not confirm %d values", who, len(data))
         return Status.dont_reply
+
+    async def values_of(self, stubs: list[Any]) -> dict[Hashable, Serialized]:
+        """Read stubs' values as a client takes them; what cannot be read is given up and left out."""
+        return {
+            key: Serialized({"serializer": "pickle", "writeable": writeable_flags(frames)}, frames[1:])
+            for key, frames in (await self._read_or_lose(stubs)).items()
+        }
 
     async def _read_or_lose(self, keys: list[Any]) -> dict[Hashable, list[Frame]]:
         """Read what can be read. What cannot is given up, and the scheduler has it computed again."""

@@ -83,6 +83,11 @@ if TYPE_CHECKING:
 #: Constants kept between tasks and invocations of one sandbox, in bytes of their frames.
 CONSTANTS_BYTES_MAX = 256 * 2**20
 
+_MEMORY_ADVICE = (
+    "The executor that ran this task has no more memory: raise the cluster's memory_limit= (serverless.lambda.memory), "
+    "or use smaller chunks."
+)
+
 
 def events_name(job: str, executor: str, attempt: int) -> str:
     """Name the seal of the events that one attempt publishes."""
@@ -255,6 +260,8 @@ class Driver:
             self._missing[task] = error.name or str(error)
             return TaskErred(task, clock(), final=True)
         except BaseException as error:
+            if isinstance(error, MemoryError):
+                error.add_note(_MEMORY_ADVICE)
             self._errors[task] = self._error(task, error)
             return TaskErred(task, clock(), final=isinstance(error, ValueLost | Tampered))
         now = clock()
@@ -274,6 +281,8 @@ class Driver:
                     self._unreadable.pop(task, None)
                     self._durations.pop(task, None)
                     self._locations.pop(task, None)
+                for segment in instructions[0].segments:
+                    self._bodies.forget(segment)
                 del instructions[0]
         return instructions
 

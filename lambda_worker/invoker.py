@@ -254,17 +254,20 @@ class LambdaInvoker:
         if not assignments:
             return []
         try:
-            return self._submit(assignments).result()
+            return self.begin(assignments).result()
         except concurrent.futures.CancelledError:  # closed while under way
             return [self._refusal("Closed", "the invoker was closed")] * len(assignments)
 
     async def invoke_async(self, assignments: Sequence[Assignment]) -> list[BaseException | None]:
         """Do as `invoke`, without blocking the caller's event loop."""
-        if not assignments:
-            return []
-        future = self._submit(assignments)
+        return await self.answers(assignments, self.begin(assignments)) if assignments else []
+
+    async def answers(
+        self, assignments: Sequence[Assignment], under_way: concurrent.futures.Future[list[BaseException | None]]
+    ) -> list[BaseException | None]:
+        """Wait for what `begin` began, without blocking the caller's event loop."""
         try:
-            return await asyncio.wrap_future(future)
+            return await asyncio.wrap_future(under_way)
         except asyncio.CancelledError:
             if not self._closed:
                 raise
@@ -282,7 +285,8 @@ class LambdaInvoker:
         if line is not None:
             line.finalizer()
 
-    def _submit(self, assignments: Sequence[Assignment]) -> concurrent.futures.Future[list[BaseException | None]]:
+    def begin(self, assignments: Sequence[Assignment]) -> concurrent.futures.Future[list[BaseException | None]]:
+        """Begin to invoke, from any thread, and wait for nothing."""
         with self._lock:
             if self._closed:
                 raise self._refusal("Closed", "the invoker was closed")

@@ -152,12 +152,16 @@ class JobStore(Store, Protocol):
     """The storage tier as the proxy sees it: everything a `Store` does, and the life of jobs."""
 
     def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
-        """Write a job's record and its sealed segments. To be called before any `admit`."""
+        """Write a job's record and sealed segments of it. May be called again with more of them; to be
+        called, with the last ones, before any `admit`."""
         ...
 
-    def admit(self, records: Sequence[Assignment], ceiling: int) -> int:
+    def admit(self, records: Sequence[Assignment], ceiling: int, opening: bool = False) -> int:
         """Create records for a job's first executors, as many (a prefix) as fit below `ceiling`
-        live executors in the cluster; return how many. Cancelled or closed jobs admit none."""
+        live executors in the cluster; return how many. Cancelled or closed jobs admit none.
+
+        With `opening` the job is opened along with it: for one whose segments all travel inside the
+        one assignment, so that nobody will ever read them from here."""
         ...
 
     def set_ceiling(self, ceiling: int) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import pickle
+import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import CoroutineType, TracebackType
 from typing import Any
@@ -23,16 +25,37 @@ from lambda_worker.values import pickled
 _OUR_FILES = ("lambda_worker", "dask/_task_spec", "dask\\_task_spec")
 
 
+#: How many segments are unpickled at once: task objects take some kilobytes each, their pickles a tenth.
+OPEN_SEGMENTS_MAX = 128
+#: How many segments that are done with are kept a little longer.
+FORGOTTEN_SEGMENTS_MAX = 64
+
+
 class Bodies:
-    """The task bodies of one job on this executor, unpickled a segment at a time."""
+    """The task bodies of one job on this executor, unpickled a segment at a time.
+
+    Numbers are given depth-first, so tasks that run one after the other are mostly in the segments
+    that were used last; the others are let go, and unpickled again if need be.
+    """
 
     def __init__(self) -> None:
         self._pickles: dict[int, bytes] = {}
-        self._bodies: dict[int, list[Any]] = {}
+        self._bodies: dict[int, list[Any]] = {}  # the one used last is last
+        self._forgotten: deque[int] = deque()
+        self._lock = threading.Lock()  # I/O threads look up keys here
 
     def add(self, segment: int, blob: bytes) -> None:
         """Take in the pickle of a segment; it is unpickled when a task of it is to run."""
         self._pickles[segment] = blob
+
+    def forget(self, segment: int) -> None:
+        """Let go of a segment, soon: a result that cannot be stored is still to be named by its key."""
+        with self._lock:
+            self._forgotten.append(segment)
+            if len(self._forgotten) > FORGOTTEN_SEGMENTS_MAX:
+                oldest = self._forgotten.popleft()
+                self._bodies.pop(oldest, None)
+                self._pickles.pop(oldest, None)
 
     def get(self, task: int) -> Any:
         """Return the body of a task.
@@ -43,14 +66,16 @@ class Bodies:
             When a task of the segment needs a module this environment does not have.
         """
         segment = segment_of(task)
-        bodies = self._bodies.get(segment)
-        if bodies is None:
-            try:
-                bodies = _loads(self._pickles[segment])
-            except ModuleNotFoundError as error:
-                raise MissingModule(str(error), name=error.name) from None
+        with self._lock:
+            bodies = self._bodies.pop(segment, None)
+            if bodies is None:
+                try:
+                    bodies = _loads(self._pickles[segment])
+                except ModuleNotFoundError as error:
+                    raise MissingModule(str(error), name=error.name) from None
+                while len(self._bodies) >= OPEN_SEGMENTS_MAX:
+                    del self._bodies[next(iter(self._bodies))]
             self._bodies[segment] = bodies
-            self._pickles.pop(segment, None)  # an I/O thread may have been here, too
         return bodies[task % SEGMENT_TASKS]
 
 

@@ -54,7 +54,7 @@ class StoreConfig:
     password: str | None = field(default=None, repr=False)
     ttl_seconds: int = 86_400
     lease_seconds: float = 15.0
-    object_bytes_max: int = 256 * MIB
+    object_bytes_max: int = 10_240 * MIB
     stripe_bytes: int = 64 * MIB
     wait_seconds: float = 4.0
     retry_seconds: float = 2.0

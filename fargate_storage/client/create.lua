@@ -2,7 +2,7 @@
 -- The promises are in `lambda_worker.ports`.
 --
 -- ARGV[1]: job, executor, attempt of the giver ('' for the proxy), lease_ms, ttl, ceiling,
---          records {{job, executor, attempt, starts, assignment}, ...}
+--          records {{job, executor, attempt, starts, assignment}, ...}, whether their jobs are opened along (0/1)
 -- Reply: how many of the records, from the front, exist now.
 
 local header = cmsgpack.unpack(ARGV[1])
@@ -23,6 +23,10 @@ end
 local count = 0
 for _, item in ipairs(records) do
   local job, executor, attempt, starts, assignment = item[1], item[2], item[3], item[4], item[5]
+  if header[8] == 1 then
+    redis.call('HSET', key_of(job, 'job'), 'opened', 1)
+    redis.call('EXPIRE', key_of(job, 'job'), ttl)
+  end
   local state = redis.call('HMGET', key_of(job, 'job'), 'opened', 'cancelled')
   if not state[1] or state[2] then break end
   local record = key_of(job, 'record:' .. executor)

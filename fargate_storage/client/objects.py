@@ -8,6 +8,7 @@ one transaction) may be repeated even while somebody reads.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,22 +75,67 @@ def cut(frames: Frames, stripe_bytes: int) -> list[list[bytes | memoryview]]:
     return stripes
 
 
-def uncut(pieces: Iterable[bytes]) -> list[Frame]:
-    """Undo `cut` from the pieces of all stripes, in order; raises `ValueError` when they are not what `cut` made."""
-    source = iter(pieces)
-    frames: list[Frame] = []
-    for length in unpack(next(source, b"")):
-        parts: list[bytes] = []
-        missing = length
-        while missing > 0:
-            parts.append(next(source, b""))
-            if not parts[-1]:
-                raise ValueError("a piece is missing")
-            missing -= len(parts[-1])
-        if missing:
-            raise ValueError("a piece crosses the end of its frame")
-        frames.append(parts[0] if len(parts) == 1 else b"".join(parts))
-    return frames
+class Uncut:
+    """A value that was cut, being put together again: its frames' memory is filled as stripes arrive, in any order.
+
+    So the value is in memory once, and beside it no more than the stripes that are on their way.
+
+    Parameters
+    ----------
+    first
+        The first stripe; raises `ValueError` when it is not what `cut` made.
+    nbytes
+        The size of all frames together. It is trusted; what the stripe says is not.
+
+    Examples
+    --------
+    >>> stripes = cut([b"abc", b"defg"], 4)
+    >>> value = Uncut(stripes[0], 7)
+    >>> value.place(1, stripes[1])
+    >>> [bytes(frame) for frame in value.frames()]
+    [b'abc', b'defg']
+    """
+
+    def __init__(self, first: Sequence[Frame], nbytes: int) -> None:
+        lengths = unpack(first[0]) if first else None
+        if not isinstance(lengths, list) or not all(isinstance(length, int) and length >= 0 for length in lengths):
+            raise ValueError("the first stripe does not tell the lengths of frames")
+        if sum(lengths) != nbytes:
+            raise ValueError(f"the frames have {sum(lengths):,} bytes, not {nbytes:,}")
+        self._stripe_bytes = frames_nbytes(first[1:])
+        self._frames = [bytearray(length) for length in lengths]
+        self._missing = nbytes
+        self._lock = threading.Lock()
+        self.place(0, first[1:])
+
+    def place(self, stripe: int, pieces: Sequence[Frame]) -> None:
+        """Copy a stripe to where it belongs; all but the last are of one size, so that is known."""
+        offset = stripe * self._stripe_bytes
+        placed = 0
+        frames = iter(self._frames)
+        frame = next(frames, None)
+        for piece in pieces:
+            view = memoryview(piece)
+            while len(view):
+                while frame is not None and offset >= len(frame):
+                    offset -= len(frame)
+                    frame = next(frames, None)
+                if frame is None:
+                    raise ValueError("a stripe reaches beyond the last frame")
+                part = view[: len(frame) - offset]
+                # Through a view: a slice of the bytearray itself would be copied twice.
+                memoryview(frame)[offset : offset + len(part)] = part
+                offset += len(part)
+                placed += len(part)
+                view = view[len(part) :]
+        with self._lock:
+            self._missing -= placed
+
+    def frames(self) -> list[Frame]:
+        """Return the frames; raises `ValueError` when a part of them is missing."""
+        if self._missing:
+            raise ValueError(f"{self._missing:,} bytes are missing")
+        return list(self._frames)
 
 
 def batches(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
@@ -143,14 +189,15 @@ class Objects:
 
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
         """Read values; see `lambda_worker.ports.Store.get`."""
-        wanted: dict[int, dict[tuple[str, int], int]] = {}
-        for ref in refs:
-            for stripe, shard in self._places(ref):
-                wanted.setdefault(shard, {})[ref.name, stripe] = ref.nbytes // ref.stripes
-        found: dict[tuple[str, int], list[bytes]] = {}
-        for part in self.on_each({shard: list(items.items()) for shard, items in wanted.items()}, self._get_stripes):
-            found |= part
-        values = [self._value(ref, found) for ref in refs]
+        wanted: dict[int, dict[str, int]] = {}
+        for ref in refs:  # of a value in stripes, only the first one, which tells how large the frames are
+            wanted.setdefault(ref.shard % len(self.shards), {})[ref.name] = ref.nbytes // ref.stripes
+        firsts: dict[str, list[Frame]] = {}
+        by_shard = {shard: [((name, 0), size) for name, size in items.items()] for shard, items in wanted.items()}
+        for part in self.on_each(by_shard, self._get_stripes):
+            firsts.update((name, pieces) for (name, _), pieces in part.items())
+        distinct = {ref.name: self._value(ref, firsts[ref.name]) for ref in dict.fromkeys(refs)}
+        values = [distinct[ref.name] for ref in refs]
         self._counters.add(bytes_read=sum(ref.nbytes for ref in refs))
         return values
 
@@ -230,17 +277,20 @@ class Objects:
 
         def forget(shard: int, _: None) -> None:
             server = self.shards[shard]
-            server.ask(("UNLINK", self._keys.of_job(job, "segments")))
+            before: list[Command] = [("UNLINK", self._keys.of_job(job, "segments"))]
             cursor = b"0"
+            found = False
             while True:
-                ((cursor, names),) = server.ask(("SSCAN", listed, cursor, "COUNT", BATCH_ITEMS_MAX))
+                replies = server.ask(*before, ("SSCAN", listed, cursor, "COUNT", BATCH_ITEMS_MAX))
+                cursor, names = replies[-1]
+                found = found or bool(names)
                 doomed = [name.decode() for name in names if name.decode() not in kept]
-                if doomed:
-                    # A stripe's name may stand where a value's name does: the key is made alike.
-                    server.ask(("UNLINK", *[self._keys.of_object(name) for name in doomed]))
+                # A stripe's name may stand where a value's name does: the key is made alike.
+                before = [("UNLINK", *[self._keys.of_object(name) for name in doomed])] if doomed else []
                 if cursor == b"0":
                     break
-            server.ask(("UNLINK", listed))
+            if found:  # most jobs store no value
+                server.ask(*before, ("UNLINK", listed))
 
         self.on_each(dict.fromkeys(range(len(self.shards))), forget)
 
@@ -272,7 +322,7 @@ class Objects:
                 commands += [("SADD", key, *names), ("EXPIRE", key, ttl)]
             self.shards[shard].transaction(commands)
 
-    def _get_stripes(self, shard: int, wanted: list[tuple[tuple[str, int], int]]) -> dict[tuple[str, int], list[bytes]]:
+    def _get_stripes(self, shard: int, wanted: list[tuple[tuple[str, int], int]]) -> dict[tuple[str, int], list[Frame]]:
         found = {}
         for batch in batches(wanted, lambda item: item[1]):
             commands: list[Command] = []
@@ -285,15 +335,27 @@ class Objects:
                 found[wanted_stripe] = [] if isinstance(pieces, ResponseError) else pieces
         return found
 
-    def _value(self, ref: Ref, found: Mapping[tuple[str, int], list[bytes]]) -> list[Frame]:
-        stripes = [found[ref.name, stripe] for stripe in range(ref.stripes)]
-        frames: list[Frame] = []
-        if all(stripes):
-            try:
-                frames = [*stripes[0]] if ref.stripes == 1 else uncut(piece for stripe in stripes for piece in stripe)
-            except (ValueError, TypeError):  # not written by `cut`
-                frames = []
+    def _value(self, ref: Ref, first: list[Frame]) -> list[Frame]:
+        try:
+            frames = first if ref.stripes == 1 else self._striped(ref, first)
+        except (ValueError, TypeError):  # not written by `cut`
+            frames = []
         if not frames or frames_nbytes(frames) != ref.nbytes:
             where = f"the {self.shards[ref.shard % len(self.shards)].role} server"
             raise ValueLost(f"value {ref.name!r} ({ref.nbytes:,} bytes) is not in {where} as it was written")
         return frames
+
+    def _striped(self, ref: Ref, first: list[Frame]) -> list[Frame]:
+        value = Uncut(first, ref.nbytes)
+        first.clear()
+        others: dict[int, list[int]] = {}
+        for stripe, shard in self._places(ref)[1:]:
+            others.setdefault(shard, []).append(stripe)
+
+        def read(shard: int, stripes: list[int]) -> None:
+            for stripe in stripes:  # one at a time: a stripe is a round trip's worth
+                (pieces,) = self._get_stripes(shard, [((ref.name, stripe), 0)]).values()
+                value.place(stripe, pieces)
+
+        self.on_each(others, read)
+        return value.frames()

@@ -168,13 +168,13 @@ class RedisStore:
         key = self._keys.of_job(job, "job")  # last: who can see the job can read its segments
         self._metadata.transaction([("HSET", key, "opened", 1), ("EXPIRE", key, self.config.ttl_seconds)])
 
-    def admit(self, records: Sequence[Assignment], ceiling: int) -> int:
+    def admit(self, records: Sequence[Assignment], ceiling: int, opening: bool = False) -> int:
         """See `lambda_worker.ports.JobStore.admit`.
 
         A record that exists counts as created. If `records` bring a newer attempt, it takes the new assignment, the
         older attempt is fenced, and the ceiling does not matter (it is counted already).
         """
-        return self._create("", "", 0, records, ceiling)
+        return self._create("", "", 0, records, ceiling, opening)
 
     def set_ceiling(self, ceiling: int) -> None:
         """See `lambda_worker.ports.JobStore.set_ceiling`."""
@@ -273,11 +273,21 @@ class RedisStore:
     def _run(self, script: scripts.Script, *arguments: Any) -> Any:
         return script.run(self._metadata, self._keys.prefix, *arguments)
 
-    def _create(self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int) -> int:
+    def _create(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        records: Sequence[Assignment],
+        ceiling: int,
+        opening: bool = False,
+    ) -> int:
         if not records:
             return 0
         items = [_record_fields(record) for record in records]
-        header = scripts.header(job, executor, attempt, self._lease_ms, self.config.ttl_seconds, ceiling, items)
+        header = scripts.header(
+            job, executor, attempt, self._lease_ms, self.config.ttl_seconds, ceiling, items, int(opening)
+        )
         return int(self._run(scripts.CREATE, header))
 
     def _next_events(self, seconds: float) -> list[Any]:

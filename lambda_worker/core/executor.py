@@ -146,6 +146,9 @@ class Executor:
         self._ask_again = 0.0
         self._refused_seconds = policy.refused_seconds
         self._forget: list[int] = []
+        # Tasks of each segment that have ended here; a segment of which all have is let go.
+        self._ended: dict[int, int] = {}
+        self._forget_segments: list[int] = []
 
     def __repr__(self) -> str:
         return (
@@ -189,9 +192,9 @@ class Executor:
             if self._unfitting:
                 self._offer_unfitting(out)
             self._publish(out)
-        if self._forget:
-            out.insert(0, Forget(self._forget))
-            self._forget = []
+        if self._forget or self._forget_segments:
+            out.insert(0, Forget(self._forget, self._forget_segments))
+            self._forget, self._forget_segments = [], []
         return out
 
     # -- events ---------------------------------------------------------------------------------
@@ -249,6 +252,7 @@ class Executor:
         self._no_room = self._no_room and event.now < self._ask_again
         self._complete(task)
         self._release_inputs(task)
+        self._end(task)
         if len(self._ready) > 1 and event.now >= self._ask_again:
             self._split(event.now, out)
 
@@ -267,6 +271,7 @@ class Executor:
         # waiters. Values kept for them are dropped with the executor.
         self._errors.append(task)
         self._release_inputs(task)
+        self._end(task)
 
     def _on_fetched(self, task: int) -> None:
         self._fetching.discard(task)
@@ -328,6 +333,19 @@ class Executor:
             self._unpromise(share)
         if not refused:
             self._offer_all(out)  # what did not fit may have gone first
+
+    def _end(self, task: int) -> None:
+        """Let go of a segment when all its tasks have ended here: only tasks to come need its edges.
+
+        What was given away or lost to another executor keeps its segment here, which costs memory only.
+        """
+        segment = segment_of(task)
+        ended = self._ended.get(segment, 0) + 1
+        if ended < SEGMENT_TASKS:
+            self._ended[segment] = ended
+        else:
+            del self._ended[segment], self._edges[segment]
+            self._forget_segments.append(segment)
 
     # -- completion and promises ----------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from lambda_worker.core.schedule import Assignment
@@ -35,9 +35,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Drop values: nobody here needs them any more."""
+    """Drop the values of tasks, and the bodies of whole segments: nobody here needs them any more."""
 
     tasks: Sequence[int]
+    segments: Sequence[int] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

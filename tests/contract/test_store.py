@@ -679,9 +679,10 @@ def test_a_value_of_100_mib(store):
     store.free([ref])
 
 
-def test_a_value_above_the_limit_is_refused_before_anything_is_written(store):
-    frames = [b"tag", *[bytes(100 * MIB)] * 3]
-    limit = r"314,572,803 bytes is larger than 268,435,456 \(serverless.storage.object-bytes-max\)"
+def test_a_value_above_the_limit_is_refused_before_anything_is_written(make_store):
+    store = make_store(object_bytes_max=MIB)
+    frames = [b"tag", *[bytes(MIB)] * 3]
+    limit = r"3,145,731 bytes is larger than 1,048,576 \(serverless.storage.object-bytes-max\)"
     with pytest.raises(ValueTooLarge, match=limit):
         store.put([("job/1/a/1", [b"tag"]), ("job/2/a/1", frames)])
     assert keys_of(store) == {}

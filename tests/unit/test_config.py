@@ -26,7 +26,7 @@ def test_defaults_are_the_documented_ones():
     assert settings.storage_shards == 1
     assert settings.storage_server is None
     assert settings.storage_max_memory > 0
-    assert settings.storage_object_bytes_max == 256 * 2**20
+    assert settings.storage_object_bytes_max == 10 * 2**30
     assert settings.storage_ttl == 86_400
     assert settings.executor_inline_bytes_max == 64 * 2**10
     assert settings.executor_payload_bytes_max == 256 * 2**10

@@ -353,6 +353,18 @@ def test_a_task_is_tried_again_as_often_as_was_asked_for():
     assert world.actors[0].executor.tasks_rerun == 2
 
 
+def test_a_segment_is_let_go_when_all_its_tasks_have_ended():
+    graph, _ = graph_of(chain(600), {599})
+    executor = Executor(Assignment("job", "e", 1, [0]), Policy())
+    executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
+    let_go = {}
+    for task in range(600):
+        for instruction in executor.handle(TaskDone(task, 0.0, 0.0)):
+            if isinstance(instruction, Forget):
+                let_go.update((segment, task) for segment in instruction.segments)
+    assert let_go == {0: 255, 1: 511}
+
+
 def test_a_halt_ends_at_once():
     graph, _ = graph_of(chain(10), {9})
     executor = Executor(Assignment("job", "e", 1, [0]), Policy())
