@@ -65,6 +65,8 @@ logger = logging.getLogger("dask_serverless.dispatch")
 STORE_THREADS = 8
 #: Jobs up to this many tasks are pickled on the event loop: a thread costs more than they do.
 PREPARE_INLINE_TASKS = 64
+#: More than executors can ever live: the ceiling of those that go above it.
+URGENT_PLACES = 2**31
 SWEEP_SECONDS = 1.0
 LISTEN_SECONDS = 1.0
 #: Segments of jobs up to this size are kept to travel inside invocations.
@@ -106,7 +108,10 @@ class Dispatcher:
         self.ledger = Ledger()
         self.scheduler = scheduler
         self.ceiling = backend.ceiling
+        self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
+        self.outfit_refs: Callable[[], list[Ref]] = list
         self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
+        self._urgent: set[str] = set()  # jobs that go above the ceiling
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_run": 0, "tasks_rerun": 0}
         self._preparations: dict[str, Preparation] = {}
@@ -159,11 +164,16 @@ class Dispatcher:
         """Return a name for a job, unique in this cluster."""
         return f"j{next(self._jobs)}"
 
-    def submit(self, job: str, plan: JobPlan) -> None:
-        """Take on a planned graph. Everything from here on happens beside the caller."""
+    def submit(self, job: str, plan: JobPlan, urgent: bool = False) -> None:
+        """Take on a planned graph. Everything from here on happens beside the caller.
+
+        An urgent one goes above the ceiling, one executor for each of its starts.
+        """
         if self.failed is None:
             self._opened[job] = self._spawn(self._open(job, plan))
-        self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers))
+            if urgent:
+                self._urgent.add(job)
+        self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers, urgent))
         if self.failed is not None:
             self.feed(JobFailed(job, describe_error(self.failed)))
 
@@ -206,6 +216,9 @@ class Dispatcher:
                 self.feed(Admitted(job, ()))
                 return
             groups = first_groups(len(launch.starts), max(1, self.ceiling))
+            urgent = job in self._urgent
+            if urgent:
+                await self._set_places()
             assignments = preparation.assignments(
                 launch.starts,
                 groups,
@@ -214,8 +227,10 @@ class Dispatcher:
                 self.backend.settings.executor_payload_bytes_max,
                 next(self._executors),
                 self.scheduler,
+                self.outfit(),
             )
-            granted = await self.call(self.backend.store.admit, assignments, self._places)
+            places = URGENT_PLACES if urgent else self._places
+            granted = await self.call(self.backend.store.admit, assignments, places)
             fitting = await self.call(self._fit, assignments[:granted])
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
@@ -246,6 +261,9 @@ class Dispatcher:
 
     async def _close_job(self, job: str, keep: Sequence[Ref]) -> None:
         opened = self._opened.pop(job, None)
+        if job in self._urgent:
+            self._urgent.discard(job)
+            self._spawn(self._set_places())
         for each in [each for each in self._seceded if each[0] == job]:
             self._note_seceded(*each, False)
         try:
@@ -406,7 +424,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self.backend.settings.storage_ttl / 4)
             try:
-                await self.call(self.backend.store.touch, self.ledger.held())
+                await self.call(self.backend.store.touch, [*self.ledger.held(), *self.outfit_refs()])
             except PlatformError as error:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 
@@ -445,8 +463,8 @@ class Dispatcher:
 
     @property
     def _places(self) -> int:
-        """How many executors may live: those whose task waits for others do not count."""
-        return self.ceiling + len(self._seceded)
+        """How many executors may live: those whose task waits for others, and urgent ones, do not count."""
+        return self.ceiling + len(self._seceded) + len(self._urgent)
 
     def _note_seceded(self, job: str, executor: str, seceded: bool) -> None:
         before = len(self._seceded)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from distributed import Worker
 from distributed.comm import Comm
 from distributed.core import Status
+from distributed.diagnostics.plugin import ForwardLoggingPlugin, ForwardOutput
 from distributed.metrics import time
-from distributed.protocol import Serialized, to_serialize
+from distributed.protocol import Serialized, pickle, to_serialize
 from distributed.worker_state_machine import UpdateDataEvent
 
 from dask_serverless.job_events import Imported, ImportFailed, Result
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from dask_serverless.proxy import Proxy
 
 logger = logging.getLogger("dask_serverless.fleet")
+
+#: Plugins that bring what executors say to the user's process. Here they would bring it back to itself, for ever.
+ELSEWHERE_ONLY = (ForwardLoggingPlugin, ForwardOutput)
 
 #: A value that is lost more often than this is an error.
 LOSSES_MAX = 3
@@ -70,8 +74,11 @@ class FleetWorker(Worker):
         self._exports = itertools.count(1)
         self._losses: dict[Hashable, int] = {}
         self._fleet_tasks: set[asyncio.Task[None]] = set()
-        self._compute_here = self.stream_handlers["compute-task"]
+        self._compute_stock = self.stream_handlers["compute-task"]
         self.stream_handlers["compute-task"] = self.handle_compute_task
+        self.handlers["plugin-add"] = self.handle_plugin_add
+        self.handlers["plugin-remove"] = self.handle_plugin_remove
+        self._not_worn: dict[str, bytes] = {}  # worker plugins that nothing here has needed yet
 
     # -- the scheduler asks ---------------------------------------------------------------------
 
@@ -108,6 +115,20 @@ class FleetWorker(Worker):
         # Said to the scheduler, so that it tells us when they are not needed any more.
         self.batched_send({"op": "add-keys", "keys": list(values), "stimulus_id": stimulus_id})
         self._compute_here(key=key, run_id=run_id, **message)
+
+    def _compute_here(self, key: Hashable, run_id: int, **message: Any) -> None:
+        """Compute in this process, with the plugins that a Dask worker would have."""
+        if self._not_worn:
+            self._spawn(self._wear_and_compute(key, run_id, message))
+        else:
+            self._compute_stock(key=key, run_id=run_id, **message)
+
+    async def _wear_and_compute(self, key: Hashable, run_id: int, message: dict[str, Any]) -> None:
+        while self._not_worn:
+            name = next(iter(self._not_worn))
+            await super().plugin_add(plugin=self._not_worn.pop(name), name=name)
+        if not self._is_stale(key, run_id):
+            self._compute_stock(key=key, run_id=run_id, **message)
 
     def _is_stale(self, key: Any, run_id: int) -> bool:
         """Tell whether the scheduler, in this very process, has changed its mind since it asked."""
@@ -148,17 +169,12 @@ class FleetWorker(Worker):
         run_id = self._runs.pop(key, None)
         if run_id is None:
             return
-        exception, traceback, exception_text, traceback_text = unpack(error)
         self.batched_send(
             {
                 "op": "task-erred",
-                "status": "error",
                 "key": key,
                 "run_id": run_id,
-                "exception": to_serialize(exception),
-                "traceback": None if traceback is None else to_serialize(traceback),
-                "exception_text": exception_text,
-                "traceback_text": traceback_text,
+                **error_response(error),
                 "thread": None,
                 "startstops": [],
                 "stimulus_id": f"serverless-{time()}",
@@ -186,6 +202,40 @@ class FleetWorker(Worker):
             return pack_inline(name, sealed)
         (ref,) = backend.store.put([(name, sealed)])
         return ref
+
+    # -- plugins, functions, logs: executors' affairs -------------------------------------------
+
+    async def plugin_add(self, plugin: Any, name: str | None = None, catch_errors: bool = True) -> Any:
+        """Keep a plugin until something must be computed here, in the user's own process."""
+        if isinstance(plugin, bytes) and name is not None:
+            if not isinstance(pickle.loads(plugin), ELSEWHERE_ONLY):
+                self._not_worn[name] = plugin
+            return {"status": "OK"}
+        return await super().plugin_add(plugin=plugin, name=name, catch_errors=catch_errors)
+
+    async def handle_plugin_add(self, plugin: bytes, name: str) -> Any:
+        """Give executors a plugin, and answer what became of it in one of them."""
+        await self.plugin_add(plugin=plugin, name=name)
+        return await self.proxy.outfit_changed("worker", name)
+
+    async def handle_plugin_remove(self, name: str) -> Any:
+        """Take a plugin off executors, and off this worker if it is worn here."""
+        self._not_worn.pop(name, None)
+        if name in self.plugins:
+            await self.plugin_remove(name=name)
+        return await self.proxy.outfit_changed("worker", name)
+
+    def run(self, comm: Any, function: bytes, args: bytes = b"", wait: bool = True, kwargs: bytes | None = None) -> Any:
+        """Run a function in an executor: this process is the user's own."""
+        return self.proxy.run_in_executor(function, args, kwargs, wait)
+
+    async def get_logs(self, start: float = 0, n: int | None = None, timestamps: bool = False) -> list[Any]:
+        """Return what executors have printed and logged, and this worker, newest first."""
+        lines = await self.proxy.dispatcher.call(self.proxy.backend.logs) if not start else []
+        said = [(_level_of(line), line) for line in reversed(lines)]
+        own = super().get_logs(start=start, n=None, timestamps=timestamps)
+        entries = [(0.0, *each) if timestamps else each for each in said] + list(own)
+        return entries[:n] if n else entries
 
     # -- values out -----------------------------------------------------------------------------
 
@@ -217,6 +267,14 @@ class FleetWorker(Worker):
             found.update(await self.proxy.dispatcher.call(get))
         return found
 
+    async def read_location(self, location: Location) -> list[Frame]:
+        """Read the frames of a value that no key stands for."""
+        secret, store = self.proxy.backend.secret, self.proxy.backend.store
+        if not isinstance(location, Ref):
+            return open_frames(secret, *unpack_inline(location))
+        (sealed,) = await self.proxy.dispatcher.call(store.get, [location])
+        return open_frames(secret, location.name, sealed)
+
     async def get_data(
         self, comm: Comm, keys: Collection[Any], who: str | None = None, serializers: list[str] | None = None
     ) -> Any:
@@ -225,10 +283,7 @@ class FleetWorker(Worker):
         if not stubs:
             return await super().get_data(comm, keys, who=who, serializers=serializers)
         found = await self._read_or_lose(stubs)
-        data: dict[Any, Any] = {
-            key: Serialized({"serializer": "pickle", "writeable": writeable_flags(frames)}, frames[1:])
-            for key, frames in found.items()
-        }
+        data: dict[Any, Any] = {key: as_serialized(frames) for key, frames in found.items()}
         data.update((key, to_serialize(self.data[key])) for key in keys if key in self.data)
         await comm.write({"status": "OK", "data": data}, serializers=serializers)
         response = await comm.read(deserializers=serializers)
@@ -256,3 +311,35 @@ class FleetWorker(Worker):
         task = asyncio.ensure_future(work)
         self._fleet_tasks.add(task)
         task.add_done_callback(self._fleet_tasks.discard)
+
+
+def as_serialized(frames: list[Frame]) -> Serialized:
+    """Return a stored value as Dask sends values, without decoding it."""
+    return Serialized({"serializer": "pickle", "writeable": writeable_flags(frames)}, frames[1:])
+
+
+def error_response(error: bytes) -> dict[str, Any]:
+    """Return an encoded error as a Dask worker answers a call that has failed."""
+    exception, traceback, exception_text, traceback_text = unpack(error)
+    return {
+        "status": "error",
+        "exception": to_serialize(exception),
+        "traceback": None if traceback is None else to_serialize(traceback),
+        "exception_text": exception_text,
+        "traceback_text": traceback_text,
+    }
+
+
+def _level_of(line: str) -> str:
+    r"""Return the level of a line that the Lambda runtime has formatted; what tasks print has none.
+
+    Examples
+    --------
+    >>> _level_of("[ERROR]\t2026-01-01T00:00:00Z\tid\tsomething"), _level_of("hello")
+    ('ERROR', 'INFO')
+    """
+    level = line.partition("]")[0].removeprefix("[")
+    return level if level in _LEVELS else "INFO"
+
+
+_LEVELS = frozenset(logging.getLevelNamesMapping())

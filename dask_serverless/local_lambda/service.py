@@ -452,6 +452,9 @@ class Service:
         if what == "concurrency" and exchange.method == "PUT":
             self._perform(self._pool.set_concurrency(int(exchange.body), time.monotonic()))
             return exchange.answer_json(200, {"concurrency": self._pool.concurrency})
+        if what == "retire" and exchange.method == "PUT":
+            self._perform(self._pool.retire(exchange.body == b"at-once", time.monotonic()))
+            return exchange.answer_json(200, {})
         return self._refuse(exchange, 404, "UnknownOperationException", f"There is no {what} here.")
 
     # The log --------------------------------------------------------------------------------

@@ -68,6 +68,11 @@ def out_of_memory(request_id: str, used_bytes: int) -> Outcome:
     return _error("Runtime.OutOfMemory", message)
 
 
+def retired(request_id: str) -> Outcome:
+    """Return the outcome of an invocation that was ended because its sandbox was retired."""
+    return _error("Sandbox.Retired", f"RequestId: {request_id} Error: the sandbox was retired")
+
+
 def start_failed(request_id: str, why: str) -> Outcome:
     """Return the outcome of an invocation for which no sandbox could be started."""
     return _error("Runtime.InitError", f"RequestId: {request_id} Error: {why}")

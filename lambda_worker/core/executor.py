@@ -588,6 +588,7 @@ class Executor:
             hint=sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX],
             ceiling=mine.ceiling,
             scheduler=mine.scheduler,
+            outfit=mine.outfit,
             function_class=max(map(self._class_of, share)) if mine.function_class or self._unfitting else 0,
         )
 
