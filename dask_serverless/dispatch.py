@@ -65,9 +65,9 @@ logger = logging.getLogger("dask_serverless.dispatch")
 STORE_THREADS = 8
 #: Jobs up to this many tasks are pickled on the event loop: a thread costs more than they do.
 PREPARE_INLINE_TASKS = 64
-#: More than executors can ever live: the ceiling of those that go above it.
-URGENT_PLACES = 2**31
 SWEEP_SECONDS = 1.0
+#: What is on its way to Lambda for longer than this is being throttled.
+LAUNCH_SECONDS_MAX = 5.0
 LISTEN_SECONDS = 1.0
 #: Segments of jobs up to this size are kept to travel inside invocations.
 KEEP_SEGMENTS_BYTES = 2**20
@@ -111,7 +111,7 @@ class Dispatcher:
         self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
         self.outfit_refs: Callable[[], list[Ref]] = list
         self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
-        self._urgent: set[str] = set()  # jobs that go above the ceiling
+        self._urgent: dict[str, bool] = {}  # jobs that go above the ceiling, and whether they have been admitted
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_run": 0, "tasks_rerun": 0}
         self._preparations: dict[str, Preparation] = {}
@@ -120,6 +120,7 @@ class Dispatcher:
         self._executors = itertools.count(1)
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="serverless-store")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._launches: set[asyncio.Task[Any]] = set()
         self._lapsed: dict[tuple[str, str], float] = {}
         self._closing = threading.Event()
         self._listener: threading.Thread | None = None
@@ -172,7 +173,7 @@ class Dispatcher:
         if self.failed is None:
             self._opened[job] = self._spawn(self._open(job, plan))
             if urgent:
-                self._urgent.add(job)
+                self._urgent[job] = False
         self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers, urgent))
         if self.failed is not None:
             self.feed(JobFailed(job, describe_error(self.failed)))
@@ -197,7 +198,9 @@ class Dispatcher:
                 case Fail(key, error):
                     self.waiter.fail(key, error)
                 case Launch():
-                    self._spawn(self._launch(instruction))
+                    launch = self._spawn(self._launch(instruction))
+                    self._launches.add(launch)
+                    launch.add_done_callback(self._launches.discard)
                 case Free(refs):
                     self._spawn(self.call(self.backend.store.free, refs))
                 case Import(key):
@@ -229,8 +232,11 @@ class Dispatcher:
                 self.scheduler,
                 self.outfit(),
             )
-            places = URGENT_PLACES if urgent else self._places
+            places = None if urgent else self._places
             granted = await self.call(self.backend.store.admit, assignments, places)
+            if urgent and job in self._urgent:
+                self._urgent[job] = True
+                await self._set_places()
             fitting = await self.call(self._fit, assignments[:granted])
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
@@ -261,8 +267,7 @@ class Dispatcher:
 
     async def _close_job(self, job: str, keep: Sequence[Ref]) -> None:
         opened = self._opened.pop(job, None)
-        if job in self._urgent:
-            self._urgent.discard(job)
+        if self._urgent.pop(job, None) is not None:
             self._spawn(self._set_places())
         for each in [each for each in self._seceded if each[0] == job]:
             self._note_seceded(*each, False)
@@ -276,6 +281,14 @@ class Dispatcher:
         except PlatformError as error:
             logger.warning("job %s was not cleaned up: %s", job, error)
         self.feed(Room())
+
+    async def end_executors(self) -> None:
+        """End everything that runs, at once, and use none of its sandboxes again."""
+        await self.call(self.backend.retire, True)
+        # 1. An invocation is on its way; 2. sandboxes are retired; 3. it arrives, and starts what nobody wants.
+        if self._launches:
+            await asyncio.wait(list(self._launches), timeout=LAUNCH_SECONDS_MAX)
+            await self.call(self.backend.retire, True)
 
     # -- what executors say ---------------------------------------------------------------------
 
@@ -463,8 +476,11 @@ class Dispatcher:
 
     @property
     def _places(self) -> int:
-        """How many executors may live: those whose task waits for others, and urgent ones, do not count."""
-        return self.ceiling + len(self._seceded) + len(self._urgent)
+        """How many executors may live: those whose task waits for others, and urgent ones, do not count.
+
+        An urgent one makes a place when it is there. Before that, somebody else could take it.
+        """
+        return self.ceiling + len(self._seceded) + sum(self._urgent.values())
 
     def _note_seceded(self, job: str, executor: str, seceded: bool) -> None:
         before = len(self._seceded)
@@ -477,7 +493,8 @@ class Dispatcher:
 
     async def _set_places(self) -> None:
         try:
-            await self.call(self.backend.set_concurrency, self._places)
+            awaited = len(self._urgent) - sum(self._urgent.values())
+            await self.call(self.backend.set_concurrency, self._places + awaited)
             await self.call(self.backend.store.set_ceiling, self._places)
         except PlatformError as error:
             logger.warning("executors have not heard of the new ceiling: %s", error)

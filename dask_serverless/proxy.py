@@ -109,11 +109,12 @@ class Proxy(SchedulerPlugin):
         self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
         self.scheduler.add_plugin(self)
 
-    async def _start_fleet(self) -> None:
+    async def _start_fleet(self, predecessor: str = "") -> None:
         scheduler = self.scheduler
         self.fleet = FleetWorker(
             scheduler.address,
             proxy=self,
+            predecessor=predecessor,
             name=FLEET,
             nthreads=max(1, self.backend.ceiling),
             memory_limit=0,
@@ -378,7 +379,7 @@ class Proxy(SchedulerPlugin):
                 self.dispatcher.feed(Released(key))
         self.tailor.forget_runs()
         await self.tailor.note_config()
-        await self.dispatcher.call(self.backend.retire, True)
+        await self.dispatcher.end_executors()
         old = self.fleet
         if old is not None:
             await self.scheduler.remove_worker(old.address, stimulus_id=reason, expected=True)
@@ -451,9 +452,10 @@ class Proxy(SchedulerPlugin):
             self._replacing = asyncio.ensure_future(self._replace_fleet(self.fleet))
 
     async def _replace_fleet(self, old: FleetWorker) -> None:
+        address = old.address
         await old.close(nanny=False, reason="replaced")
         if not self._closing:
-            await self._start_fleet()
+            await self._start_fleet(address)
 
 
 def _host_of(address: str) -> str | None:

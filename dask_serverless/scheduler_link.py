@@ -63,13 +63,16 @@ class FleetWorker(Worker):
         Its address.
     proxy
         Knows which keys are stubs, and their state.
+    predecessor
+        Address of the fleet worker whose place this one takes.
     options
         As for `distributed.Worker`.
     """
 
-    def __init__(self, scheduler: str, *, proxy: Proxy, **options: Any) -> None:
+    def __init__(self, scheduler: str, *, proxy: Proxy, predecessor: str = "", **options: Any) -> None:
         super().__init__(scheduler, **options)
         self.proxy = proxy
+        self._predecessor = predecessor
         self._runs: dict[Hashable, int] = {}
         self._exports = itertools.count(1)
         self._losses: dict[Hashable, int] = {}
@@ -79,6 +82,13 @@ class FleetWorker(Worker):
         self.handlers["plugin-add"] = self.handle_plugin_add
         self.handlers["plugin-remove"] = self.handle_plugin_remove
         self._not_worn: dict[str, bytes] = {}  # worker plugins that nothing here has needed yet
+
+    async def _register_with_scheduler(self) -> None:
+        """Take over what is restricted to the predecessor: the scheduler remembers addresses, not names."""
+        for ts in self.proxy.scheduler.tasks.values() if self._predecessor else ():
+            if ts.worker_restrictions and self._predecessor in ts.worker_restrictions:
+                ts.worker_restrictions = {*ts.worker_restrictions, self.address} - {self._predecessor}
+        await super()._register_with_scheduler()
 
     # -- the scheduler asks ---------------------------------------------------------------------
 

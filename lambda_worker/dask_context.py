@@ -62,6 +62,8 @@ class Host(Protocol):
 @functools.cache
 def _event_loop() -> Any:
     """Return this process's event loop for everything of Dask, started once (after a fork, never before)."""
+    # As `LocalCluster` silences its workers: a user's terminal is not for what Dask does inside.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     runner = LoopRunner(asynchronous=False)
     runner.start()
     return runner.loop

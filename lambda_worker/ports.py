@@ -141,9 +141,10 @@ class JobStore(Store, Protocol):
         """Write a job's record and its sealed segments. To be called before any `admit`."""
         ...
 
-    def admit(self, records: Sequence[Assignment], ceiling: int) -> int:
+    def admit(self, records: Sequence[Assignment], ceiling: int | None) -> int:
         """Create records for a job's first executors, as many (a prefix) as fit below `ceiling`
-        live executors in the cluster; return how many. Cancelled or closed jobs admit none."""
+        live executors in the cluster (None: all of them, whatever `set_ceiling` says); return how
+        many. Cancelled or closed jobs admit none."""
         ...
 
     def set_ceiling(self, ceiling: int) -> None:

@@ -290,7 +290,7 @@ class Pool:
         return self._reap(now)
 
     def retire(self, at_once: bool, now: float) -> list[Instruction]:
-        """Use no sandbox again that has served; `at_once`: end those that work, too."""
+        """Use no sandbox again that has served; `at_once`: end those that work, and what waits for one."""
         instructions: list[Instruction] = []
         for state in (State.IDLE, State.RETURNING, State.BUSY):
             for sandbox in list(self._in_state[state].values()):
@@ -301,6 +301,11 @@ class Pool:
                     instructions.append(self._doom(sandbox, now, verdicts.retired(sandbox.invocation.request_id)))
                 else:
                     sandbox.retired = True
+        while at_once and self.waiting:
+            invocation = self.waiting.popleft()
+            self.running -= 1
+            self.counters.function_errors += 1
+            instructions.append(Finish(invocation, verdicts.retired(invocation.request_id)))
         return instructions + self._balance(now)
 
     def tick(self, now: float, private_bytes: Mapping[str, int]) -> list[Instruction]:

@@ -204,7 +204,8 @@ class Service:
         if sandbox is not None and sandbox.invocation is not None:
             verdict = json.loads(sandbox.verdict.payload) if sandbox.verdict else {}
             reason = verdict.get("errorMessage") or f"{sandbox.invocation.request_id} {verdicts.exit_reason(status)}"
-            self._log(f"REPORT {reason}")
+            if verdict.get("errorType") != verdicts.RETIRED:  # its owner has asked for it
+                self._log(f"REPORT {reason}")
         self._nexts.pop(name, None)
         self._perform(self._pool.died(name, status, time.monotonic(), why))
         temporary = os.path.join(self._temporary_root, name)

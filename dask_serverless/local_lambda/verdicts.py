@@ -25,6 +25,10 @@ SIGNAL_NAMES = {
 }
 
 
+#: Error type of an invocation that was ended because its sandbox was retired.
+RETIRED = "Sandbox.Retired"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The end of an invocation: what the function answered, or the error that stands for it."""
@@ -70,7 +74,7 @@ def out_of_memory(request_id: str, used_bytes: int) -> Outcome:
 
 def retired(request_id: str) -> Outcome:
     """Return the outcome of an invocation that was ended because its sandbox was retired."""
-    return _error("Sandbox.Retired", f"RequestId: {request_id} Error: the sandbox was retired")
+    return _error(RETIRED, f"RequestId: {request_id} Error: the sandbox was retired")
 
 
 def start_failed(request_id: str, why: str) -> Outcome:
