@@ -301,8 +301,8 @@ class Pool:
                     instructions.append(self._doom(sandbox, now, verdicts.retired(sandbox.invocation.request_id)))
                 else:
                     sandbox.retired = True
-        while at_once and self.waiting:
-            invocation = self.waiting.popleft()
+        for invocation in self.waiting if at_once else ():
+            self._waiting[invocation.function].remove(invocation)
             self.running -= 1
             self.counters.function_errors += 1
             instructions.append(Finish(invocation, verdicts.retired(invocation.request_id)))

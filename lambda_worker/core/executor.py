@@ -635,7 +635,7 @@ class Executor:
             self._offer_unfitting(out)
         elif not self._wake_asked:
             self._wake_asked = True
-            out.append(WakeAfter(self.policy.refused_seconds))  # no longer: the same alarm serves what is to be published
+            out.append(WakeAfter(self.policy.refused_seconds))  # the same alarm serves what is to be published
 
     def _successor(self) -> Successor:
         tasks = sorted(self._unfitting, reverse=True)

@@ -148,13 +148,11 @@ class Assignment:
         """Undo `to_bytes`."""
         job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, *more = unpack(blob)
         given = {task: location_from_wire(item) for task, item in given.items()}
-        stored, function_class, outfit = [*more, *[None] * (3 - len(more))]
-        return cls(
-            *(job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler),
-            stored=None if stored is None else Ref(*stored),
-            function_class=function_class or 0,
-            outfit=None if outfit is None else (outfit[0], Ref(*outfit[1:])),
-        )
+        stored, function_class, outfit = (*more, None, None, None)[:3]
+        ref = None if stored is None else Ref(*stored)
+        wear = None if outfit is None else (outfit[0], Ref(*outfit[1:]))
+        number = function_class or 0
+        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, ref, number, wear)
 
 
 def _segment_name(job: str, number: int) -> str:
