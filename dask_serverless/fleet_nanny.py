@@ -56,7 +56,7 @@ class FleetNanny(Server):
 
     def run(self, comm: Any, function: bytes, args: bytes = b"", wait: bool = True, kwargs: bytes | None = None) -> Any:
         """Run a function in an executor (`client.run` with ``nanny=True``)."""
-        return self.proxy.run_in_executor(function, args, kwargs, wait)
+        return self.proxy.attendant.run(function, args, kwargs, wait)
 
     async def get_logs(self, start: float = 0, n: int | None = None, timestamps: bool = False) -> list[Any]:
         """Return nothing: what executors say is the fleet worker's log."""
@@ -65,11 +65,11 @@ class FleetNanny(Server):
     async def plugin_add(self, plugin: bytes, name: str) -> Any:
         """Give executors a nanny plugin; new sandboxes only, if it asks for a restart."""
         restart = bool(getattr(pickle.loads(plugin), "restart", False))
-        return await self.proxy.outfit_changed("nanny", name, fresh=restart)
+        return await self.proxy.attendant.plugin_changed("nanny", name, fresh=restart)
 
     async def plugin_remove(self, name: str) -> Any:
         """Take a nanny plugin off executors."""
-        return await self.proxy.outfit_changed("nanny", name)
+        return await self.proxy.attendant.plugin_changed("nanny", name)
 
     async def close_gracefully(self, reason: str = "") -> None:
         """Nothing to do: this lives as long as the cluster."""

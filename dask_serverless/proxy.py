@@ -14,30 +14,26 @@ import asyncio
 import itertools
 import logging
 import textwrap
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
-from inspect import iscoroutinefunction
 from typing import Any
 
-from dask.utils import funcname
 from distributed import Scheduler
 from distributed.core import error_message
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.protocol import Serialized, deserialize, pickle
+from distributed.protocol import Serialized, deserialize
 from distributed.utils import offload
 from distributed.utils_comm import gather_from_workers
 
+from dask_serverless.attendant import Attendant
 from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, materialise, plan_job, split
 from dask_serverless.dispatch import Dispatcher
-from dask_serverless.errands import Errands, Erred
 from dask_serverless.fleet_nanny import FleetNanny
 from dask_serverless.job_events import Released
-from dask_serverless.outfit import Tailor, name_of_run
-from dask_serverless.scheduler_link import FleetWorker, as_serialized, error_response
+from dask_serverless.scheduler_link import FleetWorker
 from dask_serverless.stubs import as_expr_ser, stub_graph
-from lambda_worker import errand
 from lambda_worker.core.errors import PlatformError, ValueLost
 from lambda_worker.core.wire import Location
 
@@ -82,15 +78,11 @@ class Proxy(SchedulerPlugin):
         self.fleet: FleetWorker | None = None
         self.nanny = FleetNanny(self, scheduler.security)
         self.dispatcher = Dispatcher(backend, self, scheduler.address)  # type: ignore[arg-type]
-        self.errands = Errands(self.dispatcher)
-        self.tailor = Tailor(scheduler, backend.store, backend.secret, self.dispatcher.call)
-        self.dispatcher.outfit = lambda: self.tailor.current
-        self.dispatcher.outfit_refs = self.tailor.refs
+        self.attendant = Attendant(scheduler, self.dispatcher)
         self._kept: dict[Hashable, _Kept] = {}
         self._classes = backend.settings.function_classes
         self._closing = False
         self._replacing: asyncio.Future[None] | None = None
-        self._background: set[asyncio.Future[Any]] = set()
         self._again: dict[Hashable, None] = {}
         self._plannings = itertools.count()
         self._arrivals: dict[Hashable, asyncio.Future[None]] = {}
@@ -103,7 +95,7 @@ class Proxy(SchedulerPlugin):
         if self.fleet is not None:  # distributed starts its plugins, too
             return
         self.dispatcher.start()
-        await self.tailor.note_config()
+        await self.attendant.start()
         await self.nanny.listen_beside(self.scheduler.address, _host_of(self.scheduler.address))
         await self._start_fleet()
         self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
@@ -134,7 +126,7 @@ class Proxy(SchedulerPlugin):
             self.scheduler.stream_handlers["update-graph"] = self._stock_update_graph
         for waiting in self._arrivals.values():
             waiting.cancel()
-        self.errands.close()
+        self.attendant.close()
         await self.dispatcher.close()
         if self.fleet is not None:
             await self.fleet.close(nanny=False, reason="cluster-close")
@@ -329,46 +321,6 @@ class Proxy(SchedulerPlugin):
         entry = self.dispatcher.ledger.keys.get(key)
         return None if entry is None or entry.result is None else entry.result.location
 
-    # -- what executors wear, and do for the cluster itself -------------------------------------
-
-    async def outfit_changed(self, kind: str, name: str, fresh: bool = False) -> Any:
-        """A plugin was registered or unregistered: answer what became of it in one executor.
-
-        With `fresh` it is for new sandboxes; those that work finish what they have.
-        """
-        await self.tailor.note_plugin(kind, name)
-        if fresh:
-            await self.dispatcher.call(self.backend.retire, False)
-        return await self._errand(f"plugin-{name}", errand.fit, kind, name)
-
-    async def run_in_executor(self, function: bytes, args: bytes, kwargs: bytes | None, wait: bool) -> Any:
-        """Answer `client.run`: in one executor now, and in the others before their next task."""
-        content = (bytes(function), bytes(args or b""), bytes(kwargs or b""))
-        called = pickle.loads(content[0])
-        label = f"run-{funcname(called)}"
-        if not wait:
-            assert iscoroutinefunction(called), "Combination not supported"
-            self._background.add(task := asyncio.ensure_future(self._errand(label, errand.run, *content, "", 0)))
-            task.add_done_callback(self._background.discard)
-            return {"status": "OK", "result": None}
-        name, serial = name_of_run(content), self.tailor.next_serial()
-        answer = await self._errand(label, errand.run, *content, name, serial)
-        if answer["status"] == "OK":
-            await self.tailor.note_run(name, content, serial)
-        return answer
-
-    async def _errand(self, label: str, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-        """Run a function in an executor, and answer as a Dask worker's `run` does."""
-        try:
-            value = await self.errands.run(label, function, *args, read=self._read_value)
-        except Erred as erred:
-            return error_response(erred.error)
-        return {"status": "OK", "result": value}
-
-    async def _read_value(self, location: Location) -> Serialized:
-        assert self.fleet is not None
-        return as_serialized(await self.fleet.read_location(location))
-
     async def restart_fleet(self, reason: str) -> None:
         """Replace every process that runs tasks, and the fleet worker with what it holds.
 
@@ -377,9 +329,7 @@ class Proxy(SchedulerPlugin):
         for key, entry in list(self.dispatcher.ledger.keys.items()):
             if entry.pending and key in self._kept:
                 self.dispatcher.feed(Released(key))
-        self.tailor.forget_runs()
-        await self.tailor.note_config()
-        await self.dispatcher.end_executors()
+        await self.attendant.restart()
         old = self.fleet
         if old is not None:
             await self.scheduler.remove_worker(old.address, stimulus_id=reason, expected=True)
@@ -390,12 +340,12 @@ class Proxy(SchedulerPlugin):
 
     def finish(self, key: Hashable, result: Any) -> None:
         """Pass on that a key has a value."""
-        if not self.errands.finish(key, result) and self.fleet is not None:
+        if not self.attendant.errands.finish(key, result) and self.fleet is not None:
             self.fleet.finish(key, result)
 
     def fail(self, key: Hashable, error: bytes) -> None:
         """Pass on that a key has erred."""
-        if not self.errands.fail(key, error) and self.fleet is not None:
+        if not self.attendant.errands.fail(key, error) and self.fleet is not None:
             self.fleet.fail(key, error)
 
     def task_event(self, topic: Any, message: Any) -> None:

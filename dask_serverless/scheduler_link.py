@@ -82,6 +82,7 @@ class FleetWorker(Worker):
         self.handlers["plugin-add"] = self.handle_plugin_add
         self.handlers["plugin-remove"] = self.handle_plugin_remove
         self._not_worn: dict[str, bytes] = {}  # worker plugins that nothing here has needed yet
+        self._wearing = asyncio.Lock()
 
     async def _register_with_scheduler(self) -> None:
         """Take over what is restricted to the predecessor: the scheduler remembers addresses, not names."""
@@ -134,9 +135,12 @@ class FleetWorker(Worker):
             self._compute_stock(key=key, run_id=run_id, **message)
 
     async def _wear_and_compute(self, key: Hashable, run_id: int, message: dict[str, Any]) -> None:
-        while self._not_worn:
-            name = next(iter(self._not_worn))
-            await super().plugin_add(plugin=self._not_worn.pop(name), name=name)
+        async with self._wearing:  # who comes second waits until all is worn
+            while self._not_worn:
+                name, plugin = next(iter(self._not_worn.items()))
+                await super().plugin_add(plugin=plugin, name=name)
+                if self._not_worn.get(name) is plugin:  # else another one was registered meanwhile
+                    del self._not_worn[name]
         if not self._is_stale(key, run_id):
             self._compute_stock(key=key, run_id=run_id, **message)
 
@@ -226,18 +230,18 @@ class FleetWorker(Worker):
     async def handle_plugin_add(self, plugin: bytes, name: str) -> Any:
         """Give executors a plugin, and answer what became of it in one of them."""
         await self.plugin_add(plugin=plugin, name=name)
-        return await self.proxy.outfit_changed("worker", name)
+        return await self.proxy.attendant.plugin_changed("worker", name)
 
     async def handle_plugin_remove(self, name: str) -> Any:
         """Take a plugin off executors, and off this worker if it is worn here."""
         self._not_worn.pop(name, None)
         if name in self.plugins:
             await self.plugin_remove(name=name)
-        return await self.proxy.outfit_changed("worker", name)
+        return await self.proxy.attendant.plugin_changed("worker", name)
 
     def run(self, comm: Any, function: bytes, args: bytes = b"", wait: bool = True, kwargs: bytes | None = None) -> Any:
         """Run a function in an executor: this process is the user's own."""
-        return self.proxy.run_in_executor(function, args, kwargs, wait)
+        return self.proxy.attendant.run(function, args, kwargs, wait)
 
     async def get_logs(self, start: float = 0, n: int | None = None, timestamps: bool = False) -> list[Any]:
         """Return what executors have printed and logged, and this worker, newest first."""
@@ -276,14 +280,6 @@ class FleetWorker(Worker):
 
             found.update(await self.proxy.dispatcher.call(get))
         return found
-
-    async def read_location(self, location: Location) -> list[Frame]:
-        """Read the frames of a value that no key stands for."""
-        secret, store = self.proxy.backend.secret, self.proxy.backend.store
-        if not isinstance(location, Ref):
-            return open_frames(secret, *unpack_inline(location))
-        (sealed,) = await self.proxy.dispatcher.call(store.get, [location])
-        return open_frames(secret, location.name, sealed)
 
     async def get_data(
         self, comm: Comm, keys: Collection[Any], who: str | None = None, serializers: list[str] | None = None

@@ -57,11 +57,11 @@ class Wardrobe:
         wanted = Outfit.from_bytes(blob)
         off, on = changes(self.worn, wanted)
         bodies = self._read([piece.body for piece in on])
-        importlib.invalidate_caches()  # what was installed or uploaded beside this sandbox shall be found
         for slot in off:
             del self.worn[slot]
             self._note(slot, self.worker.take_off(*slot))
         for piece, body in zip(on, bodies, strict=True):
+            importlib.invalidate_caches()  # what was installed by others, or by the last piece, shall be found
             self.worn[piece.slot] = piece.serial
             self._note(piece.slot, self.worker.put_on(piece.kind, piece.name, body))
         self.version = wanted.version
