@@ -68,6 +68,10 @@ class Backend:
         Tells Lambda how many executors may live at once.
     last_words_directory
         Where local executors say which task they run.
+    retire
+        Has Lambda use no sandbox again that has served; if told so, those that work are ended at once.
+    logs
+        Returns the last lines that executors printed.
     """
 
     store: RedisStore
@@ -79,6 +83,8 @@ class Backend:
     settings: Settings
     last_words_directory: str
     set_concurrency: Callable[[int], None] = lambda places: None
+    retire: Callable[[bool], None] = lambda at_once: None
+    logs: Callable[[], list[str]] = list
 
 
 class LocalBackend:
@@ -189,6 +195,8 @@ class LocalBackend:
             settings=settings,
             last_words_directory=self.directory,
             set_concurrency=self.service.set_concurrency,
+            retire=self.service.retire,
+            logs=self.logs,
         )
         return self.backend
 

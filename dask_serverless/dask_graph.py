@@ -277,6 +277,17 @@ def plan_job(
         )
 
 
+def plan_call(key: Key, function: Callable[..., Any], *args: Any) -> JobPlan:
+    """Plan one call, by itself.
+
+    Examples
+    --------
+    >>> plan_call("three", max, 1, 3).keys
+    ['three']
+    """
+    return plan_job({key: Task(key, function, *args)}, {key})
+
+
 class _Planner:
     """The steps of `plan_job`, and what they share."""
 

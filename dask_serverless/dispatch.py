@@ -52,7 +52,7 @@ from lambda_worker.core.errors import (
 )
 from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import location_from_wire, unpack, unseal
+from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
 from lambda_worker.last_words import last_words
 from lambda_worker.parcels import fit
@@ -68,6 +68,8 @@ PREPARE_INLINE_TASKS = 64
 #: How long the rests of a finished job wait, for others to be removed along with them.
 CLOSE_SECONDS = 0.05
 SWEEP_SECONDS = 1.0
+#: What is on its way to Lambda for longer than this is being throttled.
+LAUNCH_SECONDS_MAX = 5.0
 LISTEN_SECONDS = 1.0
 #: Invocations under way: what became of each of them.
 Invocations: TypeAlias = Future[list[BaseException | None]]
@@ -108,7 +110,10 @@ class Dispatcher:
         self.ledger = Ledger()
         self.scheduler = scheduler
         self.ceiling = backend.ceiling
+        self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
+        self.outfit_refs: Callable[[], list[Ref]] = list
         self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
+        self._urgent: dict[str, bool] = {}  # jobs that go above the ceiling, and whether they have been admitted
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
@@ -120,6 +125,7 @@ class Dispatcher:
         self._executors = itertools.count(1)
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="serverless-store")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._launches: set[asyncio.Task[Any]] = set()
         self._lapsed: dict[tuple[str, str], float] = {}
         self._closing = threading.Event()
         self._listener: threading.Thread | None = None
@@ -164,14 +170,19 @@ class Dispatcher:
         """Return a name for a job, unique in this cluster."""
         return f"j{next(self._jobs)}"
 
-    def submit(self, job: str, plan: JobPlan) -> None:
-        """Take on a planned graph. Everything from here on happens beside the caller."""
+    def submit(self, job: str, plan: JobPlan, urgent: bool = False) -> None:
+        """Take on a planned graph. Everything from here on happens beside the caller.
+
+        An urgent one goes above the ceiling, one executor for each of its starts.
+        """
         if self.failed is None:
+            if urgent:
+                self._urgent[job] = False
             if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
                 self._unopened[job] = plan
             else:
                 self._opened[job] = self._spawn(self._open(job, plan))
-        self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers))
+        self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers, urgent))
         self.counts["tasks_planned"] += len(plan.graph)
         if self.failed is not None:
             self.feed(JobFailed(job, describe_error(self.failed)))
@@ -188,7 +199,9 @@ class Dispatcher:
                 case Fail(key, error):
                     self.waiter.fail(key, error)
                 case Launch():
-                    self._spawn(self._launch(instruction))
+                    launch = self._spawn(self._launch(instruction))
+                    self._launches.add(launch)
+                    launch.add_done_callback(self._launches.discard)
                 case Free(refs):
                     self._spawn(self.call(self.backend.store.free, refs))
                 case Import(key):
@@ -211,6 +224,9 @@ class Dispatcher:
                 self.feed(Admitted(job, ()))
                 return
             groups = first_groups(len(launch.starts), max(1, self.ceiling))
+            urgent = job in self._urgent
+            if urgent:
+                await self._set_places()
             make = functools.partial(
                 preparation.assignments,
                 launch.starts,
@@ -220,11 +236,16 @@ class Dispatcher:
                 self.backend.settings.executor_payload_bytes_max,
                 next(self._executors),
                 self.scheduler,
+                self.outfit(),
             )
             assignments = make() if len(preparation.plan.graph) <= PREPARE_INLINE_TASKS else await self.call(make)
             segments = None if opening is None else preparation.segments
             splits = len(preparation.plan.graph) > 1
-            granted, under_way = await self.call(self._start, job, segments, assignments, self._places, splits)
+            places = None if urgent else self._places
+            granted, under_way = await self.call(self._start, job, segments, assignments, places, splits)
+            if urgent and job in self._urgent:
+                self._urgent[job] = True
+                await self._set_places()
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
@@ -287,6 +308,8 @@ class Dispatcher:
     def _close_soon(self, close: Close) -> None:
         """Clean up after a job, but not before its last values are on their way to who asked."""
         self._unopened.pop(close.job, None)
+        if self._urgent.pop(close.job, None) is not None:
+            self._spawn(self._set_places())
         for each in [each for each in self._seceded if each[0] == close.job]:
             self._note_seceded(*each, False)
         if not self._closes:
@@ -316,6 +339,14 @@ class Dispatcher:
                 if self._closing.is_set():  # the whole store goes
                     return
                 logger.warning("job %s was not cleaned up: %s", close.job, error)
+
+    async def end_executors(self) -> None:
+        """End everything that runs, at once, and use none of its sandboxes again."""
+        await self.call(self.backend.retire, True)
+        # 1. An invocation is on its way; 2. sandboxes are retired; 3. it arrives, and starts what nobody wants.
+        if self._launches:
+            await asyncio.wait(list(self._launches), timeout=LAUNCH_SECONDS_MAX)
+            await self.call(self.backend.retire, True)
 
     # -- what executors say ---------------------------------------------------------------------
 
@@ -464,7 +495,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self.backend.settings.storage_ttl / 4)
             try:
-                await self.call(self.backend.store.touch, self.ledger.held())
+                await self.call(self.backend.store.touch, [*self.ledger.held(), *self.outfit_refs()])
             except PlatformError as error:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 
@@ -512,8 +543,11 @@ class Dispatcher:
 
     @property
     def _places(self) -> int:
-        """How many executors may live: those whose task waits for others do not count."""
-        return self.ceiling + len(self._seceded)
+        """How many executors may live: those whose task waits for others, and urgent ones, do not count.
+
+        An urgent one makes a place when it is there. Before that, somebody else could take it.
+        """
+        return self.ceiling + len(self._seceded) + sum(self._urgent.values())
 
     def _note_seceded(self, job: str, executor: str, seceded: bool) -> None:
         before = len(self._seceded)
@@ -526,7 +560,8 @@ class Dispatcher:
 
     async def _set_places(self) -> None:
         try:
-            await self.call(self.backend.set_concurrency, self._places)
+            awaited = len(self._urgent) - sum(self._urgent.values())
+            await self.call(self.backend.set_concurrency, self._places + awaited)
             await self.call(self.backend.store.set_ceiling, self._places)
         except PlatformError as error:
             logger.warning("executors have not heard of the new ceiling: %s", error)

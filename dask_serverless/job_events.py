@@ -31,13 +31,14 @@ class Result:
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """A planned graph. `visible` and `externals` map keys to task numbers; `pointers` map an alias
-    that was asked for to the external key it stands for."""
+    that was asked for to the external key it stands for. An `urgent` one waits for nobody's room."""
 
     job: str
     graph: Graph
     visible: Mapping[Key, int]
     externals: Mapping[Key, int]
     pointers: Mapping[Key, Key]
+    urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class Job:
     keys: dict[int, list[Key]]  # pending visible tasks and the keys that name them
     ready: list[tuple[int, Location | None]] = field(default_factory=list)
     gated: dict[int, Key] = field(default_factory=dict)  # start tasks, and the key each waits for
+    urgent: bool = False
     launching: int = 0
     rooms_seen: int = 0  # of the ledger's `_rooms`, when the last launch was made
     live: set[str] = field(default_factory=set)
@@ -188,7 +189,7 @@ class Ledger:
                 continue  # two clients asked at the same time: the job that came first answers for both
             keys.setdefault(task, []).append(key)
             self.keys[key] = Entry(event.job, task)
-        job = self.jobs[event.job] = Job(event.job, graph, keys)
+        job = self.jobs[event.job] = Job(event.job, graph, keys, urgent=event.urgent)
         externals = set(event.externals.values())
         job.ready = [(task, None) for task in graph.starts if task not in externals]
         for key, task in event.externals.items():
@@ -246,7 +247,7 @@ class Ledger:
         """Launch a job's ready starts; behind those that wait for room, if any do."""
         if not job.ready or not job.keys:
             return
-        if self._waiting:
+        if self._waiting and not job.urgent:
             self._waiting[job.name] = None
         else:
             self._due[job.name] = job

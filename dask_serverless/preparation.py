@@ -11,7 +11,7 @@ from dask_serverless.dask_graph import JobPlan
 from dask_serverless.plan.partition import assign_starts, edges
 from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
-from lambda_worker.core.wire import Location, seal_frames
+from lambda_worker.core.wire import Location, Ref, seal_frames
 from lambda_worker.parcels import payload_room
 from lambda_worker.ports import JobStore
 from lambda_worker.values import value_to_frames
@@ -38,6 +38,7 @@ class Preparation:
         payload_bytes_max: int,
         serial: int,
         scheduler: str = "",
+        outfit: tuple[int, Ref] | None = None,
     ) -> list[Assignment]:
         """Group start tasks into assignments for new executors.
 
@@ -59,6 +60,8 @@ class Preparation:
             Makes the executors' names unique within the job.
         scheduler
             Address of the Dask scheduler, for tasks that are clients themselves ("": they cannot be).
+        outfit
+            What executors shall wear.
         """
         values = dict(starts)
         found = [
@@ -78,7 +81,7 @@ class Preparation:
                 inline = {}
             name = f"{serial}-{number}"
             assignment = Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room)
-            made.append(replace(assignment, scheduler=scheduler, function_class=function_class))
+            made.append(replace(assignment, scheduler=scheduler, function_class=function_class, outfit=outfit))
         return made
 
 

@@ -23,10 +23,12 @@ from distributed.protocol import Serialized, deserialize
 from distributed.utils import offload
 from distributed.utils_comm import gather_from_workers
 
+from dask_serverless.attendant import Attendant
 from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, plan_job
 from dask_serverless.dispatch import Dispatcher
+from dask_serverless.fleet_nanny import FleetNanny
 from dask_serverless.job_events import Released
 from dask_serverless.scheduler_link import FleetWorker
 from dask_serverless.stubs import as_expr_ser, stub_graph
@@ -72,7 +74,9 @@ class Proxy(SchedulerPlugin):
         self.scheduler = scheduler
         self.backend = backend
         self.fleet: FleetWorker | None = None
+        self.nanny = FleetNanny(self, scheduler.security)
         self.dispatcher = Dispatcher(backend, self, scheduler.address)  # type: ignore[arg-type]
+        self.attendant = Attendant(scheduler, self.dispatcher)
         self._kept: dict[Hashable, Submission] = {}
         self._classes = backend.settings.function_classes
         self._closing = False
@@ -92,22 +96,26 @@ class Proxy(SchedulerPlugin):
         if self.fleet is not None:  # distributed starts its plugins, too
             return
         self.dispatcher.start()
+        await self.attendant.start()
+        await self.nanny.listen_beside(self.scheduler.address, _host_of(self.scheduler.address))
         await self._start_fleet()
         self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
         self.scheduler.handlers["gather"] = self.gather_message
         self.scheduler.add_plugin(self)
 
-    async def _start_fleet(self) -> None:
+    async def _start_fleet(self, predecessor: str = "") -> None:
         scheduler = self.scheduler
         self.fleet = FleetWorker(
             scheduler.address,
             proxy=self,
+            predecessor=predecessor,
             name=FLEET,
             nthreads=max(1, self.backend.ceiling),
             memory_limit=0,
             security=scheduler.security,
             host=_host_of(scheduler.address),
             dashboard=False,
+            nanny=self.nanny.address,
         )
         # Shown to those who look; nothing is limited by it, since this "worker" is part of the user's process.
         self.fleet.memory_manager.memory_limit = max(1, self.backend.ceiling) * self.backend.settings.lambda_memory
@@ -124,9 +132,11 @@ class Proxy(SchedulerPlugin):
             self.scheduler.handlers["gather"] = self._stock_gather
         for waiting in (*self._arrivals.values(), *self._plannings_again):
             waiting.cancel()
+        self.attendant.close()
         await self.dispatcher.close()
         if self.fleet is not None:
             await self.fleet.close(nanny=False, reason="cluster-close")
+        await self.nanny.close()
 
     def stats(self) -> dict[str, int]:
         """Return counters since the start."""
@@ -367,16 +377,31 @@ class Proxy(SchedulerPlugin):
         entry = self.dispatcher.ledger.keys.get(key)
         return None if entry is None or entry.result is None else entry.result.location
 
+    async def restart_fleet(self, reason: str) -> None:
+        """Replace every process that runs tasks, and the fleet worker with what it holds.
+
+        What was pending is asked for again, by the scheduler, of the new fleet worker.
+        """
+        for key, entry in list(self.dispatcher.ledger.keys.items()):
+            if entry.pending and key in self._kept:
+                self.dispatcher.feed(Released(key))
+        await self.attendant.restart()
+        old = self.fleet
+        if old is not None:
+            await self.scheduler.remove_worker(old.address, stimulus_id=reason, expected=True)
+        if self._replacing is not None:
+            await self._replacing
+
     # -- what the dispatcher says ---------------------------------------------------------------
 
     def finish(self, key: Hashable, result: Any) -> None:
         """Pass on that a key has a value."""
-        if self.fleet is not None:
+        if not self.attendant.errands.finish(key, result) and self.fleet is not None:
             self.fleet.finish(key, result)
 
     def fail(self, key: Hashable, error: bytes) -> None:
         """Pass on that a key has erred."""
-        if self.fleet is not None:
+        if not self.attendant.errands.fail(key, error) and self.fleet is not None:
             self.fleet.fail(key, error)
 
     def task_event(self, topic: Any, message: Any) -> None:
@@ -433,9 +458,10 @@ class Proxy(SchedulerPlugin):
             self._replacing = asyncio.ensure_future(self._replace_fleet(self.fleet))
 
     async def _replace_fleet(self, old: FleetWorker) -> None:
+        address = old.address
         await old.close(nanny=False, reason="replaced")
         if not self._closing:
-            await self._start_fleet()
+            await self._start_fleet(address)
 
 
 def _host_of(address: str) -> str | None:

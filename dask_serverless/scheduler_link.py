@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from distributed import Worker
 from distributed.comm import Comm
 from distributed.core import Status
+from distributed.diagnostics.plugin import ForwardLoggingPlugin, ForwardOutput
 from distributed.metrics import time
-from distributed.protocol import Serialized, to_serialize
+from distributed.protocol import Serialized, pickle, to_serialize
 from distributed.worker_state_machine import UpdateDataEvent
 
 from dask_serverless.job_events import Imported, ImportFailed, Result
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dask_serverless.fleet")
 
+#: Plugins that bring what executors say to the user's process. Here they would bring it back to itself, for ever.
+ELSEWHERE_ONLY = (ForwardLoggingPlugin, ForwardOutput)
+
 #: A value that is lost more often than this is an error.
 LOSSES_MAX = 3
 
@@ -60,20 +64,34 @@ class FleetWorker(Worker):
         Its address.
     proxy
         Knows which keys are stubs, and their state.
+    predecessor
+        Address of the fleet worker whose place this one takes.
     options
         As for `distributed.Worker`.
     """
 
-    def __init__(self, scheduler: str, *, proxy: Proxy, **options: Any) -> None:
+    def __init__(self, scheduler: str, *, proxy: Proxy, predecessor: str = "", **options: Any) -> None:
         super().__init__(scheduler, **options)
         self.proxy = proxy
+        self._predecessor = predecessor
         self._runs: dict[Hashable, int] = {}
         self._exports = itertools.count(1)
         self._losses: dict[Hashable, int] = {}
         self._fleet_tasks: set[asyncio.Task[None]] = set()
         self._outbox = Hatch(self._tell)
-        self._compute_here = self.stream_handlers["compute-task"]
+        self._compute_stock = self.stream_handlers["compute-task"]
         self.stream_handlers["compute-task"] = self.handle_compute_task
+        self.handlers["plugin-add"] = self.handle_plugin_add
+        self.handlers["plugin-remove"] = self.handle_plugin_remove
+        self._not_worn: dict[str, bytes] = {}  # worker plugins that nothing here has needed yet
+        self._wearing = asyncio.Lock()
+
+    async def _register_with_scheduler(self) -> None:
+        """Take over what is restricted to the predecessor: the scheduler remembers addresses, not names."""
+        for ts in self.proxy.scheduler.tasks.values() if self._predecessor else ():
+            if ts.worker_restrictions and self._predecessor in ts.worker_restrictions:
+                ts.worker_restrictions = {*ts.worker_restrictions, self.address} - {self._predecessor}
+        await super()._register_with_scheduler()
 
     def take_short_cut(self) -> None:
         """Have the scheduler hand over what it says of stubs; to be called once it knows this worker."""
@@ -121,6 +139,23 @@ class FleetWorker(Worker):
         self.batched_send({"op": "add-keys", "keys": list(values), "stimulus_id": stimulus_id})
         self._compute_here(key=key, run_id=run_id, **message)
 
+    def _compute_here(self, key: Hashable, run_id: int, **message: Any) -> None:
+        """Compute in this process, with the plugins that a Dask worker would have."""
+        if self._not_worn:
+            self._spawn(self._wear_and_compute(key, run_id, message))
+        else:
+            self._compute_stock(key=key, run_id=run_id, **message)
+
+    async def _wear_and_compute(self, key: Hashable, run_id: int, message: dict[str, Any]) -> None:
+        async with self._wearing:  # who comes second waits until all is worn
+            while self._not_worn:
+                name, plugin = next(iter(self._not_worn.items()))
+                await super().plugin_add(plugin=plugin, name=name)
+                if self._not_worn.get(name) is plugin:  # else another one was registered meanwhile
+                    del self._not_worn[name]
+        if not self._is_stale(key, run_id):
+            self._compute_stock(key=key, run_id=run_id, **message)
+
     def _is_stale(self, key: Any, run_id: int) -> bool:
         """Tell whether the scheduler, in this very process, has changed its mind since it asked."""
         ts = self.proxy.scheduler.tasks.get(key)
@@ -162,17 +197,12 @@ class FleetWorker(Worker):
         run_id = self._runs.pop(key, None)
         if run_id is None:
             return
-        exception, traceback, exception_text, traceback_text = unpack(error)
         self.batched_send(
             {
                 "op": "task-erred",
-                "status": "error",
                 "key": key,
                 "run_id": run_id,
-                "exception": to_serialize(exception),
-                "traceback": None if traceback is None else to_serialize(traceback),
-                "exception_text": exception_text,
-                "traceback_text": traceback_text,
+                **error_response(error),
                 "thread": None,
                 "startstops": [],
                 "stimulus_id": f"serverless-{time()}",
@@ -200,6 +230,40 @@ class FleetWorker(Worker):
             return pack_inline(name, sealed)
         (ref,) = backend.store.put([(name, sealed)])
         return ref
+
+    # -- plugins, functions, logs: executors' affairs -------------------------------------------
+
+    async def plugin_add(self, plugin: Any, name: str | None = None, catch_errors: bool = True) -> Any:
+        """Keep a plugin until something must be computed here, in the user's own process."""
+        if isinstance(plugin, bytes) and name is not None:
+            if not isinstance(pickle.loads(plugin), ELSEWHERE_ONLY):
+                self._not_worn[name] = plugin
+            return {"status": "OK"}
+        return await super().plugin_add(plugin=plugin, name=name, catch_errors=catch_errors)
+
+    async def handle_plugin_add(self, plugin: bytes, name: str) -> Any:
+        """Give executors a plugin, and answer what became of it in one of them."""
+        await self.plugin_add(plugin=plugin, name=name)
+        return await self.proxy.attendant.plugin_changed("worker", name)
+
+    async def handle_plugin_remove(self, name: str) -> Any:
+        """Take a plugin off executors, and off this worker if it is worn here."""
+        self._not_worn.pop(name, None)
+        if name in self.plugins:
+            await self.plugin_remove(name=name)
+        return await self.proxy.attendant.plugin_changed("worker", name)
+
+    def run(self, comm: Any, function: bytes, args: bytes = b"", wait: bool = True, kwargs: bytes | None = None) -> Any:
+        """Run a function in an executor: this process is the user's own."""
+        return self.proxy.attendant.run(function, args, kwargs, wait)
+
+    async def get_logs(self, start: float = 0, n: int | None = None, timestamps: bool = False) -> list[Any]:
+        """Return what executors have printed and logged, and this worker, newest first."""
+        lines = await self.proxy.dispatcher.call(self.proxy.backend.logs) if not start else []
+        said = [(_level_of(line), line) for line in reversed(lines)]
+        own = super().get_logs(start=start, n=None, timestamps=timestamps)
+        entries = [(0.0, *each) if timestamps else each for each in said] + list(own)
+        return entries[:n] if n else entries
 
     # -- values out -----------------------------------------------------------------------------
 
@@ -273,3 +337,35 @@ class FleetWorker(Worker):
         task = asyncio.ensure_future(work)
         self._fleet_tasks.add(task)
         task.add_done_callback(self._fleet_tasks.discard)
+
+
+def as_serialized(frames: list[Frame]) -> Serialized:
+    """Return a stored value as Dask sends values, without decoding it."""
+    return Serialized({"serializer": "pickle", "writeable": writeable_flags(frames)}, frames[1:])
+
+
+def error_response(error: bytes) -> dict[str, Any]:
+    """Return an encoded error as a Dask worker answers a call that has failed."""
+    exception, traceback, exception_text, traceback_text = unpack(error)
+    return {
+        "status": "error",
+        "exception": to_serialize(exception),
+        "traceback": None if traceback is None else to_serialize(traceback),
+        "exception_text": exception_text,
+        "traceback_text": traceback_text,
+    }
+
+
+def _level_of(line: str) -> str:
+    r"""Return the level of a line that the Lambda runtime has formatted; what tasks print has none.
+
+    Examples
+    --------
+    >>> _level_of("[ERROR]\t2026-01-01T00:00:00Z\tid\tsomething"), _level_of("hello")
+    ('ERROR', 'INFO')
+    """
+    level = line.partition("]")[0].removeprefix("[")
+    return level if level in _LEVELS else "INFO"
+
+
+_LEVELS = frozenset(logging.getLevelNamesMapping())

@@ -8,28 +8,72 @@ values they gather come through it from the storage tier, never from other execu
 A task that *secedes* (it waits for tasks of its own) gives its place below the ceiling to others: the
 proxy is told, and the tasks that wait behind it in this executor are given away. So tasks may submit
 tasks to any depth, with a single executor.
+
+One `TaskWorker` lives as long as its sandbox, so that plugins may keep it; each executor that runs
+there in turn attaches to it. What needs an event loop (plugins, coroutines, clients) shares one, in a
+thread of its own that is started when it is first needed.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
 import os
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
 
-from distributed import Client
+import dask.config
+from distributed import Client, NannyPlugin, WorkerPlugin
+from distributed.core import Status
+from distributed.protocol import pickle
 from distributed.threadpoolexecutor import thread_state as pool_state
-from distributed.utils import thread_state
+from distributed.utils import LoopRunner, import_file, in_async_call, sync, thread_state
 from distributed.worker import _worker_cvar
+
+from lambda_worker import errand
+
+logger = logging.getLogger("lambda_worker.dask_context")
+
+#: Events that plugins log while no executor runs here wait for the next one, the oldest leaving first.
+EVENTS_WAITING_MAX = 1_000
+
+
+class Host(Protocol):
+    """The executor that runs in a sandbox now."""
+
+    def seceded(self) -> None:
+        """The running task leaves its place."""
+
+    def rejoined(self) -> None:
+        """The running task takes a place again."""
+
+    def log_event(self, topic: Any, message: Any) -> None:
+        """The running task, or a plugin, logs an event."""
+
+
+@functools.cache
+def _event_loop() -> Any:
+    """Return this process's event loop for everything of Dask, started once (after a fork, never before)."""
+    # As `LocalCluster` silences its workers: a user's terminal is not for what Dask does inside.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    runner = LoopRunner(asynchronous=False)
+    runner.start()
+    return runner.loop
 
 
 class _Seat:
     """Stands for the thread pool that a task may leave and join again."""
 
     def __init__(self, on_leave: Callable[[], None], on_return: Callable[[], None]) -> None:
-        self._threads = {threading.current_thread()}
+        self._threads: set[threading.Thread] = set()
         self._rejoin_lock = threading.Lock()
         self._rejoin_list: list[tuple[threading.Thread, threading.Event]] = []
         self._on_leave = on_leave
@@ -56,7 +100,16 @@ class _Scheduler:
         self._client = client
 
     def __getattr__(self, call: str) -> Any:
-        return getattr(self._client().scheduler, call)
+        if call.startswith("_"):  # nobody asks a scheduler for these
+            raise AttributeError(call)
+
+        async def ask(**message: Any) -> Any:
+            client = self._client()
+            if client.status != "running":  # it was made just now, here on the loop
+                await client
+            return await getattr(client.scheduler, call)(**message)
+
+        return ask
 
 
 class _TaskClient(Client):
@@ -74,38 +127,38 @@ class _TaskClient(Client):
 
 
 class TaskWorker:
-    """What `distributed.get_worker` returns inside a task.
+    """What `distributed.get_worker` returns inside a task, and what plugins are set up with.
 
     Parameters
     ----------
     scheduler
         The scheduler's address.
     name
-        The executor's name.
-    on_secede, on_rejoin
-        Called when a task leaves its place, and when it takes one again.
-    on_event
-        Called with topic and message of an event that a task logs.
+        The sandbox's name.
     """
 
     _clients: dict[str, Client] = {}
 
-    def __init__(
-        self,
-        scheduler: str,
-        name: str,
-        on_secede: Callable[[], None],
-        on_rejoin: Callable[[], None],
-        on_event: Callable[[Any, Any], None],
-    ) -> None:
+    def __init__(self, scheduler: str, name: str) -> None:
         self.scheduler = _Scheduler(scheduler, self._get_client)
         self.name = self.id = name
-        self.address = f"serverless://{name}"
+        self.address = self.contact_address = f"serverless://{name}"
+        self.nthreads = 1
+        self.status = Status.running
         self.data: dict[Hashable, Any] = {}
         self.plugins: dict[str, Any] = {}
+        self.extensions: dict[str, Any] = {}
+        self.periodic_callbacks: dict[str, Any] = {}
+        self.state = SimpleNamespace(tasks={})
+        self.wardrobe: Any = None
         self.local_directory = tempfile.gettempdir()
-        self._on_event = on_event
-        self._seat = _Seat(on_secede, on_rejoin)
+        if self.local_directory not in sys.path:  # a Dask worker imports from its directory
+            sys.path.insert(0, self.local_directory)
+        self._nanny = _Nanny(self)
+        self._watchers: list[WorkerPlugin] = []
+        self._host: Host | None = None
+        self._waiting: deque[tuple[Any, Any]] = deque(maxlen=EVENTS_WAITING_MAX)
+        self._seat = _Seat(self._on_leave, self._on_return)
         self._key: Hashable = None
 
     def __repr__(self) -> str:
@@ -113,8 +166,18 @@ class TaskWorker:
 
     @property
     def loop(self) -> Any:
-        """The event loop of this process's client, in a thread of its own."""
-        return self._get_client().loop
+        """The event loop of this process, in a thread of its own."""
+        return _event_loop()
+
+    io_loop = loop
+
+    # -- the executor that runs here ------------------------------------------------------------
+
+    def attach(self, host: Host | None) -> None:
+        """Say which executor runs in this sandbox now; None: no executor does."""
+        self._host = host
+        while host is not None and self._waiting:
+            host.log_event(*self._waiting.popleft())
 
     def begin(self, key: Hashable) -> None:
         """Surround the task that this thread runs next."""
@@ -125,6 +188,27 @@ class TaskWorker:
         pool_state.executor = self._seat
         pool_state.proceed = True
         self._seat._threads.add(threading.current_thread())
+        if self._watchers:
+            self.state.tasks[key] = SimpleNamespace(key=key, state="waiting", exception=None, traceback=None)
+            self._transition(key, "waiting", "ready")
+            self._transition(key, "ready", "executing")
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The task that this thread ran has ended."""
+        task = self.state.tasks.get(self._key)
+        if task is not None:
+            if error is not None:
+                task.exception, task.traceback = error, error.__traceback__
+            self._transition(self._key, "executing", "memory" if error is None else "error")
+            del self.state.tasks[self._key]
+
+    def _transition(self, key: Hashable, start: str, finish: str) -> None:
+        self.state.tasks[key].state = finish
+        for plugin in self._watchers:
+            try:
+                plugin.transition(key, start, finish)  # type: ignore[arg-type]
+            except Exception:  # as on a Dask worker: it must not cost the task
+                logger.exception("the transition method of plugin %r failed", plugin)
 
     def get_current_task(self) -> Hashable:
         """Return the key of the task that runs."""
@@ -134,7 +218,89 @@ class TaskWorker:
         """Log an event on the scheduler; so `distributed.print` and `warn` reach the client."""
         if isinstance(message, dict):
             message = {**message, "worker": self.address}
-        self._on_event(topic, message)
+        if self._host is None:
+            self._waiting.append((topic, message))
+        else:
+            self._host.log_event(topic, message)
+
+    def _on_leave(self) -> None:
+        if self._host is not None:
+            self._host.seceded()
+
+    def _on_return(self) -> None:
+        if self._host is not None:
+            self._host.rejoined()
+
+    # -- the outfit -----------------------------------------------------------------------------
+
+    def put_on(self, kind: str, name: str, body: bytes) -> BaseException | None:
+        """Put on one piece of the outfit; return the exception if it fails.
+
+        Parameters
+        ----------
+        kind, name, body
+            As in `lambda_worker.core.outfit.Piece`; the body is its pickle.
+        """
+        try:
+            content = pickle.loads(body)
+            if kind == "config":
+                dask.config.update(dask.config.config, content)
+            elif kind == "run":
+                errand.call(self, *content)
+            else:
+                plugins, worker = self._place(kind)
+                plugins[name] = content
+                self._watch()
+                self._call(lambda: content.setup(worker))
+        except Exception as error:
+            return error
+        return None
+
+    def take_off(self, kind: str, name: str) -> BaseException | None:
+        """Take off what `put_on` has put on; return the exception if its teardown fails."""
+        plugins, worker = self._place(kind)
+        plugin = plugins.pop(name, None)
+        self._watch()
+        try:
+            if hasattr(plugin, "teardown"):
+                self._call(lambda: plugin.teardown(worker))
+        except Exception as error:
+            return error
+        return None
+
+    def _place(self, kind: str) -> tuple[dict[str, Any], Any]:
+        return (self._nanny.plugins, self._nanny) if kind == "nanny" else (self.plugins, self)
+
+    def _watch(self) -> None:
+        """Find the plugins that want to hear of tasks; most do not, and cost nothing."""
+        self._watchers = [
+            plugin
+            for plugin in self.plugins.values()
+            if getattr(type(plugin), "transition", WorkerPlugin.transition) is not WorkerPlugin.transition
+        ]
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        """Call user code on the event loop's thread, where a Dask worker runs it."""
+
+        async def on_loop() -> Any:
+            result = function()
+            return await result if inspect.isawaitable(result) else result
+
+        return sync(self.loop, on_loop)
+
+    def wait_for(self, awaitable: Awaitable[Any]) -> Any:
+        """Run a coroutine on the event loop, and return what it returns."""
+        return self._call(lambda: awaitable)
+
+    async def upload_file(self, filename: str, data: str | bytes, load: bool = True) -> dict[str, Any]:
+        """Write a file into this sandbox, and import what can be imported from it, anew."""
+        path = Path(self.local_directory, filename)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        if load:
+            import_file(str(path))
+        return {"status": "OK", "nbytes": len(data)}
+
+    # -- what else is touched -------------------------------------------------------------------
 
     def handle_stimulus(self, *events: Any) -> None:
         """Nothing to handle: there is no Dask worker's state here."""
@@ -142,9 +308,34 @@ class TaskWorker:
     def _get_client(self, timeout: float | None = None) -> Client:
         address = self.scheduler.address
         client = self._clients.get(address)
-        if client is None or client.status != "running":
+        if client is None or client.status not in ("running", "connecting"):
             client = _TaskClient(
-                address, timeout=timeout or "30s", set_as_default=True, direct_to_workers=False, name="executor"
+                address,
+                loop=self.loop,
+                asynchronous=in_async_call(self.loop),
+                timeout=timeout or "30s",
+                set_as_default=True,
+                direct_to_workers=False,
+                name="executor",
             )
             self._clients[address] = client
         return client
+
+
+class _Nanny:
+    """What nanny plugins are set up with: the sandbox, whose process is its own nanny.
+
+    Parameters
+    ----------
+    worker
+        The worker of this sandbox, which answers for everything else.
+    """
+
+    env = os.environ  #: what a nanny gives its worker's process, this process has at once
+
+    def __init__(self, worker: TaskWorker) -> None:
+        self.worker = worker
+        self.plugins: dict[str, NannyPlugin] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.worker, name)

@@ -76,6 +76,7 @@ from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store, Succession
 from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
 from lambda_worker.values import frames_to_value, pickled, value_to_frames
+from lambda_worker.wardrobe import Wardrobe
 
 if TYPE_CHECKING:
     from lambda_worker.dask_context import TaskWorker
@@ -108,9 +109,21 @@ class World:
     lease_seconds: float = 15.0
     payload_bytes_max: int = 256 * 1024
     last_words_directory: str | None = None
+    name: str = ""  # of the sandbox
+    worker: TaskWorker | None = None  # what Dask code finds in this sandbox, once a task has run in it
+    wardrobe: Wardrobe | None = None
     constants: dict[str, tuple[int, Any]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
+
+    def task_worker(self, scheduler: str, name: str) -> TaskWorker:
+        """Return the Dask worker that stands for this sandbox; it is made once."""
+        if self.worker is None or self.worker.scheduler.address != scheduler:
+            from lambda_worker.dask_context import TaskWorker  # Dask, which a Lambda loads for its first task only
+
+            self.worker = TaskWorker(scheduler, self.name or name)
+            self.worker.wardrobe = self.wardrobe = Wardrobe(self.store, self.secret, self.worker)
+        return self.worker
 
     def open_location(self, location: Location) -> Any:
         """Read one value, wherever it is."""
@@ -186,25 +199,33 @@ class Driver:
                 )
         self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
-        if self.assignment.scheduler:
-            # Dask, which a Lambda loads for its first task only
-            from lambda_worker.dask_context import TaskWorker
-            from lambda_worker.shuffle import Shuffles
-
-            name = f"{self.assignment.job}/{self.assignment.executor}"
-            self._context = TaskWorker(self.assignment.scheduler, name, self._secede, self._rejoin, self._log_event)
-            self._context.plugins["shuffle"] = Shuffles(self.world.store, self.world.secret, self.assignment.job)
         try:
+            self._dress()
             reason = self._loop(self._handle(Began(self.world.clock(), edges)))
         finally:
             # An alarm may hold this object a little longer: it must not beat for a dead executor.
             self.executor.finished = True
             self._values.clear()
+            if self._context is not None:
+                self._context.attach(None)
         if self._words is not None:
             self._words.close()
         return reason
 
     # -- the main thread ------------------------------------------------------------------------
+
+    def _dress(self) -> None:
+        """Surround tasks with what Dask code expects, and put on what the cluster wants worn."""
+        mine = self.assignment
+        if not mine.scheduler:
+            return
+        from lambda_worker.shuffle import Shuffles  # and with it Dask: see `World.task_worker`
+
+        self._context = self.world.task_worker(mine.scheduler, f"{mine.job}/{mine.executor}")
+        self._context.attach(self)
+        self._context.plugins["shuffle"] = Shuffles(self.world.store, self.world.secret, mine.job)
+        if mine.outfit is not None and self.world.wardrobe is not None:
+            self.world.wardrobe.wear(*mine.outfit)
 
     def _loop(self, todo: list[Instruction]) -> str:
         while True:
@@ -262,8 +283,12 @@ class Driver:
         except BaseException as error:
             if isinstance(error, MemoryError):
                 error.add_note(_MEMORY_ADVICE)
+            if self._context is not None:
+                self._context.end(error)
             self._errors[task] = self._error(task, error)
             return TaskErred(task, clock(), final=isinstance(error, ValueLost | Tampered))
+        if self._context is not None:
+            self._context.end()
         now = clock()
         self._values[task] = result
         self._durations[task] = (started + self.world.wall_offset, now + self.world.wall_offset)
@@ -338,16 +363,18 @@ class Driver:
             for instruction in self._handle(Halted(standing)):
                 self._inbox.put(instruction)
 
-    def _secede(self) -> None:
+    def seceded(self) -> None:
         """The running task waits for others: make room for them, here and below the ceiling."""
         self._say("seceded")
         for instruction in self._handle(Seceded()):
             self.world.beside.submit(self._perform_beside, instruction)
 
-    def _rejoin(self) -> None:
+    def rejoined(self) -> None:
+        """The running task goes on, and takes its place below the ceiling again."""
         self._say("rejoined")
 
-    def _log_event(self, topic: Any, message: Any) -> None:
+    def log_event(self, topic: Any, message: Any) -> None:
+        """Publish what a task or a plugin logs as an event of Dask's."""
         self._say("log", pickled((topic, message)))
 
     def _say(self, word: str, content: Any = None) -> None:

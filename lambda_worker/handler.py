@@ -18,6 +18,7 @@ invocation, never at import: sandboxes are forked from a process that has import
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import time
@@ -59,6 +60,8 @@ def make_world(environment: Mapping[str, str]) -> World:
         lease_seconds=settings.get("lease_seconds", 15.0),
         payload_bytes_max=settings.get("payload_bytes_max", 256 * 1024),
         last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
+        # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
+        name=hashlib.sha256(environment.get("AWS_LAMBDA_LOG_STREAM_NAME", "").encode()).hexdigest()[:12],
     )
 
 

@@ -156,9 +156,10 @@ class JobStore(Store, Protocol):
         called, with the last ones, before any `admit`."""
         ...
 
-    def admit(self, records: Sequence[Assignment], ceiling: int, opening: bool = False) -> int:
+    def admit(self, records: Sequence[Assignment], ceiling: int | None, opening: bool = False) -> int:
         """Create records for a job's first executors, as many (a prefix) as fit below `ceiling`
-        live executors in the cluster; return how many. Cancelled or closed jobs admit none.
+        live executors in the cluster (None: all of them, whatever `set_ceiling` says); return how
+        many. Cancelled or closed jobs admit none.
 
         With `opening` the job is opened along with it: for one whose segments all travel inside the
         one assignment, so that nobody will ever read them from here."""

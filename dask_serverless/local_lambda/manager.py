@@ -124,6 +124,13 @@ class LocalLambda:
         """Change how many invocations may run at once; those that run now stay."""
         self._ask("PUT", "concurrency", str(int(concurrency)).encode())
 
+    def retire(self, at_once: bool = False) -> None:
+        """Use no sandbox again that has served, as after a change of the function's configuration in AWS.
+
+        Those that run an invocation finish it; with `at_once` they are ended, and their invocations fail.
+        """
+        self._ask("PUT", "retire", b"at-once" if at_once else b"")
+
     def counters(self) -> dict[str, float]:
         """Return what the service has done since it started, and what AWS would bill for."""
         counters: dict[str, float] = self._ask("GET", "counters")

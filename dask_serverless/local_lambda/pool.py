@@ -14,6 +14,7 @@ A sandbox is always in one of these states; only the methods of `Pool` change th
   hears "timed out" may rely on the sandbox doing nothing more. An answer that arrives in between is ignored.
 * A sandbox runs one function only. All functions share the concurrency; when as many sandboxes live as it allows,
   the longest idle one of another function makes room for a new one.
+* A retired sandbox serves no further invocation. Nobody has used one that is still starting: it is not retired.
 * A sandbox that dies before it was ever ready takes the oldest waiting invocation with it. So a function that
   cannot start makes every invocation fail, once, rather than starting sandboxes for ever.
 """
@@ -72,6 +73,7 @@ class Sandbox:
     function: int = 0
     pid: int | None = None
     came_up: bool = False  # it has asked for an invocation at least once
+    retired: bool = False  # it will be killed when it has answered
     served: int = 0
     busy_since: float = 0.0
     invocation: Invocation | None = None
@@ -237,6 +239,8 @@ class Pool:
         if sandbox.invocation.request_id != request_id:
             return []
         finish = self._finish(sandbox, outcome, now)
+        if sandbox.retired:
+            return [finish, self._doom(sandbox, now)]
         self._move(sandbox, State.RETURNING, now)
         return [finish]
 
@@ -284,6 +288,25 @@ class Pool:
         """Change how many invocations may run at once. Those that run now stay."""
         self.concurrency = concurrency
         return self._reap(now)
+
+    def retire(self, at_once: bool, now: float) -> list[Instruction]:
+        """Use no sandbox again that has served; `at_once`: end those that work, and what waits for one."""
+        instructions: list[Instruction] = []
+        for state in (State.IDLE, State.RETURNING, State.BUSY):
+            for sandbox in list(self._in_state[state].values()):
+                if state is not State.BUSY:
+                    instructions.append(self._doom(sandbox, now))
+                elif at_once:
+                    assert sandbox.invocation is not None
+                    instructions.append(self._doom(sandbox, now, verdicts.retired(sandbox.invocation.request_id)))
+                else:
+                    sandbox.retired = True
+        for invocation in self.waiting if at_once else ():
+            self._waiting[invocation.function].remove(invocation)
+            self.running -= 1
+            self.counters.function_errors += 1
+            instructions.append(Finish(invocation, verdicts.retired(invocation.request_id)))
+        return instructions + self._balance(now)
 
     def tick(self, now: float, private_bytes: Mapping[str, int]) -> list[Instruction]:
         """Time has passed: enforce limits. `private_bytes`: memory of busy sandboxes, as far as known."""

@@ -204,7 +204,8 @@ class Service:
         if sandbox is not None and sandbox.invocation is not None:
             verdict = json.loads(sandbox.verdict.payload) if sandbox.verdict else {}
             reason = verdict.get("errorMessage") or f"{sandbox.invocation.request_id} {verdicts.exit_reason(status)}"
-            self._log(f"REPORT {reason}")
+            if verdict.get("errorType") != verdicts.RETIRED:  # its owner has asked for it
+                self._log(f"REPORT {reason}")
         self._nexts.pop(name, None)
         self._perform(self._pool.died(name, status, time.monotonic(), why))
         temporary = os.path.join(self._temporary_root, name)
@@ -452,6 +453,9 @@ class Service:
         if what == "concurrency" and exchange.method == "PUT":
             self._perform(self._pool.set_concurrency(int(exchange.body), time.monotonic()))
             return exchange.answer_json(200, {"concurrency": self._pool.concurrency})
+        if what == "retire" and exchange.method == "PUT":
+            self._perform(self._pool.retire(exchange.body == b"at-once", time.monotonic()))
+            return exchange.answer_json(200, {})
         return self._refuse(exchange, 404, "UnknownOperationException", f"There is no {what} here.")
 
     # The log --------------------------------------------------------------------------------

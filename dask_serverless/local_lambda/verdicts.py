@@ -25,6 +25,10 @@ SIGNAL_NAMES = {
 }
 
 
+#: Error type of an invocation that was ended because its sandbox was retired.
+RETIRED = "Sandbox.Retired"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The end of an invocation: what the function answered, or the error that stands for it."""
@@ -66,6 +70,11 @@ def out_of_memory(request_id: str, used_bytes: int) -> Outcome:
     used_mb = used_bytes // (1024 * 1024)
     message = f"RequestId: {request_id} Error: {exit_reason(-9)} Max Memory Used: {used_mb} MB"
     return _error("Runtime.OutOfMemory", message)
+
+
+def retired(request_id: str) -> Outcome:
+    """Return the outcome of an invocation that was ended because its sandbox was retired."""
+    return _error(RETIRED, f"RequestId: {request_id} Error: the sandbox was retired")
 
 
 def start_failed(request_id: str, why: str) -> Outcome:

@@ -1,7 +1,7 @@
 -- Create the records of executors: for the proxy (`admit`) and for an executor that gives work away (`delegate`).
 -- The promises are in `lambda_worker.ports`.
 --
--- ARGV[1]: job, executor, attempt of the giver ('' for the proxy), lease_ms, ttl, ceiling,
+-- ARGV[1]: job, executor, attempt of the giver ('' for the proxy), lease_ms, ttl, ceiling (-1: none),
 --          records {{job, executor, attempt, starts, assignment}, ...}, whether their jobs are opened along (0/1)
 -- Reply: how many of the records, from the front, exist now.
 
@@ -11,7 +11,11 @@ local lease_ms, ttl, ceiling, records = header[4], header[5], header[6], header[
 
 -- What the cluster was last told wins over what the caller was told when it began.
 local latest = tonumber(redis.call('GET', ceiling_key) or nil)
-if latest and (giver ~= '' or latest < ceiling) then ceiling = latest end
+if ceiling < 0 then
+  ceiling = math.huge
+elseif latest and (giver ~= '' or latest < ceiling) then
+  ceiling = latest
+end
 
 local giver_record
 if giver ~= '' then

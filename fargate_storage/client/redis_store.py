@@ -168,13 +168,13 @@ class RedisStore:
         key = self._keys.of_job(job, "job")  # last: who can see the job can read its segments
         self._metadata.transaction([("HSET", key, "opened", 1), ("EXPIRE", key, self.config.ttl_seconds)])
 
-    def admit(self, records: Sequence[Assignment], ceiling: int, opening: bool = False) -> int:
+    def admit(self, records: Sequence[Assignment], ceiling: int | None, opening: bool = False) -> int:
         """See `lambda_worker.ports.JobStore.admit`.
 
         A record that exists counts as created. If `records` bring a newer attempt, it takes the new assignment, the
         older attempt is fenced, and the ceiling does not matter (it is counted already).
         """
-        return self._create("", "", 0, records, ceiling, opening)
+        return self._create("", "", 0, records, -1 if ceiling is None else ceiling, opening)
 
     def set_ceiling(self, ceiling: int) -> None:
         """See `lambda_worker.ports.JobStore.set_ceiling`."""

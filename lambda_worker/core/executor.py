@@ -606,6 +606,7 @@ class Executor:
             hint=sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX],
             ceiling=mine.ceiling,
             scheduler=mine.scheduler,
+            outfit=mine.outfit,
             function_class=max(map(self._class_of, share)) if mine.function_class or self._unfitting else 0,
         )
 
@@ -652,9 +653,7 @@ class Executor:
             self._offer_unfitting(out)
         elif not self._wake_asked:
             self._wake_asked = True
-            out.append(
-                WakeAfter(self.policy.refused_seconds)
-            )  # no longer: the same alarm serves what is to be published
+            out.append(WakeAfter(self.policy.refused_seconds))  # the same alarm serves what is to be published
 
     def _successor(self) -> Successor:
         tasks = sorted(self._unfitting, reverse=True)

@@ -111,6 +111,8 @@ class Assignment:
         Where the whole of this assignment is, when it is too large for an invocation.
     function_class
         Number of the function class that runs this (0: the default one).
+    outfit
+        Version of what the executor shall wear, and where it is (see `lambda_worker.core.outfit`).
     """
 
     job: str
@@ -125,25 +127,32 @@ class Assignment:
     scheduler: str = ""
     stored: Ref | None = None
     function_class: int = 0
+    outfit: tuple[int, Ref] | None = None
 
     def to_bytes(self) -> bytes:
         """Encode."""
         given = {task: location_to_wire(location) for task, location in self.given.items()}
         fields: list[Any] = [self.job, self.executor, self.attempt, self.starts, given, self.hint]
         fields += [self.segments, self.ceiling, self.room, self.scheduler]
-        if self.stored is not None or self.function_class:
-            fields.append(None if self.stored is None else list(self.stored))
-        if self.function_class:
-            fields.append(self.function_class)
-        return pack(fields)
+        more: list[Any] = [
+            None if self.stored is None else list(self.stored),
+            self.function_class,
+            None if self.outfit is None else [self.outfit[0], *self.outfit[1]],
+        ]
+        while more and not more[-1]:  # most assignments have none of these
+            more.pop()
+        return pack(fields + more)
 
     @classmethod
     def from_bytes(cls, blob: bytes | memoryview) -> Assignment:
         """Undo `to_bytes`."""
-        job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, *others = unpack(blob)
+        job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, *more = unpack(blob)
         given = {task: location_from_wire(item) for task, item in given.items()}
-        ref = Ref(*others[0]) if others and others[0] is not None else None
-        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, ref, *others[1:])
+        stored, function_class, outfit = (*more, None, None, None)[:3]
+        ref = None if stored is None else Ref(*stored)
+        wear = None if outfit is None else (outfit[0], Ref(*outfit[1:]))
+        number = function_class or 0
+        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, ref, number, wear)
 
 
 def _segment_name(job: str, number: int) -> str:

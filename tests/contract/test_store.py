@@ -392,6 +392,14 @@ def test_a_prefix_is_admitted_below_the_ceiling_of_the_whole_cluster(store):
     assert store.admit([], 5) == 0
 
 
+def test_without_a_ceiling_all_are_admitted(store):
+    opened(store, "a")
+    store.set_ceiling(1)
+    assert store.admit([record("b")], 5) == 0
+    assert store.admit([record("b"), record("c")], None) == 2
+    assert store.admit([record("d")], 5) == 0  # they count for everybody else
+
+
 def test_delegate_moves_starts_below_the_ceiling(store):
     store.open_job("job", {})
     assert store.admit([record("a", starts=[0, 1, 2, 3], given={0: b"inline"}, segments={0: b"x"})], 10) == 1

@@ -585,6 +585,36 @@ def test_pool_a_timeout_ends_the_invocation_when_the_sandbox_is_dead_and_not_bef
     assert p.running == 0
 
 
+def test_pool_retired_sandboxes_serve_nobody_again() -> None:
+    p = pool()
+    for i in range(3):
+        p.invoke(request(str(i)), 0)
+    for name in "abc":
+        p.ready(name, 0)
+    p.answered("b", "1", OK, 1)
+    p.ready("b", 1)
+    p.answered("c", "2", OK, 1)  # idle, returning, busy
+    assert p.retire(False, 2) == [Kill("b"), Kill("c")]
+    kill = Kill("a")
+    assert p.answered("a", "0", OK, 3)[1:] == [kill]
+    assert p.invoke(request("3"), 4) == [Start("d")]
+    assert p.retire(False, 5) == []  # nobody has used it
+
+
+def test_pool_retiring_at_once_ends_what_runs_and_what_waits() -> None:
+    p = pool()
+    p.invoke(request("1"), 0)
+    p.ready("a", 0)
+    p.invoke(request("2"), 0)
+    kill, finish = p.retire(True, 1)
+    assert kill == Kill("a")
+    assert isinstance(finish, Finish) and finish.invocation.request_id == "2"
+    assert b"Sandbox.Retired" in finish.outcome.payload and p.running == 1
+    [finish] = p.died("a", -9, 1)
+    assert isinstance(finish, Finish) and b"Sandbox.Retired" in finish.outcome.payload
+    assert p.running == 0 and not p.waiting
+
+
 def test_pool_a_sandbox_that_never_comes_up_takes_one_invocation_with_it() -> None:
     p = pool()
     p.invoke(request("1"), 0)

@@ -3,6 +3,7 @@ comes in whatever order, every key that was asked for is answered once, and noth
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections import Counter, deque
@@ -425,6 +426,15 @@ def test_refused_starts_are_launched_again_when_there_is_room(one, event):
     assert one.tell(Admitted("j2", [], [(0, None)])) == []
     assert one.tell(event) == [Launch("j2", [(0, None)])]
     assert one.tell(Room()) == [], "one attempt at a time"
+
+
+def test_an_urgent_job_does_not_stand_in_line(one):
+    one.submit("j2", {"y": ()}, ["y"])
+    one.tell(Admitted("j2", [], [(0, None)]))
+    assert one.submit("j3", {"z": ()}, ["z"]) == []
+    urgent = dataclasses.replace(submitted("j4", {"u": ()}, ["u"]), urgent=True)
+    assert one.tell(urgent) == [Launch("j4", [(0, None)])]
+    assert one.tell(Admitted("j4", ["e4"])) == [Launch("j2", [(0, None)])], "those in line may try, as ever"
 
 
 def test_room_that_appeared_while_a_launch_was_under_way_is_not_forgotten(one):

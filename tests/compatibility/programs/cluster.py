@@ -129,7 +129,7 @@ def restarting(client):
     return before.status, client.submit(inc, 2).result(), client.submit(inc, 1).result()
 
 
-@program(own_cluster=True, differs="ValueError: the fleet worker has no nanny")
+@program(own_cluster=True)
 def restarting_workers(client):
     addresses = list(client.scheduler_info()["workers"])
     return set(client.restart_workers(addresses[:1], timeout=10).values()), client.submit(inc, 1).result()

@@ -980,7 +980,7 @@ def uploaded_modules(client, path):
     return client.submit(use, pure=False).result()
 
 
-@program(differs="KeyError: worker plugins reach the fleet worker only, not the executors")
+@program
 def worker_plugins(client):
     from distributed import WorkerPlugin
 
@@ -1235,7 +1235,7 @@ def as_completed_of_the_cancelled(client):
     return [each.status for each in going]
 
 
-@program(differs=RUN_IS_ELSEWHERE)
+@program
 def environment_variables_reach_tasks(client):
     def export():
         os.environ["FROM_RUN"] = "1"
@@ -1244,7 +1244,7 @@ def environment_variables_reach_tasks(client):
     return client.submit(lambda: os.environ.get("FROM_RUN"), pure=False).result()
 
 
-@program(differs=RUN_IS_ELSEWHERE)
+@program
 def what_run_changes_tasks_see(client):
     def change():
         import json
@@ -1267,7 +1267,7 @@ def tasks_run_where_run_runs(client):
     return tasks <= workers, os.getpid() in workers
 
 
-@program(differs="ModuleNotFoundError: plugins reach the fleet worker only, not the executors")
+@program
 def uploaded_directories(client, path):
     from distributed.diagnostics.plugin import UploadDirectory
 
@@ -1283,7 +1283,7 @@ def uploaded_directories(client, path):
     return client.submit(use, pure=False).result()
 
 
-@program(differs="executors go on with the first version of the module, which they have imported")
+@program
 def an_uploaded_module_that_changes(client, path):
     def use():
         import changing_module
@@ -1298,7 +1298,7 @@ def an_uploaded_module_that_changes(client, path):
     return results
 
 
-@program(differs="the logs of tasks stay in the executors (`cluster.get_logs`): no worker forwards them")
+@program
 def logs_forwarded_from_tasks(client):
     import logging
 
