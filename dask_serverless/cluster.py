@@ -27,7 +27,7 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any, ClassVar
 
-from dask.utils import format_bytes, parse_bytes, parse_timedelta
+from dask.utils import format_bytes, parse_timedelta
 from distributed import Scheduler
 from distributed.core import Status, rpc
 from distributed.deploy.cluster import Cluster
@@ -39,9 +39,17 @@ from distributed.utils import Log, Logs, NoOpAwaitable, silence_logging_cmgr
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from dask_serverless import cluster_arguments as arguments
+from dask_serverless.adaptive import CeilingAdaptive
 from dask_serverless.backend import Backend, LocalBackend
 from dask_serverless.beside_loop import bounded, in_thread
-from dask_serverless.stock_scheduler import make_scheduler, make_security, scheduler_options
+from dask_serverless.dask_workers import DaskWorkers, local_dask_worker, local_options
+from dask_serverless.stock_scheduler import (
+    executors_tls,
+    make_scheduler,
+    make_security,
+    reachable_address,
+    scheduler_options,
+)
 from lambda_worker.core.errors import PlatformError, ServerlessError
 
 logger = logging.getLogger("dask_serverless.cluster")
@@ -50,6 +58,7 @@ HEALTH_INTERVAL_SECONDS = 1.0
 #: The proxy and the scheduler say goodbye to their peers, who may be gone; the processes are ended after it.
 PROXY_CLOSE_SECONDS_MAX = 10.0
 SCHEDULER_CLOSE_SECONDS_MAX = 10.0
+DASK_WORKERS_CLOSE_SECONDS_MAX = 15.0
 ATEXIT_CLOSE_SECONDS_MAX = 10.0
 
 #: Always in `ServerlessCluster.stats`, also before anything has happened.
@@ -72,33 +81,6 @@ STATS = (
 _LAMBDA_STATS = ("invocations", "sandboxes_cold", "sandboxes_warm", "gb_seconds", "store_keys", "store_bytes")
 
 
-class CeilingAdaptive:
-    """What `ServerlessCluster.adapt` returns.
-
-    Lambda goes from nothing to the ceiling and back by itself, so there is no control loop: the
-    maximum is the ceiling. The attributes are those of `distributed.deploy.Adaptive` that widgets read.
-
-    Parameters
-    ----------
-    minimum, maximum
-        As given, resolved.
-    """
-
-    def __init__(self, minimum: int, maximum: int):
-        self.minimum = minimum
-        self.maximum = maximum
-        self.state = "running"
-        self.periodic_callback: object | None = self  # not None: "Adaptive" in the widget
-
-    def __repr__(self) -> str:
-        return f"<CeilingAdaptive {self.minimum} .. {self.maximum}, {self.state}>"
-
-    def stop(self, reason: str = "unknown") -> None:
-        """Go back to a ceiling that only `scale` changes."""
-        self.state = "stopped"
-        self.periodic_callback = None
-
-
 class ServerlessCluster(Cluster):
     """A Dask cluster whose tasks run in Lambda functions that schedule among themselves.
 
@@ -115,7 +97,7 @@ class ServerlessCluster(Cluster):
     threads_per_worker, processes, worker_class, worker_dashboard_address, services, worker_services, start
         Accepted for LocalCluster's sake; a value that means something there warns.
     loop, asynchronous, security, protocol, blocked_handlers, interface, service_kwargs, scheduler_kwargs
-        As for LocalCluster.
+        As for LocalCluster. With TLS (``security=True`` or a `Security`) tasks that are clients use it as well.
     host, ip
         Where the scheduler listens; default: loopback.
     scheduler_port
@@ -128,7 +110,8 @@ class ServerlessCluster(Cluster):
     scheduler_sync_interval
         Seconds between exchanges of cluster information with the scheduler.
     memory_limit
-        Memory of one Lambda, as ``"2 GiB"``.
+        Memory of one Lambda, as ``"2 GiB"``; "auto": ``serverless.lambda.memory``. None and 0, which lift the
+        limit in LocalCluster, warn and give the largest there is.
     timeout
         How long one invocation may take, as ``"5 minutes"``.
     preload
@@ -137,6 +120,14 @@ class ServerlessCluster(Cluster):
         Environment variables for tasks.
     local_directory
         Where a private temporary directory is made.
+    dask_workers
+        How many ordinary Dask workers run beside the executors, for actors and tasks that ask for a Dask
+        worker (``workers=``, ``resources=``, ``dask.annotate(serverless=False)``). Each is a process. Default:
+        ``serverless.dask-workers.count``. Without any, such tasks run in this process.
+    dask_worker_options
+        Options of `distributed.Nanny` and `distributed.Worker` for them, as ``{"nthreads": 2}``.
+    resources
+        What a Dask worker declares; if there are none, this process's own.
     storage_shards, storage_max_memory
         How many storage servers hold objects, and their memory together.
     shutdown_on_close
@@ -183,12 +174,15 @@ class ServerlessCluster(Cluster):
         scheduler_kwargs: dict[str, Any] | None = None,
         scheduler_sync_interval: Any = 1,
         *,
-        memory_limit: Any = None,
+        memory_limit: Any = "auto",
         timeout: Any = None,
         preload: Any = None,
         environment: dict[str, str] | None = None,
         env: dict[str, str] | None = None,
         local_directory: Any = None,
+        dask_workers: int | None = None,
+        dask_worker_options: dict[str, Any] | None = None,
+        resources: dict[str, float] | None = None,
         storage_shards: int | None = None,
         storage_max_memory: Any = None,
         shutdown_on_close: bool = True,
@@ -209,7 +203,9 @@ class ServerlessCluster(Cluster):
             preload=preload,
             storage_shards=storage_shards,
             storage_max_memory=storage_max_memory,
+            dask_workers=dask_workers,
         )
+        self._dask_worker_options = arguments.check_dask_worker_options(dask_worker_options, resources)
         self._ceiling = self.settings.workers_count if ceiling is None else ceiling
         self.security = make_security(security)
         self._scheduler_options = scheduler_options(
@@ -226,7 +222,10 @@ class ServerlessCluster(Cluster):
         variables = arguments.check_environment(environment, env)
         directory = arguments.check_local_directory(local_directory)
         name = str(uuid.uuid4())[:8] if name is None else str(name)
-        self._local = self._backend_class(name, self._ceiling, self.settings, variables, directory)
+        tls = executors_tls(self.security)
+        self._local = self._backend_class(name, self._ceiling, self.settings, variables, directory, tls)
+        self._variables = variables
+        self._silence_logs = silence_logs
 
         if loop is None and asynchronous:
             loop = IOLoop.current()
@@ -234,6 +233,8 @@ class ServerlessCluster(Cluster):
         self.shutdown_on_close = shutdown_on_close
         self.scheduler: Scheduler | None = None
         self._proxy: Any = None
+        self._dask_workers: DaskWorkers | None = None
+        self._dask_workers_wanted = self.settings.dask_workers_count
         self._teardown: asyncio.Task[None] | None = None
         self._failure: PlatformError | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -305,6 +306,8 @@ class ServerlessCluster(Cluster):
         backend = backend_start.result()
         self._proxy = self._make_proxy(scheduler, backend)
         await self._proxy.start()
+        self._dask_workers = DaskWorkers(scheduler, self._make_dask_worker)
+        await self._dask_workers.scale(self._dask_workers_wanted)
         address = getattr(scheduler, "external_address", None) or scheduler.address
         self.scheduler_comm = rpc(address, connection_args=self.security.get_connection_args("client"))
         self.periodic_callbacks["health"] = PeriodicCallback(self._check_health, HEALTH_INTERVAL_SECONDS * 1000)
@@ -316,7 +319,16 @@ class ServerlessCluster(Cluster):
             from dask_serverless.proxy import Proxy
 
             make = Proxy
-        return make(scheduler, backend)
+        proxy = make(scheduler, backend)
+        proxy.resources = self._dask_worker_options.get("resources")
+        return proxy
+
+    def _make_dask_worker(self, name: str) -> Any:
+        assert self.scheduler is not None and self._local.directory is not None
+        options = local_options(
+            self.settings, self.security, self._silence_logs, self._local.directory, self._variables
+        )
+        return local_dask_worker(reachable_address(self.scheduler), name, options | self._dask_worker_options)
 
     async def _close_after_scheduler(self) -> None:
         """Close when the scheduler ends by itself: idle timeout, or a client that shut it down by address."""
@@ -368,6 +380,8 @@ class ServerlessCluster(Cluster):
                 self._adaptive.stop()
             if health := self.periodic_callbacks.get("health"):
                 health.stop()
+            if self._dask_workers is not None:
+                await bounded(self._dask_workers.close(), DASK_WORKERS_CLOSE_SECONDS_MAX, "the Dask workers")
             if self._proxy is not None:
                 await bounded(self._proxy.close(), PROXY_CLOSE_SECONDS_MAX, "the proxy")
             if self.scheduler is not None:
@@ -403,40 +417,73 @@ class ServerlessCluster(Cluster):
         """How many executors may run at once."""
         return self._ceiling
 
-    def scale(self, n: int = 0, memory: Any = None, cores: int | None = None) -> Any:
-        """Set how many executors may run at once.
+    def scale(
+        self, n: int | None = None, memory: Any = None, cores: int | None = None, *, dask_workers: int | None = None
+    ) -> Any:
+        """Set how many executors may run at once, or how many Dask workers there are, or both.
 
-        Nothing is started for it: Lambda starts executors when there is work. Executors that run
-        beyond a lower ceiling finish what they have.
+        No executor is started for it: Lambda starts executors when there is work. Those that run
+        beyond a lower ceiling finish what they have. Dask workers are started, or retired: what they
+        hold moves to others first. Neither is waited for, see `wait_for_workers`.
 
         Parameters
         ----------
         n
-            The new ceiling.
+            The new ceiling. It ends `adapt`.
         memory, cores
             The ceiling as memory or cores altogether (an executor has one).
+        dask_workers
+            How many ordinary Dask workers run beside the executors.
 
         Examples
         --------
         >>> cluster.scale(10)  # doctest: +SKIP
+        >>> cluster.scale(dask_workers=2)  # doctest: +SKIP
         """
-        count = arguments.check_ceiling(n) or 0
-        if memory is not None:
-            count = max(count, math.ceil(parse_bytes(memory) / self.settings.lambda_memory))
-        if cores is not None:
-            count = max(count, math.ceil(cores))
-        self._ceiling = count
-        if self.status in (Status.created, Status.starting, Status.running) and self.loop is not None:
-            self.loop.add_callback(self._apply_ceiling)
+        if n is None and memory is None and cores is None:
+            ceiling = self._ceiling if dask_workers is not None else 0  # as in LocalCluster: scale() is scale(0)
+        else:
+            ceiling = arguments.ceiling_of(n, memory, cores, self.settings.lambda_memory)
+        if dask_workers is not None:
+            self._dask_workers_wanted = arguments.check_dask_workers(dask_workers)
+        if ceiling != self._ceiling or dask_workers is None:
+            if self._adaptive is not None:
+                self._adaptive.stop()
+            self._set_ceiling(ceiling)
+        if dask_workers is not None and self._may_change:
+            self.loop.add_callback(self._apply_dask_workers)  # type: ignore[union-attr]
         return NoOpAwaitable() if self.asynchronous else None
 
+    @property
+    def _may_change(self) -> bool:
+        return self.status in (Status.created, Status.starting, Status.running) and self.loop is not None
+
+    def _set_ceiling(self, ceiling: int) -> None:
+        self._ceiling = ceiling
+        if self._may_change:
+            self.loop.add_callback(self._apply_ceiling)  # type: ignore[union-attr]
+
     async def _apply_ceiling(self) -> None:
-        if self.status == Status.running and self._proxy is not None:
-            self._proxy.set_ceiling(self._ceiling)
-            try:
-                await in_thread(self._local.set_ceiling, self._ceiling)
-            except PlatformError as error:  # dead: the health check says so to who can do something
-                logger.warning("the ceiling could not be set: %s", error)
+        if self.status != Status.running or self._proxy is None:
+            return
+        self._proxy.set_ceiling(self._ceiling)
+        if (fleet := getattr(self._proxy, "fleet", None)) is not None and self.scheduler is not None:
+            identity = self.scheduler.workers[fleet.address].identity()
+            self._update_worker_status("add", {"workers": {fleet.address: identity}})
+        try:
+            await in_thread(self._local.set_ceiling, self._ceiling)
+        except PlatformError as error:  # dead: the health check says so to who can do something
+            logger.warning("the ceiling could not be set: %s", error)
+
+    async def _apply_dask_workers(self) -> None:
+        if self.status != Status.running or self._dask_workers is None:
+            return
+        try:
+            await self._dask_workers.scale(self._dask_workers_wanted)
+        except Exception as error:
+            self._dask_workers_wanted = self._dask_workers.wanted
+            self._note(f"a Dask worker did not start: {error}")
+            logger.error("a Dask worker did not start: %s", error)
 
     def adapt(  # type: ignore[override]
         self,
@@ -452,7 +499,7 @@ class ServerlessCluster(Cluster):
         """Let the cluster have between `minimum` and `maximum` executors.
 
         Lambda adapts by itself, from none to the ceiling; so this sets the ceiling. `minimum` is
-        accepted and kept (a local cluster keeps sandboxes warm for minutes anyway).
+        accepted and kept (a local cluster keeps sandboxes warm for minutes anyway). `scale` ends it.
 
         Parameters
         ----------
@@ -469,32 +516,44 @@ class ServerlessCluster(Cluster):
         """
         if Adaptive is not None:
             arguments.warn_no_effect("Adaptive", "Lambda adapts by itself, there is no control loop to replace")
-        least, most = minimum or 0, math.inf if maximum is None else maximum
-        memory = self.settings.lambda_memory
-        if minimum_cores is not None:
-            least = max(least, minimum_cores)
-        if minimum_memory is not None:
-            least = max(least, math.ceil(parse_bytes(minimum_memory) / memory))
-        if maximum_cores is not None:
-            most = min(most, maximum_cores)
-        if maximum_memory is not None:
-            most = min(most, math.floor(parse_bytes(maximum_memory) / memory))
-        if least < 0 or most < 0:
-            raise ValueError(f"adapt: minimum={least!r} and maximum={most!r} must not be negative")
-        if most == math.inf:
-            most = max(self._ceiling, least)
-        if least > most:
-            raise ValueError(f"adapt: minimum={least!r} must not exceed maximum={most!r}")
+        least, most = arguments.adaptive_bounds(
+            (minimum, minimum_cores, minimum_memory),
+            (maximum, maximum_cores, maximum_memory),
+            self._ceiling,
+            self.settings.lambda_memory,
+        )
+        adaptive = CeilingAdaptive(self, least, most, **kwargs)
         if self._adaptive is not None:
             self._adaptive.stop()
-        self._adaptive = CeilingAdaptive(math.ceil(least), math.floor(most))
-        self.scale(self._adaptive.maximum)
-        return self._adaptive
+        self._adaptive = adaptive
+        self._set_ceiling(most)
+        return adaptive
 
     @property
     def workers(self) -> dict[Any, Any]:
-        """The Dask workers that the scheduler knows, by name: the fleet, and any that a user has added."""
-        return {info["name"]: info for info in self.scheduler_info["workers"].values()}
+        """The cluster's Dask workers by name: the fleet worker, and a `distributed.Nanny` for each ordinary one."""
+        fleet = getattr(self._proxy, "fleet", None)
+        ordinary = {} if self._dask_workers is None else self._dask_workers.running
+        return {**({} if fleet is None or self.status == Status.closed else {fleet.name: fleet}), **ordinary}
+
+    @classmethod
+    def from_name(cls, name: str) -> ServerlessCluster:
+        """Return the running cluster of that name in this process.
+
+        Raises
+        ------
+        ValueError
+            There is none. A cluster belongs to the process that made it and ends with it; others connect
+            to its scheduler.
+        """
+        for cluster in cls._instances:
+            if cluster.name == name and cluster.status in (Status.created, Status.starting, Status.running):
+                return cluster
+        raise ValueError(
+            f"there is no cluster named {name!r} in this process. A local cluster belongs to the process that made "
+            "it: elsewhere, connect to its scheduler, Client(<its scheduler_address>), or give it "
+            'scheduler_kwargs={"scheduler_file": path} and use Client(scheduler_file=path)'
+        )
 
     def wait_for_workers(self, n_workers: int, timeout: Any = None) -> Any:
         """Wait until the cluster can run `n_workers` tasks at once.
@@ -504,7 +563,8 @@ class ServerlessCluster(Cluster):
         Parameters
         ----------
         n_workers
-            At most the ceiling, plus the Dask workers that a user has added.
+            At most the ceiling plus the Dask workers; more is refused, unless there is a timeout (somebody
+            else may call `scale` meanwhile).
         timeout
             Seconds after which to raise `TimeoutError`.
         """
@@ -516,18 +576,21 @@ class ServerlessCluster(Cluster):
         deadline = time() + parse_timedelta(timeout) if timeout else math.inf
         while True:
             info = await self.scheduler_comm.identity(n_workers=-1)
-            running = sum(each["status"] == Status.running.name for each in info["workers"].values())
-            reachable = self._ceiling + max(0, len(info["workers"]) - 1)
-            if n_workers > reachable:
-                raise ValueError(
-                    f"wait_for_workers({n_workers}) would wait for ever: at most {reachable} executors may run at "
-                    f"once here; call scale({n_workers}) first"
-                )
-            if running:
+            fleet = getattr(getattr(self._proxy, "fleet", None), "address", None)
+            running = [a for a, each in info["workers"].items() if each["status"] == Status.running.name]
+            ordinary = len(running) - (fleet in running)
+            count = ordinary + (self._ceiling if fleet in running else 0)
+            if count >= n_workers:
                 self.scheduler_info = SchedulerInfo(info)
                 return
+            reachable = self._ceiling + max(ordinary, self._dask_workers_wanted)
+            if n_workers > reachable and not timeout:
+                raise ValueError(
+                    f"wait_for_workers({n_workers}) would wait for ever: at most {reachable} workers (executors at "
+                    f"once, and Dask workers) may run here; call scale({n_workers}) first, or give a timeout"
+                )
             if time() > deadline:
-                raise WorkerStartTimeoutError(0, n_workers, timeout)
+                raise WorkerStartTimeoutError(count, n_workers, timeout)
             await asyncio.sleep(0.05)
 
     # -- what it did ----------------------------------------------------------------------------
@@ -568,6 +631,7 @@ class ServerlessCluster(Cluster):
         row = (
             f'<tr><td style="text-align: left;"><strong>Status:</strong> {self.status.name}</td>'
             f'<td style="text-align: left;"><strong>Executors at once:</strong> {self._ceiling} of {memory}</td></tr>'
+            f'<tr><td style="text-align: left;"><strong>Dask workers:</strong> {self._dask_workers_wanted}</td></tr>'
         )
         html: str = super()._repr_html_(cluster_status=row + (cluster_status or ""))
         return html
@@ -576,7 +640,8 @@ class ServerlessCluster(Cluster):
         mode = "Adaptive" if self._adaptive and self._adaptive.periodic_callback else "Manual"
         return (
             f'<table><tr><td style="text-align: left;">Scaling mode: {mode}</td></tr>'
-            f'<tr><td style="text-align: left;">Executors at once: {self._ceiling}</td></tr></table>'
+            f'<tr><td style="text-align: left;">Executors at once: {self._ceiling}</td></tr>'
+            f'<tr><td style="text-align: left;">Dask workers: {self._dask_workers_wanted}</td></tr></table>'
         )
 
 

@@ -19,7 +19,8 @@ from distributed import Worker
 from distributed.comm import Comm
 from distributed.core import Status
 from distributed.metrics import time
-from distributed.protocol import Serialized, to_serialize
+from distributed.protocol import Serialized, decompress, to_serialize
+from distributed.protocol.serialize import merge_and_deserialize
 from distributed.worker_state_machine import UpdateDataEvent
 
 from dask_serverless.job_events import Imported, ImportFailed, Result
@@ -30,6 +31,7 @@ from lambda_worker.core.wire import (
     Ref,
     frames_nbytes,
     open_frames,
+    pack,
     pack_inline,
     seal_frames,
     unpack,
@@ -72,6 +74,24 @@ class FleetWorker(Worker):
         self._fleet_tasks: set[asyncio.Task[None]] = set()
         self._compute_here = self.stream_handlers["compute-task"]
         self.stream_handlers["compute-task"] = self.handle_compute_task
+
+    def resize(self, executors: int, executor_memory: int) -> None:
+        """Show as many threads and as much memory as there may be executors, here and in the scheduler's books."""
+        scheduler, memory = self.proxy.scheduler, executors * executor_memory
+        self.state.nthreads = executors
+        self.executors["default"]._max_workers = executors  # type: ignore[attr-defined]
+        self.memory_manager.memory_limit = memory
+        ws = scheduler.workers.get(self.address)
+        if ws is None:
+            return
+        more = executors - ws.nthreads
+        ws.nthreads += more
+        scheduler.host_info[ws.host]["nthreads"] += more
+        scheduler.total_nthreads += more
+        scheduler.total_nthreads_history.append((time(), scheduler.total_nthreads))
+        scheduler.total_memory += memory - ws.memory_limit
+        ws.memory_limit = memory
+        scheduler.check_idle_saturated(ws)
 
     # -- the scheduler asks ---------------------------------------------------------------------
 
@@ -180,7 +200,7 @@ class FleetWorker(Worker):
     def _store_value(self, value: Any) -> Location:
         backend = self.proxy.backend
         name = f"{EXPORTS}/{next(self._exports)}"
-        frames = value_to_frames(value)
+        frames = _frames_of(value)
         sealed = seal_frames(backend.secret, name, frames)
         if frames_nbytes(frames) <= backend.settings.executor_inline_bytes_max:
             return pack_inline(name, sealed)
@@ -256,3 +276,20 @@ class FleetWorker(Worker):
         task = asyncio.ensure_future(work)
         self._fleet_tasks.add(task)
         task.add_done_callback(self._fleet_tasks.discard)
+
+
+def _frames_of(value: Any) -> list[Frame]:
+    """Return the frames of a value, or of what came from another process and has not been decoded.
+
+    A pickle stays as it is: this process need not have what it is made of, and an actor's handle, if it were
+    made here, would belong to a client that the user has in this process.
+    """
+    if not isinstance(value, Serialized):
+        return value_to_frames(value)
+    header, frames = value.header, value.frames
+    if any(header.get("compression") or ()):
+        frames = decompress(header, frames)
+    whole = all(count == 1 for count in header.get("split-num-sub-frames", ()))
+    if header.get("serializer") == "pickle" and whole:
+        return [pack([bool(each) for each in header["writeable"]]), *frames]
+    return value_to_frames(merge_and_deserialize(header, frames))

@@ -16,10 +16,12 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from distributed import Client
+from distributed.actor import ProxyRPC
+from distributed.security import Security
 from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.utils import thread_state
 from distributed.worker import _worker_cvar
@@ -86,6 +88,9 @@ class TaskWorker:
         Called when a task leaves its place, and when it takes one again.
     on_event
         Called with topic and message of an event that a task logs.
+    tls
+        What a client needs to reach a scheduler that wants TLS: arguments of `distributed.Security`,
+        with certificates and keys themselves in the place of their paths.
     """
 
     _clients: dict[str, Client] = {}
@@ -97,6 +102,7 @@ class TaskWorker:
         on_secede: Callable[[], None],
         on_rejoin: Callable[[], None],
         on_event: Callable[[Any, Any], None],
+        tls: Mapping[str, Any] | None = None,
     ) -> None:
         self.scheduler = _Scheduler(scheduler, self._get_client)
         self.name = self.id = name
@@ -105,6 +111,7 @@ class TaskWorker:
         self.plugins: dict[str, Any] = {}
         self.local_directory = tempfile.gettempdir()
         self._on_event = on_event
+        self._tls = tls
         self._seat = _Seat(on_secede, on_rejoin)
         self._key: Hashable = None
 
@@ -136,6 +143,13 @@ class TaskWorker:
             message = {**message, "worker": self.address}
         self._on_event(topic, message)
 
+    def rpc(self, address: str) -> ProxyRPC:
+        """Return calls to a Dask worker, as an actor's methods use them.
+
+        They go through the scheduler: where this runs, Dask workers may not be reachable.
+        """
+        return ProxyRPC(self.scheduler, address)
+
     def handle_stimulus(self, *events: Any) -> None:
         """Nothing to handle: there is no Dask worker's state here."""
 
@@ -144,7 +158,12 @@ class TaskWorker:
         client = self._clients.get(address)
         if client is None or client.status != "running":
             client = _TaskClient(
-                address, timeout=timeout or "30s", set_as_default=True, direct_to_workers=False, name="executor"
+                address,
+                timeout=timeout or "30s",
+                set_as_default=True,
+                direct_to_workers=False,
+                name="executor",
+                security=None if self._tls is None else Security(**self._tls),
             )
             self._clients[address] = client
         return client

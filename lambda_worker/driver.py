@@ -103,6 +103,7 @@ class World:
     lease_seconds: float = 15.0
     payload_bytes_max: int = 256 * 1024
     last_words_directory: str | None = None
+    tls: Mapping[str, Any] | None = None  # for tasks that are clients, see `lambda_worker.dask_context.TaskWorker`
     constants: dict[str, tuple[int, Any]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
@@ -185,7 +186,9 @@ class Driver:
             from lambda_worker.dask_context import TaskWorker  # Dask, which a Lambda loads for its first task only
 
             name = f"{self.assignment.job}/{self.assignment.executor}"
-            self._context = TaskWorker(self.assignment.scheduler, name, self._secede, self._rejoin, self._log_event)
+            self._context = TaskWorker(
+                self.assignment.scheduler, name, self._secede, self._rejoin, self._log_event, self.world.tls
+            )
         try:
             reason = self._loop(self._handle(Began(self.world.clock(), edges)))
         finally:
