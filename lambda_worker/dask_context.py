@@ -12,19 +12,21 @@ tasks to any depth, with a single executor.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any
 
 from distributed import Client
 from distributed.actor import ProxyRPC
 from distributed.security import Security
 from distributed.threadpoolexecutor import thread_state as pool_state
-from distributed.utils import thread_state
+from distributed.utils import LoopRunner, in_async_call, sync, thread_state
 from distributed.worker import _worker_cvar
+from tornado.ioloop import IOLoop
 
 
 class _Seat:
@@ -58,7 +60,14 @@ class _Scheduler:
         self._client = client
 
     def __getattr__(self, call: str) -> Any:
-        return getattr(self._client().scheduler, call)
+        if call.startswith("_"):
+            raise AttributeError(call)
+
+        async def request(**message: Any) -> Any:
+            client = await self._client()  # made here, on the loop, it is not connected yet
+            return await getattr(client.scheduler, call)(**message)
+
+        return request
 
 
 class _TaskClient(Client):
@@ -94,6 +103,7 @@ class TaskWorker:
     """
 
     _clients: dict[str, Client] = {}
+    _loop_runner: LoopRunner | None = None
 
     def __init__(
         self,
@@ -119,9 +129,29 @@ class TaskWorker:
         return f"<TaskWorker {self.name}, in process {os.getpid()}>"
 
     @property
-    def loop(self) -> Any:
-        """The event loop of this process's client, in a thread of its own."""
-        return self._get_client().loop
+    def loop(self) -> IOLoop:
+        """The event loop of this process, in a thread of its own: of its client, and of asynchronous tasks."""
+        runner = self._loop_runner
+        if runner is None:
+            runner = TaskWorker._loop_runner = LoopRunner()
+            runner.start()
+        return runner.loop
+
+    def run_coroutine(self, awaitable: Awaitable[Any]) -> Any:
+        """Run what an asynchronous task returned, on the loop where its client and its actors' answers are."""
+        raised: list[BaseException] = []
+
+        async def run() -> Any:
+            try:
+                return await awaitable
+            except BaseException as error:  # some would end the loop, others lose their type on the way
+                raised.append(error)
+
+        asyncio_loop: Any = self.loop.asyncio_loop  # type: ignore[attr-defined]
+        result = asyncio.run_coroutine_threadsafe(run(), asyncio_loop).result()
+        if raised:
+            raise raised[0]
+        return result
 
     def begin(self, key: Hashable) -> None:
         """Surround the task that this thread runs next."""
@@ -154,16 +184,24 @@ class TaskWorker:
         """Nothing to handle: there is no Dask worker's state here."""
 
     def _get_client(self, timeout: float | None = None) -> Client:
-        address = self.scheduler.address
+        address, loop = self.scheduler.address, self.loop
+        on_loop = in_async_call(loop)
         client = self._clients.get(address)
-        if client is None or client.status != "running":
-            client = _TaskClient(
+        if client is None or client.status in ("closing", "closed"):
+            client = self._clients[address] = _TaskClient(
                 address,
                 timeout=timeout or "30s",
                 set_as_default=True,
                 direct_to_workers=False,
                 name="executor",
+                loop=loop,
+                asynchronous=on_loop,
                 security=None if self._tls is None else Security(**self._tls),
             )
-            self._clients[address] = client
+        elif not on_loop and client.status != "running":  # an asynchronous task has made it, just now
+            sync(loop, _connected, client)
         return client
+
+
+async def _connected(client: Client) -> None:
+    await client

@@ -248,7 +248,8 @@ class Driver:
             if self._context is not None:
                 self._context.begin(key_of(body))
             values = [self._values[parent] for parent in run.parents]
-            result = run_body(body, values, self.world.constant)
+            run_coroutine = None if self._context is None else self._context.run_coroutine
+            result = run_body(body, values, self.world.constant, run_coroutine)
         except (SystemExit, KeyboardInterrupt):
             raise  # as in Dask: they end the process, not the task
         except MissingModule as error:
