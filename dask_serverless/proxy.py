@@ -109,7 +109,7 @@ class Proxy(SchedulerPlugin):
             scheduler.address,
             proxy=self,
             name=FLEET,
-            nthreads=max(1, self.backend.ceiling),
+            nthreads=max(1, self.dispatcher.ceiling),
             memory_limit=0,
             security=scheduler.security,
             # Not the scheduler's own address if that is inside this process: Dask workers read from the fleet worker.
@@ -119,7 +119,7 @@ class Proxy(SchedulerPlugin):
             resources=dict(self.resources) if self.resources else None,
         )
         # Shown to those who look; nothing is limited by it, since this "worker" is part of the user's process.
-        self.fleet.memory_manager.memory_limit = max(1, self.backend.ceiling) * self.backend.settings.lambda_memory
+        self.fleet.memory_manager.memory_limit = max(1, self.dispatcher.ceiling) * self.backend.settings.lambda_memory
         await self.fleet
 
     async def close(self) -> None:
