@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator
 from typing import Any, ClassVar
 
 from dask.utils import format_bytes
-from distributed import Scheduler
+from distributed import Nanny, Scheduler
 from distributed.core import Status, rpc
 from distributed.objects import SchedulerInfo
 from distributed.security import Security
@@ -414,6 +414,15 @@ class ServerlessCluster(ScalableCluster):
         fleet = getattr(self._proxy, "fleet", None)
         ordinary = {} if self._dask_workers is None else self._dask_workers.running
         return {**({} if fleet is None or self.status == Status.closed else {fleet.name: fleet}), **ordinary}
+
+    @property
+    def worker_spec(self) -> dict[Any, dict[str, Any]]:
+        """What `workers` are made of, as for `distributed.SpecCluster`."""
+        options = self._dask_worker_options
+        return {
+            name: {"cls": type(each), "options": dict(options) if isinstance(each, Nanny) else {}}
+            for name, each in self.workers.items()
+        }
 
     @classmethod
     def from_name(cls, name: str) -> ServerlessCluster:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distributed import Nanny, Scheduler
+from distributed.comm import get_address_host
 from distributed.core import Status
 from distributed.security import Security
 
@@ -132,7 +133,8 @@ def local_dask_worker(scheduler: str, name: str, options: Mapping[str, Any]) -> 
     options
         As for `distributed.Nanny`.
     """
-    return Nanny(scheduler, name=name, **options)
+    # Where the scheduler is: on loopback, unless the user has chosen another place.
+    return Nanny(scheduler, name=name, **{"host": get_address_host(scheduler), **options})
 
 
 def local_options(
@@ -144,7 +146,6 @@ def local_options(
     return {
         "nthreads": settings.dask_workers_threads,
         "memory_limit": "auto" if settings.dask_workers_memory is None else settings.dask_workers_memory,
-        "host": "127.0.0.1",
         "dashboard": False,
         "security": security,
         "silence_logs": silence_logs,

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client
 from distributed.actor import ProxyRPC
@@ -26,7 +26,9 @@ from distributed.security import Security
 from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.utils import LoopRunner, in_async_call, sync, thread_state
 from distributed.worker import _worker_cvar
-from tornado.ioloop import IOLoop
+
+if TYPE_CHECKING:
+    from tornado.ioloop import IOLoop
 
 
 class _Seat:

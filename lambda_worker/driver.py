@@ -103,7 +103,8 @@ class World:
     lease_seconds: float = 15.0
     payload_bytes_max: int = 256 * 1024
     last_words_directory: str | None = None
-    tls: Mapping[str, Any] | None = None  # for tasks that are clients, see `lambda_worker.dask_context.TaskWorker`
+    # For tasks that are clients, see `lambda_worker.dask_context.TaskWorker`. Has a private key.
+    tls: Mapping[str, Any] | None = field(default=None, repr=False)
     constants: dict[str, tuple[int, Any]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, worker_client
 from distributed.core import Status
 from distributed.deploy import Adaptive
 from distributed.exceptions import WorkerStartTimeoutError
@@ -200,7 +200,7 @@ def run_program(program, timeout=90):
 @pytest.mark.parametrize("how", ["pass", "raise SystemExit(0)", "client.close()"])
 def test_the_interpreters_end_closes_what_the_user_forgot(how):
     done = run_program(f"""
-        from distributed import Client
+        from distributed import Client, worker_client
         from dask_serverless import ServerlessCluster
         cluster = ServerlessCluster(n_workers=2, dashboard_address=":0")
         client = Client(cluster)
@@ -337,7 +337,7 @@ def test_a_scheduler_file_for_clients_elsewhere(tmp_path):
     path = str(tmp_path / "scheduler.json")
     with ServerlessCluster(**OPTIONS, scheduler_kwargs={"scheduler_file": path}):
         done = run_program(f"""
-            from distributed import Client
+            from distributed import Client, worker_client
             with Client(scheduler_file={path!r}) as client:
                 print(client.submit(sum, [1, 2]).result(timeout=30))
         """)
@@ -394,6 +394,28 @@ def test_the_widget_of_notebooks(capsys):
         assert cluster.ceiling == 3 and "Manual" in shown.value
         cluster._ipython_display_()
         assert "Alone(" in capsys.readouterr().out
+
+
+def a_free_port():
+    with socket.socket() as any_port:
+        any_port.bind(("127.0.0.1", 0))
+        return any_port.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"interface": "lo"}, {"host": "tcp://127.0.0.1"}, {"scheduler_port": a_free_port(), "protocol": "tcp"}],
+    ids=["interface", "host", "port"],
+)
+def test_where_the_scheduler_listens_tasks_find_it(where):
+    def work():
+        with worker_client() as client:
+            return client.submit(abs, -3, pure=False).result(), client.scheduler.address
+
+    with ServerlessCluster(**OPTIONS, **where) as cluster, Client(cluster) as client:
+        assert client.submit(work).result(timeout=30) == (3, cluster.scheduler_address)
+        if port := where.get("scheduler_port"):
+            assert cluster.scheduler_address == f"tcp://127.0.0.1:{port}"
 
 
 def test_attributes_of_local_cluster_that_programs_read():

@@ -163,6 +163,7 @@ def test_the_cluster_knows_them(cluster, client):
     assert names_of(client) == ["dask-0", "dask-1", FLEET]
     assert set(cluster.workers) == {"dask-0", "dask-1", FLEET}
     assert isinstance(cluster.workers["dask-0"], Nanny)
+    assert cluster.worker_spec["dask-0"] == {"cls": Nanny, "options": {"resources": {"GPU": 1}}}
     assert cluster.plan == cluster.requested == cluster.observed == {"dask-0", "dask-1", FLEET}
     client.wait_for_workers(4, timeout=10)
     cluster.wait_for_workers(4, timeout=10)
