@@ -54,7 +54,7 @@ HEALTH_INTERVAL_SECONDS = 1.0
 #: The proxy and the scheduler say goodbye to their peers, who may be gone; the processes are ended after it.
 PROXY_CLOSE_SECONDS_MAX = 10.0
 SCHEDULER_CLOSE_SECONDS_MAX = 10.0
-DASK_WORKERS_CLOSE_SECONDS_MAX = 15.0
+DASK_WORKERS_CLOSE_SECONDS_MAX = 90.0  # theirs is 60, and nothing may be left of them
 ATEXIT_CLOSE_SECONDS_MAX = 10.0
 
 #: Always in `ServerlessCluster.stats`, also before anything has happened.
@@ -286,6 +286,7 @@ class ServerlessCluster(ScalableCluster):
                 raise
             raise RuntimeError(f"Cluster failed to start: {error}") from error
         self._spawn(self._close_after_scheduler())
+        self._spawn(self._catch_up())
 
     async def _start_parts(self) -> None:
         # Beside each other: the scheduler loads its dashboard (a second of CPU) while processes start.
@@ -324,7 +325,9 @@ class ServerlessCluster(ScalableCluster):
         options = local_options(
             self.settings, self.security, self._silence_logs, self._local.directory, self._variables
         )
-        return local_dask_worker(reachable_address(self.scheduler), name, options | self._dask_worker_options)
+        environment = {**options["env"], **(self._dask_worker_options.get("env") or {})}
+        options |= {**self._dask_worker_options, "env": environment}
+        return local_dask_worker(reachable_address(self.scheduler), name, options)
 
     async def _close_after_scheduler(self) -> None:
         """Close when the scheduler ends by itself: idle timeout, or a client that shut it down by address."""

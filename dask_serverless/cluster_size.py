@@ -98,6 +98,12 @@ class ScalableCluster(Cluster):
         if self._may_change:
             self.loop.add_callback(self._apply_ceiling)  # type: ignore[union-attr]
 
+    async def _catch_up(self) -> None:
+        """Do what `scale` was asked for while the cluster started."""
+        if self._ceiling != self._local.ceiling:
+            await self._apply_ceiling()
+        await self._apply_dask_workers()
+
     async def _apply_ceiling(self) -> None:
         if self.status != Status.running or self._proxy is None:
             return

@@ -29,7 +29,8 @@ logger = logging.getLogger("dask_serverless.dask_workers")
 NAME_PREFIX = "dask-"
 #: What a retiring worker holds is copied to others; one that cannot is closed nevertheless.
 RETIRE_SECONDS_MAX = 60.0
-CLOSE_SECONDS_MAX = 10.0
+#: A nanny lets its process start before it ends it, and on a busy machine starting Python takes its time.
+CLOSE_SECONDS_MAX = 60.0
 
 _ENDED = (Status.closing, Status.closed, Status.failed)
 
@@ -82,15 +83,18 @@ class DaskWorkers:
                 await self._retire(-missing)
 
     async def _start(self, count: int) -> None:
-        names = [name for n in range(self.wanted) if (name := f"{NAME_PREFIX}{n}") not in self._workers][:count]
+        wanted = self.wanted
+        names = [name for n in range(wanted) if (name := f"{NAME_PREFIX}{n}") not in self._workers][:count]
         made = {name: self._make(name) for name in names}
         self._workers.update(made)
         results = await asyncio.gather(*made.values(), return_exceptions=True)
         failed = {name: each for name, each in zip(made, results, strict=True) if isinstance(each, BaseException)}
         for name in failed:
-            await bounded(self._workers.pop(name).close(), CLOSE_SECONDS_MAX, f"Dask worker {name}")
-        if failed:
-            self.wanted = len(self._workers)
+            self._workers.pop(name, None)
+            await bounded(made[name].close(), CLOSE_SECONDS_MAX, f"Dask worker {name}")
+        if failed and not self._closed:
+            if self.wanted == wanted:
+                self.wanted = len(self._workers)
             raise next(iter(failed.values()))
 
     async def _retire(self, count: int) -> None:
@@ -117,6 +121,7 @@ class DaskWorkers:
         """End all of them, at once: the cluster goes as well."""
         self._closed = True
         self.wanted = 0
+        await self._end(list(self._workers))  # also those that are just starting: they are not waited for
         async with self._changing:
             await self._end(list(self._workers))
 

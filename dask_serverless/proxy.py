@@ -359,7 +359,7 @@ class Proxy(SchedulerPlugin):
             if ts.state == "erred":
                 raise ValueLost(f"{key!r} has erred: {ts.exception_text}")
             holders = {ws.address for ws in ts.who_has} if ts.state == "memory" and ts.who_has else set()
-            if self.fleet is not None and key in self.fleet.data:
+            if holders and self.fleet is not None and key in self.fleet.data:
                 return self.fleet.data[key]
             if not holders - refused:
                 waiting = self._arrivals.setdefault(key, asyncio.get_running_loop().create_future())

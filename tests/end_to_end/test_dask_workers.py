@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -176,7 +178,13 @@ def test_the_cluster_knows_them(cluster, client):
 
 
 def processes():
-    return [each for each in psutil.Process().children(recursive=True) if each.status() != "zombie"]
+    """Return the processes we have, but for the one that `multiprocessing` keeps until the end."""
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended just now
+            if each.status() != "zombie" and "multiprocessing.resource_tracker" not in " ".join(each.cmdline()):
+                found.append(each)
+    return found
 
 
 def test_scaling_up_and_down_moves_what_they_hold():
@@ -205,6 +213,35 @@ def test_who_asks_last_decides():
         for count in (2, 0, 1):
             cluster.scale(dask_workers=count)
         until(lambda: names_of(client) == ["dask-0", FLEET])
+
+
+def test_closing_while_they_start_leaves_nothing():
+    before = {each.pid for each in processes()}
+    cluster = ServerlessCluster(**OPTIONS)
+    cluster.scale(dask_workers=2)
+    until(lambda: len(cluster.workers) == 3)  # made, and not ready
+    cluster.close()
+    until(lambda: {each.pid for each in processes()} <= before)
+
+
+async def test_scaling_before_the_start():
+    cluster = ServerlessCluster(**OPTIONS, asynchronous=True)
+    cluster.scale(5, dask_workers=1)
+    async with cluster:
+        await cluster.wait_for_workers(6, timeout=60)
+        assert cluster.scheduler_info["workers"].keys() == cluster.scheduler.workers.keys()
+        while cluster.scheduler.total_nthreads != 6:
+            await asyncio.sleep(0.02)
+
+
+def test_the_environment_of_tasks_is_theirs_too():
+    options = {"env": {"MINE": "1"}}
+    with ServerlessCluster(
+        **OPTIONS, environment={"OURS": "2"}, dask_workers=1, dask_worker_options=options
+    ) as cluster:
+        with Client(cluster) as client:
+            found = pinned(client, lambda: (os.environ.get("MINE"), os.environ.get("OURS")))
+            assert found.result(timeout=30) == ("1", "2")
 
 
 def test_a_killed_worker_comes_back_and_what_it_held_is_made_again():
