@@ -139,6 +139,8 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "lambda.function-name": ("a", "b", "c"),
         "lambda.memory": (2**28, 2**29, 2**30),
         "lambda.timeout": (10.0, 20.0, 30.0),
+        "lambda.memory-classes": ([2**31], [2**32], [2**33]),
+        "lambda.classes-timeout": (40.0, 50.0, 60.0),
         "lambda.preload": (["json"], ["math"], ["cmath"]),
         "lambda.price-gb-second": (1.0, 2.0, 3.0),
         "lambda.price-request": (1.0, 2.0, 3.0),
