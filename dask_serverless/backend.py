@@ -102,6 +102,8 @@ class LocalBackend:
         Variables for the user's tasks.
     local_directory
         Where the private directory is made; None: the system's place for temporary files.
+    tls
+        What tasks need to be clients of a scheduler with TLS.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class LocalBackend:
         settings: Settings,
         environment: Mapping[str, str] | None = None,
         local_directory: str | None = None,
+        tls: Mapping[str, Any] | None = None,
     ):
         self.name = name
         self.ceiling = ceiling
@@ -121,6 +124,7 @@ class LocalBackend:
         self.backend: Backend | None = None
         self._environment = dict(environment or {})
         self._local_directory = local_directory
+        self._tls = tls
         self._echo: Echo | None = None
         # Held during start: a close in the middle of it waits, and then finds everything.
         self._lock = threading.Lock()
@@ -220,6 +224,7 @@ class LocalBackend:
                 "DASK_SERVERLESS_FUNCTION": settings.lambda_function_name,
                 "DASK_SERVERLESS_SETTINGS": json.dumps(executor_settings),
                 "DASK_SERVERLESS_LAST_WORDS": self.directory,
+                **({} if self._tls is None else {"DASK_SERVERLESS_TLS": json.dumps(self._tls)}),
             },
             memory_mb=settings.lambda_memory // _MIB,
             timeout_seconds=settings.lambda_timeout,

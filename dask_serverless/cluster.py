@@ -20,28 +20,32 @@ import contextlib
 import datetime
 import inspect
 import logging
-import math
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Generator
 from typing import Any, ClassVar
 
-from dask.utils import format_bytes, parse_bytes, parse_timedelta
-from distributed import Scheduler
+from dask.utils import format_bytes
+from distributed import Nanny, Scheduler
 from distributed.core import Status, rpc
-from distributed.deploy.cluster import Cluster
-from distributed.exceptions import WorkerStartTimeoutError
-from distributed.metrics import time
 from distributed.objects import SchedulerInfo
 from distributed.security import Security
-from distributed.utils import Log, Logs, NoOpAwaitable, silence_logging_cmgr
+from distributed.utils import Log, Logs, silence_logging_cmgr
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from dask_serverless import cluster_arguments as arguments
 from dask_serverless.backend import Backend, LocalBackend
 from dask_serverless.beside_loop import bounded, in_thread
-from dask_serverless.stock_scheduler import make_scheduler, make_security, scheduler_options
+from dask_serverless.cluster_size import ScalableCluster
+from dask_serverless.dask_workers import DaskWorkers, local_dask_worker, local_options
+from dask_serverless.stock_scheduler import (
+    executors_tls,
+    make_scheduler,
+    make_security,
+    reachable_address,
+    scheduler_options,
+)
 from lambda_worker.core.errors import PlatformError, ServerlessError
 
 logger = logging.getLogger("dask_serverless.cluster")
@@ -50,6 +54,7 @@ HEALTH_INTERVAL_SECONDS = 1.0
 #: The proxy and the scheduler say goodbye to their peers, who may be gone; the processes are ended after it.
 PROXY_CLOSE_SECONDS_MAX = 10.0
 SCHEDULER_CLOSE_SECONDS_MAX = 10.0
+DASK_WORKERS_CLOSE_SECONDS_MAX = 90.0  # theirs is 60, and nothing may be left of them
 ATEXIT_CLOSE_SECONDS_MAX = 10.0
 
 #: Always in `ServerlessCluster.stats`, also before anything has happened.
@@ -76,34 +81,7 @@ STATS = (
 _LAMBDA_STATS = ("invocations", "sandboxes_cold", "sandboxes_warm", "gb_seconds", "store_keys", "store_bytes")
 
 
-class CeilingAdaptive:
-    """What `ServerlessCluster.adapt` returns.
-
-    Lambda goes from nothing to the ceiling and back by itself, so there is no control loop: the
-    maximum is the ceiling. The attributes are those of `distributed.deploy.Adaptive` that widgets read.
-
-    Parameters
-    ----------
-    minimum, maximum
-        As given, resolved.
-    """
-
-    def __init__(self, minimum: int, maximum: int):
-        self.minimum = minimum
-        self.maximum = maximum
-        self.state = "running"
-        self.periodic_callback: object | None = self  # not None: "Adaptive" in the widget
-
-    def __repr__(self) -> str:
-        return f"<CeilingAdaptive {self.minimum} .. {self.maximum}, {self.state}>"
-
-    def stop(self, reason: str = "unknown") -> None:
-        """Go back to a ceiling that only `scale` changes."""
-        self.state = "stopped"
-        self.periodic_callback = None
-
-
-class ServerlessCluster(Cluster):
+class ServerlessCluster(ScalableCluster):
     """A Dask cluster whose tasks run in Lambda functions that schedule among themselves.
 
     A drop-in for `distributed.LocalCluster`. This kind runs on this machine: a stock scheduler in this
@@ -119,7 +97,7 @@ class ServerlessCluster(Cluster):
     threads_per_worker, processes, worker_class, worker_dashboard_address, services, worker_services, start
         Accepted for LocalCluster's sake; a value that means something there warns.
     loop, asynchronous, security, protocol, blocked_handlers, interface, service_kwargs, scheduler_kwargs
-        As for LocalCluster.
+        As for LocalCluster. With TLS (``security=True`` or a `Security`) tasks that are clients use it as well.
     host, ip
         Where the scheduler listens; default: loopback.
     scheduler_port
@@ -132,7 +110,8 @@ class ServerlessCluster(Cluster):
     scheduler_sync_interval
         Seconds between exchanges of cluster information with the scheduler.
     memory_limit
-        Memory of one Lambda, as ``"2 GiB"``.
+        Memory of one Lambda, as ``"2 GiB"``; "auto": ``serverless.lambda.memory``. None and 0, which lift the
+        limit in LocalCluster, warn and give the largest there is.
     timeout
         How long one invocation may take, as ``"5 minutes"``.
     preload
@@ -141,6 +120,14 @@ class ServerlessCluster(Cluster):
         Environment variables for tasks.
     local_directory
         Where a private temporary directory is made.
+    dask_workers
+        How many ordinary Dask workers run beside the executors, for actors and tasks that ask for a Dask
+        worker (``workers=``, ``resources=``, ``dask.annotate(serverless=False)``). Each is a process. Default:
+        ``serverless.dask-workers.count``. Without any, such tasks run in this process.
+    dask_worker_options
+        Options of `distributed.Nanny` and `distributed.Worker` for them, as ``{"nthreads": 2}``.
+    resources
+        What a Dask worker declares; if there are none, this process's own.
     storage_shards, storage_max_memory
         How many storage servers hold objects, and their memory together.
     shutdown_on_close
@@ -187,12 +174,15 @@ class ServerlessCluster(Cluster):
         scheduler_kwargs: dict[str, Any] | None = None,
         scheduler_sync_interval: Any = 1,
         *,
-        memory_limit: Any = None,
+        memory_limit: Any = "auto",
         timeout: Any = None,
         preload: Any = None,
         environment: dict[str, str] | None = None,
         env: dict[str, str] | None = None,
         local_directory: Any = None,
+        dask_workers: int | None = None,
+        dask_worker_options: dict[str, Any] | None = None,
+        resources: dict[str, float] | None = None,
         storage_shards: int | None = None,
         storage_max_memory: Any = None,
         shutdown_on_close: bool = True,
@@ -213,7 +203,9 @@ class ServerlessCluster(Cluster):
             preload=preload,
             storage_shards=storage_shards,
             storage_max_memory=storage_max_memory,
+            dask_workers=dask_workers,
         )
+        self._dask_worker_options = arguments.check_dask_worker_options(dask_worker_options, resources)
         self._ceiling = self.settings.workers_count if ceiling is None else ceiling
         self.security = make_security(security)
         self._scheduler_options = scheduler_options(
@@ -230,7 +222,10 @@ class ServerlessCluster(Cluster):
         variables = arguments.check_environment(environment, env)
         directory = arguments.check_local_directory(local_directory)
         name = str(uuid.uuid4())[:8] if name is None else str(name)
-        self._local = self._backend_class(name, self._ceiling, self.settings, variables, directory)
+        tls = executors_tls(self.security)
+        self._local = self._backend_class(name, self._ceiling, self.settings, variables, directory, tls)
+        self._variables = variables
+        self._silence_logs = silence_logs
 
         if loop is None and asynchronous:
             loop = IOLoop.current()
@@ -238,6 +233,8 @@ class ServerlessCluster(Cluster):
         self.shutdown_on_close = shutdown_on_close
         self.scheduler: Scheduler | None = None
         self._proxy: Any = None
+        self._dask_workers: DaskWorkers | None = None
+        self._dask_workers_wanted = self.settings.dask_workers_count
         self._teardown: asyncio.Task[None] | None = None
         self._failure: PlatformError | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -293,6 +290,7 @@ class ServerlessCluster(Cluster):
                 raise
             raise RuntimeError(f"Cluster failed to start: {error}") from error
         self._spawn(self._close_after_scheduler())
+        self._spawn(self._catch_up())
 
     async def _start_parts(self) -> None:
         # Beside each other: the scheduler loads its dashboard (a second of CPU) while processes start.
@@ -309,6 +307,8 @@ class ServerlessCluster(Cluster):
         backend = backend_start.result()
         self._proxy = self._make_proxy(scheduler, backend)
         await self._proxy.start()
+        self._dask_workers = DaskWorkers(scheduler, self._make_dask_worker)
+        await self._dask_workers.scale(self._dask_workers_wanted)
         address = getattr(scheduler, "external_address", None) or scheduler.address
         self.scheduler_comm = rpc(address, connection_args=self.security.get_connection_args("client"))
         self.periodic_callbacks["health"] = PeriodicCallback(self._check_health, HEALTH_INTERVAL_SECONDS * 1000)
@@ -320,7 +320,18 @@ class ServerlessCluster(Cluster):
             from dask_serverless.proxy import Proxy
 
             make = Proxy
-        return make(scheduler, backend)
+        proxy = make(scheduler, backend)
+        proxy.resources = self._dask_worker_options.get("resources")
+        return proxy
+
+    def _make_dask_worker(self, name: str) -> Any:
+        assert self.scheduler is not None and self._local.directory is not None
+        options = local_options(
+            self.settings, self.security, self._silence_logs, self._local.directory, self._variables
+        )
+        environment = {**options["env"], **(self._dask_worker_options.get("env") or {})}
+        options |= {**self._dask_worker_options, "env": environment}
+        return local_dask_worker(reachable_address(self.scheduler), name, options)
 
     async def _close_after_scheduler(self) -> None:
         """Close when the scheduler ends by itself: idle timeout, or a client that shut it down by address."""
@@ -372,6 +383,8 @@ class ServerlessCluster(Cluster):
                 self._adaptive.stop()
             if health := self.periodic_callbacks.get("health"):
                 health.stop()
+            if self._dask_workers is not None:
+                await bounded(self._dask_workers.close(), DASK_WORKERS_CLOSE_SECONDS_MAX, "the Dask workers")
             if self._proxy is not None:
                 await bounded(self._proxy.close(), PROXY_CLOSE_SECONDS_MAX, "the proxy")
             if self.scheduler is not None:
@@ -400,139 +413,42 @@ class ServerlessCluster(Cluster):
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    # -- size -----------------------------------------------------------------------------------
-
-    @property
-    def ceiling(self) -> int:
-        """How many executors may run at once."""
-        return self._ceiling
-
-    def scale(self, n: int = 0, memory: Any = None, cores: int | None = None) -> Any:
-        """Set how many executors may run at once.
-
-        Nothing is started for it: Lambda starts executors when there is work. Executors that run
-        beyond a lower ceiling finish what they have.
-
-        Parameters
-        ----------
-        n
-            The new ceiling.
-        memory, cores
-            The ceiling as memory or cores altogether (an executor has one).
-
-        Examples
-        --------
-        >>> cluster.scale(10)  # doctest: +SKIP
-        """
-        count = arguments.check_ceiling(n) or 0
-        if memory is not None:
-            count = max(count, math.ceil(parse_bytes(memory) / self.settings.lambda_memory))
-        if cores is not None:
-            count = max(count, math.ceil(cores))
-        self._ceiling = count
-        if self.status in (Status.created, Status.starting, Status.running) and self.loop is not None:
-            self.loop.add_callback(self._apply_ceiling)
-        return NoOpAwaitable() if self.asynchronous else None
-
-    async def _apply_ceiling(self) -> None:
-        if self.status == Status.running and self._proxy is not None:
-            self._proxy.set_ceiling(self._ceiling)
-            try:
-                await in_thread(self._local.set_ceiling, self._ceiling)
-            except PlatformError as error:  # dead: the health check says so to who can do something
-                logger.warning("the ceiling could not be set: %s", error)
-
-    def adapt(  # type: ignore[override]
-        self,
-        Adaptive: Any = None,
-        minimum: int | float = 0,
-        maximum: int | float | None = math.inf,
-        minimum_cores: int | None = None,
-        maximum_cores: int | None = None,
-        minimum_memory: Any = None,
-        maximum_memory: Any = None,
-        **kwargs: Any,
-    ) -> CeilingAdaptive:
-        """Let the cluster have between `minimum` and `maximum` executors.
-
-        Lambda adapts by itself, from none to the ceiling; so this sets the ceiling. `minimum` is
-        accepted and kept (a local cluster keeps sandboxes warm for minutes anyway).
-
-        Parameters
-        ----------
-        Adaptive, **kwargs
-            No effect: there is no control loop to configure.
-        minimum, minimum_cores, minimum_memory
-            The fewest executors, as a count, cores or memory.
-        maximum, maximum_cores, maximum_memory
-            The most. Without any of them the ceiling stays as it is.
-
-        Examples
-        --------
-        >>> cluster.adapt(minimum=0, maximum=20)  # doctest: +SKIP
-        """
-        if Adaptive is not None:
-            arguments.warn_no_effect("Adaptive", "Lambda adapts by itself, there is no control loop to replace")
-        least, most = minimum or 0, math.inf if maximum is None else maximum
-        memory = self.settings.lambda_memory
-        if minimum_cores is not None:
-            least = max(least, minimum_cores)
-        if minimum_memory is not None:
-            least = max(least, math.ceil(parse_bytes(minimum_memory) / memory))
-        if maximum_cores is not None:
-            most = min(most, maximum_cores)
-        if maximum_memory is not None:
-            most = min(most, math.floor(parse_bytes(maximum_memory) / memory))
-        if least < 0 or most < 0:
-            raise ValueError(f"adapt: minimum={least!r} and maximum={most!r} must not be negative")
-        if most == math.inf:
-            most = max(self._ceiling, least)
-        if least > most:
-            raise ValueError(f"adapt: minimum={least!r} must not exceed maximum={most!r}")
-        if self._adaptive is not None:
-            self._adaptive.stop()
-        self._adaptive = CeilingAdaptive(math.ceil(least), math.floor(most))
-        self.scale(self._adaptive.maximum)
-        return self._adaptive
+    # -- what it is -----------------------------------------------------------------------------
 
     @property
     def workers(self) -> dict[Any, Any]:
-        """The Dask workers that the scheduler knows, by name: the fleet, and any that a user has added."""
-        return {info["name"]: info for info in self.scheduler_info["workers"].values()}
+        """The cluster's Dask workers by name: the fleet worker, and a `distributed.Nanny` for each ordinary one."""
+        fleet = getattr(self._proxy, "fleet", None)
+        ordinary = {} if self._dask_workers is None else self._dask_workers.running
+        return {**({} if fleet is None or self.status == Status.closed else {fleet.name: fleet}), **ordinary}
 
-    def wait_for_workers(self, n_workers: int, timeout: Any = None) -> Any:
-        """Wait until the cluster can run `n_workers` tasks at once.
+    @property
+    def worker_spec(self) -> dict[Any, dict[str, Any]]:
+        """What `workers` are made of, as for `distributed.SpecCluster`."""
+        options = self._dask_worker_options
+        return {
+            name: {"cls": type(each), "options": dict(options) if isinstance(each, Nanny) else {}}
+            for name, each in self.workers.items()
+        }
 
-        That is so as soon as the fleet is up, since executors start with the work.
+    @classmethod
+    def from_name(cls, name: str) -> ServerlessCluster:
+        """Return the running cluster of that name in this process.
 
-        Parameters
-        ----------
-        n_workers
-            At most the ceiling, plus the Dask workers that a user has added.
-        timeout
-            Seconds after which to raise `TimeoutError`.
+        Raises
+        ------
+        ValueError
+            There is none. A cluster belongs to the process that made it and ends with it; others connect
+            to its scheduler.
         """
-        if isinstance(n_workers, bool) or not isinstance(n_workers, int) or n_workers < 1:
-            raise ValueError(f"`n_workers` must be a positive integer. Instead got {n_workers}.")
-        return self.sync(self._wait_for_workers, n_workers, timeout=timeout)
-
-    async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
-        deadline = time() + parse_timedelta(timeout) if timeout else math.inf
-        while True:
-            info = await self.scheduler_comm.identity(n_workers=-1)
-            running = sum(each["status"] == Status.running.name for each in info["workers"].values())
-            reachable = self._ceiling + max(0, len(info["workers"]) - 1)
-            if n_workers > reachable:
-                raise ValueError(
-                    f"wait_for_workers({n_workers}) would wait for ever: at most {reachable} executors may run at "
-                    f"once here; call scale({n_workers}) first"
-                )
-            if running:
-                self.scheduler_info = SchedulerInfo(info)
-                return
-            if time() > deadline:
-                raise WorkerStartTimeoutError(0, n_workers, timeout)
-            await asyncio.sleep(0.05)
+        for cluster in cls._instances:
+            if cluster.name == name and cluster.status in (Status.created, Status.starting, Status.running):
+                return cluster
+        raise ValueError(
+            f"there is no cluster named {name!r} in this process. A local cluster belongs to the process that made "
+            "it: elsewhere, connect to its scheduler, Client(<its scheduler_address>), or give it "
+            'scheduler_kwargs={"scheduler_file": path} and use Client(scheduler_file=path)'
+        )
 
     # -- what it did ----------------------------------------------------------------------------
 
@@ -575,6 +491,7 @@ class ServerlessCluster(Cluster):
         row = (
             f'<tr><td style="text-align: left;"><strong>Status:</strong> {self.status.name}</td>'
             f'<td style="text-align: left;"><strong>Executors at once:</strong> {self._ceiling} of {memory}</td></tr>'
+            f'<tr><td style="text-align: left;"><strong>Dask workers:</strong> {self._dask_workers_wanted}</td></tr>'
         )
         html: str = super()._repr_html_(cluster_status=row + (cluster_status or ""))
         return html
@@ -583,7 +500,8 @@ class ServerlessCluster(Cluster):
         mode = "Adaptive" if self._adaptive and self._adaptive.periodic_callback else "Manual"
         return (
             f'<table><tr><td style="text-align: left;">Scaling mode: {mode}</td></tr>'
-            f'<tr><td style="text-align: left;">Executors at once: {self._ceiling}</td></tr></table>'
+            f'<tr><td style="text-align: left;">Executors at once: {self._ceiling}</td></tr>'
+            f'<tr><td style="text-align: left;">Dask workers: {self._dask_workers_wanted}</td></tr></table>'
         )
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import operator
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from dask.utils import parse_bytes
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import clean_dashboard_address, get_ip_interface
 
-from dask_serverless.config import LAMBDA_MEMORY_BYTES_MAX, Settings
+from dask_serverless.config import DASK_WORKERS_MAX, LAMBDA_MEMORY_BYTES_MAX, Settings
 
 #: Names of `LocalCluster`, `Worker` and `Nanny` with a reason of their own; the others get `_WORKER_REASON`.
 NO_EFFECT = {
@@ -31,7 +33,6 @@ NO_EFFECT = {
     "dashboard": "use dashboard_address",
     "nthreads": "an executor runs one task at a time; use n_workers for more at once",
     "ncores": "an executor runs one task at a time; use n_workers for more at once",
-    "resources": "resources belong to Dask workers; connect one to this scheduler for tasks that need them",
     "death_timeout": "executors end with their invocation",
     "lifetime": "executors end with their invocation",
     "data": "values live in the storage tier",
@@ -55,6 +56,19 @@ _SETTINGS = {
     "preload": "lambda_preload",
     "storage_shards": "storage_shards",
     "storage_max_memory": "storage_max_memory",
+    "dask_workers": "dask_workers_count",
+}
+
+#: AWS gives an account 1,000 at once at first, and on request some ten thousands. Beyond that a number is a slip.
+EXECUTORS_AT_ONCE_MAX = 10_000
+
+#: Options of Dask workers that follow from the cluster.
+_NOT_THEIRS = {
+    "name": "names are given by the cluster",
+    "scheduler_ip": "they belong to this cluster's scheduler",
+    "scheduler_port": "they belong to this cluster's scheduler",
+    "scheduler_file": "they belong to this cluster's scheduler",
+    "security": "give security= to the cluster",
 }
 
 
@@ -130,18 +144,143 @@ def check_ceiling(n_workers: Any) -> int | None:
     Traceback (most recent call last):
         ...
     ValueError: n_workers=-1 must be a whole number, 0 or more
+    >>> check_ceiling(10**6)
+    Traceback (most recent call last):
+        ...
+    ValueError: n_workers=1000000 is more than 10000 executors at once; tasks queue for them, so fewer do as well
     """
     if n_workers is None:
         return None
-    try:
-        if isinstance(n_workers, bool):
-            raise TypeError
-        count = operator.index(n_workers)
-    except TypeError:
-        raise TypeError(f"n_workers={n_workers!r} must be a whole number, 0 or more") from None
-    if count < 0:
-        raise ValueError(f"n_workers={n_workers!r} must be a whole number, 0 or more")
+    count = _whole_number("n_workers", n_workers)
+    if count > EXECUTORS_AT_ONCE_MAX:
+        raise ValueError(
+            f"n_workers={n_workers!r} is more than {EXECUTORS_AT_ONCE_MAX} executors at once; "
+            "tasks queue for them, so fewer do as well"
+        )
     return count
+
+
+def check_dask_workers(dask_workers: Any) -> int:
+    """Return the number of Dask workers.
+
+    Examples
+    --------
+    >>> check_dask_workers(10**6)
+    Traceback (most recent call last):
+        ...
+    ValueError: dask_workers=1000000 is more than 256, and each is a process of this machine
+    """
+    count = _whole_number("dask_workers", dask_workers)
+    if count > DASK_WORKERS_MAX:
+        raise ValueError(
+            f"dask_workers={dask_workers!r} is more than {DASK_WORKERS_MAX}, and each is a process of this machine"
+        )
+    return count
+
+
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} must be a whole number, 0 or more") from None
+    if count < 0:
+        raise ValueError(f"{name}={value!r} must be a whole number, 0 or more")
+    return count
+
+
+def ceiling_of(n: Any, memory: Any, cores: float | None, lambda_memory: int) -> int:
+    """Return the ceiling that a call of `scale` means: the largest of what is given.
+
+    Examples
+    --------
+    >>> ceiling_of(2, "5 GiB", None, 2**30)
+    5
+    """
+    count = check_ceiling(n) or 0
+    if memory is not None:
+        count = max(count, math.ceil(parse_bytes(memory) / lambda_memory))
+    if cores is not None:
+        count = max(count, math.ceil(cores))
+    return check_ceiling(count) or 0
+
+
+def adaptive_bounds(
+    least: tuple[Any, Any, Any], most: tuple[Any, Any, Any], ceiling: int, lambda_memory: int
+) -> tuple[int, int]:
+    """Return what a call of `adapt` means: the fewest and the most executors.
+
+    Parameters
+    ----------
+    least, most
+        Each as a count, cores and memory; what was not given is None (or infinite).
+    ceiling
+        The most, if nothing says otherwise.
+    lambda_memory
+        Memory of one executor.
+
+    Examples
+    --------
+    >>> adaptive_bounds((0, None, None), (math.inf, 8, "5 GiB"), 2, 2**30)
+    (0, 5)
+    """
+    minimum, minimum_cores, minimum_memory = least
+    maximum, maximum_cores, maximum_memory = most
+    fewest, largest = minimum or 0, math.inf if maximum is None else maximum
+    if minimum_cores is not None:
+        fewest = max(fewest, minimum_cores)
+    if minimum_memory is not None:
+        fewest = max(fewest, math.ceil(parse_bytes(minimum_memory) / lambda_memory))
+    if maximum_cores is not None:
+        largest = min(largest, maximum_cores)
+    if maximum_memory is not None:
+        largest = min(largest, math.floor(parse_bytes(maximum_memory) / lambda_memory))
+    if fewest < 0 or largest < 0:
+        raise ValueError(f"adapt: minimum={fewest!r} and maximum={largest!r} must not be negative")
+    if largest == math.inf:
+        largest = max(ceiling, fewest)
+    if fewest > largest:
+        raise ValueError(f"adapt: minimum={fewest!r} must not exceed maximum={largest!r}")
+    for name, value in (("minimum", fewest), ("maximum", largest)):
+        if value > EXECUTORS_AT_ONCE_MAX:
+            raise ValueError(f"adapt: {name}={value!r} is more than {EXECUTORS_AT_ONCE_MAX} executors at once")
+    return math.ceil(fewest), math.floor(largest)
+
+
+def check_dask_worker_options(options: Any, resources: Any = None) -> dict[str, Any]:
+    """Refuse what is no option of Dask workers; return the options, with the cluster's `resources`.
+
+    Examples
+    --------
+    >>> check_dask_worker_options({"nthreads": 2}, {"GPU": 1})
+    {'nthreads': 2, 'resources': {'GPU': 1}}
+    >>> check_dask_worker_options({"nthread": 2})
+    Traceback (most recent call last):
+        ...
+    TypeError: dask_worker_options has 'nthread', which is no option of Dask workers; did you mean 'nthreads'?
+    """
+    if options is None:
+        options = {}
+    if not isinstance(options, Mapping):
+        raise TypeError(f"dask_worker_options={options!r} must be a mapping")
+    known = _names_of(_dask_worker_classes())
+    for name in options:
+        if name in _NOT_THEIRS:
+            raise ValueError(f"dask_worker_options has {name!r}: {_NOT_THEIRS[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(str(name), sorted(known), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"dask_worker_options has {name!r}, which is no option of Dask workers{hint}")
+    checked = {**options, **({} if resources is None or "resources" in options else {"resources": resources})}
+    declared = checked.get("resources")
+    if declared is not None:
+        if not isinstance(declared, Mapping):
+            raise TypeError(f"resources={declared!r} must be a mapping of names to amounts")
+        for name, amount in declared.items():
+            if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
+                raise ValueError(f"resources has {name!r}: {amount!r}, but an amount must be a number, 0 or more")
+    return checked
 
 
 def load_settings(**arguments: Any) -> Settings:
@@ -152,7 +291,7 @@ def load_settings(**arguments: Any) -> Settings:
     ValueError
         Naming the argument and its value, if it was an argument.
     """
-    arguments = {name: value for name, value in arguments.items() if value is not None}
+    arguments = {name: value for name, value in arguments.items() if value is not None or name == "memory_limit"}
     given = dict(arguments)
     if "memory_limit" in arguments:
         arguments["memory_limit"] = _lambda_memory(arguments["memory_limit"])
@@ -174,10 +313,10 @@ def _lambda_memory(memory_limit: Any) -> Any:
     """Read a memory limit as LocalCluster does: "auto", a fraction of this machine, or bytes."""
     if memory_limit == "auto":
         return None
+    if memory_limit is None or (memory_limit == 0 and not isinstance(memory_limit, bool)):  # "no limit"
+        warn_no_effect(f"memory_limit={memory_limit!r}", "a Lambda always has a limit; the largest is used")
+        return LAMBDA_MEMORY_BYTES_MAX
     if isinstance(memory_limit, (int, float)) and not isinstance(memory_limit, bool):
-        if memory_limit == 0:
-            warn_no_effect("memory_limit=0", "a Lambda always has a limit; the largest is used")
-            return LAMBDA_MEMORY_BYTES_MAX
         if isinstance(memory_limit, float) and 0 < memory_limit <= 1:
             return int(memory_limit * MEMORY_LIMIT)
     return memory_limit
@@ -274,11 +413,21 @@ def _host_alone(host: str) -> str:
     return host or "127.0.0.1"
 
 
-def _names_of_dask_workers() -> frozenset[str]:
-    from distributed import LocalCluster, Nanny, Worker
+def _dask_worker_classes() -> tuple[type, ...]:
+    from distributed import Nanny, Worker
 
+    return (Worker, Nanny)
+
+
+def _names_of_dask_workers() -> frozenset[str]:
+    from distributed import LocalCluster
+
+    return _names_of((LocalCluster, *_dask_worker_classes()))
+
+
+def _names_of(classes: Iterable[type]) -> frozenset[str]:
     names: set[str] = set()
-    for cls in (LocalCluster, Worker, Nanny):
-        parameters = inspect.signature(cls.__init__).parameters.values()
+    for cls in classes:
+        parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
         names.update(each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD)
     return frozenset(names - {"self", "args"})

@@ -33,6 +33,8 @@ MiB = 2**20
 LAMBDA_MEMORY_BYTES_MIN, LAMBDA_MEMORY_BYTES_MAX = 128 * MiB, 10_240 * MiB
 LAMBDA_TIMEOUT_SECONDS_MAX = 900.0
 LAMBDA_EVENT_BYTES_MAX = 1_000_000
+#: More of them are a slip: each is a process of some 100 MiB.
+DASK_WORKERS_MAX = 256
 #: Below this an executor that is merely slow (garbage collection, a page fault storm) looks dead.
 LEASE_SECONDS_MIN = 1.0
 #: Room in a payload beside one inlined value: the edges of a segment, names, tags.
@@ -52,6 +54,12 @@ class _Refused(Exception):
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise _Refused("a whole number, 1 or more")
+    return value
+
+
+def _count_or_none(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= DASK_WORKERS_MAX:
+        raise _Refused(f"a whole number from 0 to {DASK_WORKERS_MAX}")
     return value
 
 
@@ -152,6 +160,10 @@ def _storage_memory(value: Any) -> int:
     return _bytes(16 * MiB)(value)
 
 
+def _dask_worker_memory(value: Any) -> int | None:
+    return None if value is None else _bytes(64 * MiB)(value)
+
+
 def _setting(key: str, parse: Callable[[Any], Any]) -> Any:
     return field(metadata={"key": f"serverless.{key}", "parse": parse})
 
@@ -193,6 +205,9 @@ class Settings:
         "executor.payload-bytes-max", _bytes(PAYLOAD_BYTES_MIN, LAMBDA_EVENT_BYTES_MAX)
     )
     executor_lease: float = _setting("executor.lease", _seconds(LEASE_SECONDS_MIN))
+    dask_workers_count: int = _setting("dask-workers.count", _count_or_none)
+    dask_workers_threads: int = _setting("dask-workers.threads", _count)
+    dask_workers_memory: int | None = _setting("dask-workers.memory", _dask_worker_memory)
 
     @property
     def function_classes(self) -> tuple[FunctionClass, ...]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 from distributed import Scheduler
 from distributed.core import error_message
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.protocol import Serialized, deserialize
+from distributed.protocol import Serialized
 from distributed.utils import offload
 from distributed.utils_comm import gather_from_workers
 
@@ -30,7 +30,9 @@ from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, plan_job
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.fleet_nanny import FleetNanny
 from dask_serverless.job_events import Released
-from dask_serverless.scheduler_link import FleetWorker
+from dask_serverless.placement import prefer_dask_workers
+from dask_serverless.scheduler_link import FleetWorker, ShownBytes
+from dask_serverless.stock_scheduler import reachable_address
 from dask_serverless.stubs import as_expr_ser, stub_graph
 from dask_serverless.submissions import Submission, Survey, survey
 from lambda_worker.core.errors import PlatformError, ValueLost
@@ -42,19 +44,11 @@ logger = logging.getLogger("dask_serverless.proxy")
 #: The fleet worker's name, which stubs are restricted to.
 FLEET = "serverless"
 
+#: How long a Dask worker may be silent about a value before the value is given up: as long as a connection may take.
+LOST_SECONDS_MAX = 30.0
+
 #: Annotations that executors or the split answer for; a stub must not carry them.
 _NOT_FOR_STUBS = (*PLACEMENTS, "retries", "serverless", "executor")
-
-
-class _Shown(int):
-    """A memory limit that is shown but never enforced.
-
-    The scheduler errs a task whose inputs are together larger than its worker's memory. A stub stands for many
-    tasks on many executors, none of which may ever hold all of it.
-    """
-
-    def __bool__(self) -> bool:
-        return False
 
 
 class Proxy(SchedulerPlugin):
@@ -74,8 +68,9 @@ class Proxy(SchedulerPlugin):
         self.scheduler = scheduler
         self.backend = backend
         self.fleet: FleetWorker | None = None
+        self.resources: Mapping[str, float] | None = None  # what the fleet worker declares
         self.nanny = FleetNanny(self, scheduler.security)
-        self.dispatcher = Dispatcher(backend, self, scheduler.address)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(backend, self, reachable_address(scheduler))  # type: ignore[arg-type]
         self.attendant = Attendant(scheduler, self.dispatcher)
         self._kept: dict[Hashable, Submission] = {}
         self._classes = backend.settings.function_classes
@@ -99,29 +94,34 @@ class Proxy(SchedulerPlugin):
         await self.attendant.start()
         await self.nanny.listen_beside(self.scheduler.address, _host_of(self.scheduler.address))
         await self._start_fleet()
+        prefer_dask_workers(self.scheduler, FLEET)
         self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
         self.scheduler.handlers["gather"] = self.gather_message
         self.scheduler.add_plugin(self)
 
     async def _start_fleet(self, predecessor: str = "") -> None:
         scheduler = self.scheduler
+        address = reachable_address(scheduler)
         self.fleet = FleetWorker(
             scheduler.address,
             proxy=self,
             predecessor=predecessor,
             name=FLEET,
-            nthreads=max(1, self.backend.ceiling),
+            nthreads=max(1, self.dispatcher.ceiling),
             memory_limit=0,
             security=scheduler.security,
-            host=_host_of(scheduler.address),
+            # Not the scheduler's own address if that is inside this process: Dask workers read from the fleet worker.
+            protocol=address.partition("://")[0],
+            host=_host_of(address),
             dashboard=False,
             nanny=self.nanny.address,
+            resources=dict(self.resources) if self.resources else None,
         )
         # Shown to those who look; nothing is limited by it, since this "worker" is part of the user's process.
-        self.fleet.memory_manager.memory_limit = max(1, self.backend.ceiling) * self.backend.settings.lambda_memory
+        self.fleet.memory_manager.memory_limit = max(1, self.dispatcher.ceiling) * self.backend.settings.lambda_memory
         await self.fleet
         ws = scheduler.workers[self.fleet.address]
-        ws.memory_limit = _Shown(ws.memory_limit)
+        ws.memory_limit = ShownBytes(ws.memory_limit)
         self.fleet.take_short_cut()
 
     async def close(self) -> None:
@@ -152,6 +152,8 @@ class Proxy(SchedulerPlugin):
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once."""
         self.dispatcher.set_ceiling(ceiling)
+        if self.fleet is not None:
+            self.fleet.resize(max(1, ceiling), self.backend.settings.lambda_memory)
 
     def backend_failed(self, error: PlatformError) -> None:
         """The storage tier or Lambda is gone for good."""
@@ -414,25 +416,37 @@ class Proxy(SchedulerPlugin):
             await self.fleet.export(key)
 
     async def value_of(self, key: Any) -> Any:
-        """Wait for a key that Dask workers or clients make, and return its value."""
+        """Wait for a key that Dask workers or clients make, and return its value.
+
+        A Dask worker that dies takes values along, and the scheduler has them made again: this goes on waiting.
+        What comes from another process is `Serialized`: it need not be understood here.
+        """
+        refused: set[str] = set()  # workers that had no answer since the value was last said to be there
         while True:
             ts = self.scheduler.tasks.get(key)
             if ts is None or ts.state == "forgotten":
                 raise ValueLost(f"{key!r} was released before it could be used")
             if ts.state == "erred":
                 raise ValueLost(f"{key!r} has erred: {ts.exception_text}")
-            if ts.state == "memory" and ts.who_has:
-                break
-            waiting = self._arrivals.setdefault(key, asyncio.get_running_loop().create_future())
-            await asyncio.shield(waiting)
-        if self.fleet is not None and key in self.fleet.data:
-            return self.fleet.data[key]
-        who_has = {key: [ws.address for ws in ts.who_has]}
-        data, _, _, _ = await gather_from_workers(who_has, rpc=self.scheduler.rpc)
-        if key not in data:
-            raise ValueLost(f"no Dask worker has {key!r} any more")
-        value = data[key]  # the scheduler's own connections leave values as they travel
-        return deserialize(value.header, value.frames) if isinstance(value, Serialized) else value
+            holders = {ws.address for ws in ts.who_has} if ts.state == "memory" and ts.who_has else set()
+            if holders and self.fleet is not None and key in self.fleet.data:
+                return self.fleet.data[key]
+            if not holders - refused:
+                waiting = self._arrivals.setdefault(key, asyncio.get_running_loop().create_future())
+                # Who died is noticed at once by the scheduler, most often; who has lost a value, never.
+                bound = LOST_SECONDS_MAX if holders else None
+                try:
+                    await asyncio.wait_for(asyncio.shield(waiting), bound)
+                except TimeoutError:
+                    raise ValueLost(f"no Dask worker has {key!r} any more") from None
+                refused.clear()
+                continue
+            data, _, failed, _ = await gather_from_workers({key: list(holders - refused)}, rpc=self.scheduler.rpc)
+            if key in data:
+                return data[key]
+            if failed:
+                raise ValueLost(f"the value of {key!r} could not leave its Dask worker: can it be pickled?")
+            refused |= holders
 
     # -- what the scheduler does ----------------------------------------------------------------
 
@@ -450,6 +464,10 @@ class Proxy(SchedulerPlugin):
             self.fleet.forget(key, for_good=finish == "forgotten")
         if finish == "forgotten":
             self._kept.pop(key, None)
+
+    def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[Any]) -> list[Any]:
+        """Keep the fleet worker out of it when Dask asks which workers could go."""
+        return [ws for ws in workers if self.fleet is None or ws.address != self.fleet.address]
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """The fleet worker is part of the cluster: when the scheduler lets it go (as it does with every

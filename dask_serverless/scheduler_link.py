@@ -20,7 +20,8 @@ from distributed.comm import Comm
 from distributed.core import Status
 from distributed.diagnostics.plugin import ForwardLoggingPlugin, ForwardOutput
 from distributed.metrics import time
-from distributed.protocol import Serialized, pickle, to_serialize
+from distributed.protocol import Serialized, decompress, pickle, to_serialize
+from distributed.protocol.serialize import merge_and_deserialize
 from distributed.worker_state_machine import UpdateDataEvent
 
 from dask_serverless.job_events import Imported, ImportFailed, Result
@@ -32,6 +33,7 @@ from lambda_worker.core.wire import (
     Ref,
     frames_nbytes,
     open_frames,
+    pack,
     pack_inline,
     seal_frames,
     unpack,
@@ -53,6 +55,17 @@ LOSSES_MAX = 3
 
 #: The job name under which values made elsewhere are stored.
 EXPORTS = "exports"
+
+
+class ShownBytes(int):
+    """A memory limit that is shown but never enforced.
+
+    The scheduler errs a task whose inputs are together larger than its worker's memory. A stub stands for many
+    tasks on many executors, none of which may ever hold all of it.
+    """
+
+    def __bool__(self) -> bool:
+        return False
 
 
 class FleetWorker(Worker):
@@ -97,6 +110,24 @@ class FleetWorker(Worker):
         """Have the scheduler hand over what it says of stubs; to be called once it knows this worker."""
         streams: dict[str, Any] = self.proxy.scheduler.stream_comms
         streams[self.address] = ShortCut(streams[self.address], self.proxy.is_stub, self._compute_stub)
+
+    def resize(self, executors: int, executor_memory: int) -> None:
+        """Show as many threads and as much memory as there may be executors, here and in the scheduler's books."""
+        scheduler, memory = self.proxy.scheduler, executors * executor_memory
+        self.state.nthreads = executors
+        self.executors["default"]._max_workers = executors  # type: ignore[attr-defined]
+        self.memory_manager.memory_limit = memory
+        ws = scheduler.workers.get(self.address)
+        if ws is None:
+            return
+        more = executors - ws.nthreads
+        ws.nthreads += more
+        scheduler.host_info[ws.host]["nthreads"] += more
+        scheduler.total_nthreads += more
+        scheduler.total_nthreads_history.append((time(), scheduler.total_nthreads))
+        scheduler.total_memory += memory - ws.memory_limit
+        ws.memory_limit = ShownBytes(memory)
+        scheduler.check_idle_saturated(ws)
 
     # -- the scheduler asks ---------------------------------------------------------------------
 
@@ -224,7 +255,7 @@ class FleetWorker(Worker):
     def _store_value(self, value: Any) -> Location:
         backend = self.proxy.backend
         name = f"{EXPORTS}/{next(self._exports)}"
-        frames = value_to_frames(value)
+        frames = _frames_of(value)
         sealed = seal_frames(backend.secret, name, frames)
         if frames_nbytes(frames) <= backend.settings.executor_inline_bytes_max:
             return pack_inline(name, sealed)
@@ -369,3 +400,20 @@ def _level_of(line: str) -> str:
 
 
 _LEVELS = frozenset(logging.getLevelNamesMapping())
+
+
+def _frames_of(value: Any) -> list[Frame]:
+    """Return the frames of a value, or of what came from another process and has not been decoded.
+
+    A pickle stays as it is: this process need not have what it is made of, and an actor's handle, if it were
+    made here, would belong to a client that the user has in this process.
+    """
+    if not isinstance(value, Serialized):
+        return value_to_frames(value)
+    header, frames = value.header, value.frames
+    if any(header.get("compression") or ()):
+        frames = decompress(header, frames)
+    whole = all(count == 1 for count in header.get("split-num-sub-frames", ()))
+    if header.get("serializer") == "pickle" and whole:
+        return [pack([bool(each) for each in header["writeable"]]), *frames]
+    return value_to_frames(merge_and_deserialize(header, frames))

@@ -1,12 +1,15 @@
-"""How the stock scheduler is started for us: as `LocalCluster` does it, but for two settings.
+"""How the stock scheduler is started for us: as `LocalCluster` does it, but for a few settings.
 
 It does not steal and does not queue, because stubs stay on the fleet worker and the ledger queues.
-Both are set on this one object, not in Dask's configuration, which belongs to the user.
+Both are set on this one object, not in Dask's configuration, which belongs to the user. A scheduler
+that listens inside this process only (``inproc``) listens on loopback as well, for executors and
+Dask workers, which are other processes.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from distributed import Scheduler
@@ -53,6 +56,49 @@ def make_security(security: Security | bool | None) -> Security:
     return security
 
 
+def executors_tls(security: Security) -> dict[str, Any] | None:
+    """Return what a task in an executor needs to be a client of a scheduler with TLS; None without TLS.
+
+    Only what the role of a client needs, with the contents of files in the place of their paths: an
+    executor may run where these files are not. In memory as PEM, as in `Security.temporary`.
+
+    Raises
+    ------
+    ValueError
+        A file cannot be read; the message names it.
+
+    Examples
+    --------
+    >>> executors_tls(Security()) is None
+    True
+    """
+    if not security.require_encryption:
+        return None
+    tls: dict[str, Any] = {"require_encryption": True}
+    for name in ("tls_ca_file", "tls_client_cert", "tls_client_key"):
+        value = getattr(security, name)
+        if value is not None:
+            tls[name] = value if "\n" in value else _pem(name, value)
+    if (ciphers := security.get_tls_config_for_role("client")["ciphers"]) is not None:
+        tls["tls_ciphers"] = ciphers
+    return tls
+
+
+def _pem(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise ValueError(f"security: {name}={path!r} cannot be read: {error}") from None
+
+
+def reachable_address(scheduler: Scheduler) -> str:
+    """Return the address at which other processes reach a running scheduler."""
+    for listener in scheduler.listeners:
+        if not listener.contact_address.startswith("inproc"):
+            return str(listener.contact_address)
+    return str(scheduler.address)
+
+
 def scheduler_options(
     *,
     host: str | None,
@@ -93,4 +139,9 @@ def scheduler_options(
     options["dashboard_address"] = arguments.dashboard_addresses(
         options["dashboard_address"], options["host"], options["interface"]
     )
+    if str(options["protocol"]).startswith("inproc"):
+        other = "tls://" if security.require_encryption else "tcp://"
+        options["protocol"] = [options["protocol"], other]
+        options["host"] = [options["host"], None if interface else host or "127.0.0.1"]
+        options["port"] = [0, options["port"]]
     return options

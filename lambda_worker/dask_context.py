@@ -16,6 +16,7 @@ thread of its own that is started when it is first needed.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import logging
@@ -25,20 +26,25 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dask.config
 from distributed import Client, NannyPlugin, WorkerPlugin
+from distributed.actor import ProxyRPC
 from distributed.core import Status
 from distributed.protocol import pickle
+from distributed.security import Security
 from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.utils import LoopRunner, import_file, in_async_call, sync, thread_state
 from distributed.worker import _worker_cvar
 
 from lambda_worker import errand
+
+if TYPE_CHECKING:
+    from tornado.ioloop import IOLoop
 
 logger = logging.getLogger("lambda_worker.dask_context")
 
@@ -60,7 +66,7 @@ class Host(Protocol):
 
 
 @functools.cache
-def _event_loop() -> Any:
+def _event_loop() -> IOLoop:
     """Return this process's event loop for everything of Dask, started once (after a fork, never before)."""
     # As `LocalCluster` silences its workers: a user's terminal is not for what Dask does inside.
     logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -135,11 +141,14 @@ class TaskWorker:
         The scheduler's address.
     name
         The sandbox's name.
+    tls
+        What a client needs to reach a scheduler that wants TLS: arguments of `distributed.Security`,
+        with certificates and keys themselves in the place of their paths.
     """
 
     _clients: dict[str, Client] = {}
 
-    def __init__(self, scheduler: str, name: str) -> None:
+    def __init__(self, scheduler: str, name: str, tls: Mapping[str, Any] | None = None) -> None:
         self.scheduler = _Scheduler(scheduler, self._get_client)
         self.name = self.id = name
         self.address = self.contact_address = f"serverless://{name}"
@@ -154,6 +163,7 @@ class TaskWorker:
         self.local_directory = tempfile.gettempdir()
         if self.local_directory not in sys.path:  # a Dask worker imports from its directory
             sys.path.insert(0, self.local_directory)
+        self._tls = tls
         self._nanny = _Nanny(self)
         self._watchers: list[WorkerPlugin] = []
         self._host: Host | None = None
@@ -165,11 +175,27 @@ class TaskWorker:
         return f"<TaskWorker {self.name}, in process {os.getpid()}>"
 
     @property
-    def loop(self) -> Any:
-        """The event loop of this process, in a thread of its own."""
+    def loop(self) -> IOLoop:
+        """The event loop of this process, in a thread of its own: of its client, and of asynchronous tasks."""
         return _event_loop()
 
     io_loop = loop
+
+    def run_coroutine(self, awaitable: Awaitable[Any]) -> Any:
+        """Run what an asynchronous task returned, on the loop where its client and its actors' answers are."""
+        raised: list[BaseException] = []
+
+        async def run() -> Any:
+            try:
+                return await awaitable
+            except BaseException as error:  # some would end the loop, others lose their type on the way
+                raised.append(error)
+
+        asyncio_loop: Any = self.loop.asyncio_loop  # type: ignore[attr-defined]
+        result = asyncio.run_coroutine_threadsafe(run(), asyncio_loop).result()
+        if raised:
+            raise raised[0]
+        return result
 
     # -- the executor that runs here ------------------------------------------------------------
 
@@ -302,23 +328,33 @@ class TaskWorker:
 
     # -- what else is touched -------------------------------------------------------------------
 
+    def rpc(self, address: str) -> ProxyRPC:
+        """Return calls to a Dask worker, as an actor's methods use them.
+
+        They go through the scheduler: where this runs, Dask workers may not be reachable.
+        """
+        return ProxyRPC(self.scheduler, address)
+
     def handle_stimulus(self, *events: Any) -> None:
         """Nothing to handle: there is no Dask worker's state here."""
 
     def _get_client(self, timeout: float | None = None) -> Client:
-        address = self.scheduler.address
+        address, loop = self.scheduler.address, self.loop
+        on_loop = in_async_call(loop)
         client = self._clients.get(address)
-        if client is None or client.status not in ("running", "connecting"):
-            client = _TaskClient(
+        if client is None or client.status in ("closing", "closed"):
+            client = self._clients[address] = _TaskClient(
                 address,
-                loop=self.loop,
-                asynchronous=in_async_call(self.loop),
+                loop=loop,
+                asynchronous=on_loop,
+                security=None if self._tls is None else Security(**self._tls),
                 timeout=timeout or "30s",
                 set_as_default=True,
                 direct_to_workers=False,
                 name="executor",
             )
-            self._clients[address] = client
+        elif not on_loop and client.status != "running":  # an asynchronous task has made it, just now
+            sync(loop, _connected, client)
         return client
 
 
@@ -339,3 +375,7 @@ class _Nanny:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.worker, name)
+
+
+async def _connected(client: Client) -> None:
+    await client

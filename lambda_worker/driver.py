@@ -112,6 +112,8 @@ class World:
     name: str = ""  # of the sandbox
     worker: TaskWorker | None = None  # what Dask code finds in this sandbox, once a task has run in it
     wardrobe: Wardrobe | None = None
+    # For tasks that are clients, see `lambda_worker.dask_context.TaskWorker`. Has a private key.
+    tls: Mapping[str, Any] | None = field(default=None, repr=False)
     constants: dict[str, tuple[int, Any]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
@@ -121,7 +123,7 @@ class World:
         if self.worker is None or self.worker.scheduler.address != scheduler:
             from lambda_worker.dask_context import TaskWorker  # Dask, which a Lambda loads for its first task only
 
-            self.worker = TaskWorker(scheduler, self.name or name)
+            self.worker = TaskWorker(scheduler, self.name or name, self.tls)
             self.worker.wardrobe = self.wardrobe = Wardrobe(self.store, self.secret, self.worker)
         return self.worker
 
@@ -274,7 +276,8 @@ class Driver:
             if self._context is not None:
                 self._context.begin(key_of(body))
             values = [self._values[parent] for parent in run.parents]
-            result = run_body(body, values, self.world.constant)
+            run_coroutine = None if self._context is None else self._context.run_coroutine
+            result = run_body(body, values, self.world.constant, run_coroutine)
         except (SystemExit, KeyboardInterrupt):
             raise  # as in Dask: they end the process, not the task
         except MissingModule as error:

@@ -9,7 +9,11 @@ Everything it knows of the outside comes in environment variables of the functio
 ``DASK_SERVERLESS_ENDPOINT``       where Lambda is, if not at AWS (set by the local service)
 ``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, larger_functions, ...
 ``DASK_SERVERLESS_LAST_WORDS``     a directory for `lambda_worker.last_words` (local only)
+``DASK_SERVERLESS_TLS``            JSON: what tasks that are clients need to reach a scheduler with TLS
 =================================  ==============================================================
+
+Secrets among them are taken out of the process's environment before any task runs: neither a task
+that shows its environment nor a program it starts has them.
 
 What a sandbox needs more than once (connections, threads, constants) is made at its first
 invocation, never at import: sandboxes are forked from a process that has imported this module.
@@ -33,6 +37,9 @@ from lambda_worker.driver import Driver, World
 from lambda_worker.invoker import LambdaInvoker, is_loopback
 from lambda_worker.parcels import unfold
 from lambda_worker.payload import assignments_of
+
+#: Variables that tasks must not see.
+SECRETS = ("DASK_SERVERLESS_SECRET", "DASK_SERVERLESS_STORE", "DASK_SERVERLESS_TLS")
 
 
 def make_world(environment: Mapping[str, str]) -> World:
@@ -62,12 +69,16 @@ def make_world(environment: Mapping[str, str]) -> World:
         last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
         # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
         name=hashlib.sha256(environment.get("AWS_LAMBDA_LOG_STREAM_NAME", "").encode()).hexdigest()[:12],
+        tls=json.loads(environment.get("DASK_SERVERLESS_TLS", "null")),
     )
 
 
 @functools.cache
 def _world() -> World:
-    return make_world(os.environ)
+    world = make_world(os.environ)
+    for name in SECRETS:
+        os.environ.pop(name, None)
+    return world
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:

@@ -90,8 +90,23 @@ def _loads(blob: bytes) -> Any:
             gc.enable()
 
 
-def run_body(body: Any, values: Sequence[Any], constant: Callable[[Ref], Any]) -> Any:
-    """Run a body on its parents' values; `constant` reads a stored constant."""
+def run_body(
+    body: Any,
+    values: Sequence[Any],
+    constant: Callable[[Ref], Any],
+    run_coroutine: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Run a body on its parents' values.
+
+    Parameters
+    ----------
+    body, values
+        What to run, and on what.
+    constant
+        Reads a stored constant.
+    run_coroutine
+        Runs what an asynchronous task returned; None: on an event loop of its own.
+    """
     task, names, constants = body
     inputs: dict[Any, Any] = dict(zip(names, values, strict=True))
     if constants:
@@ -100,7 +115,7 @@ def run_body(body: Any, values: Sequence[Any], constant: Callable[[Ref], Any]) -
     result = task(inputs)
     # The type first: `is_coro` inspects the function anew for every task, which costs more than many tasks.
     if type(result) is CoroutineType and task.is_coro:
-        result = asyncio.run(_awaited(result))
+        result = asyncio.run(_awaited(result)) if run_coroutine is None else run_coroutine(result)
     return result
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import importlib
+import inspect
 import logging
 import os
 import shutil
@@ -20,9 +22,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, worker_client
 from distributed.core import Status
-from distributed.security import Security
+from distributed.deploy import Adaptive
+from distributed.exceptions import WorkerStartTimeoutError
 
 from dask_serverless import ServerlessCluster
 from lambda_worker.core.errors import PlatformError, ServerlessError
@@ -186,40 +189,6 @@ def test_printing_in_a_task_is_in_the_logs():
         assert "seen by nobody else" in cluster.get_logs()["Executors"]
 
 
-@pytest.fixture
-def security(tmp_path):
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the program openssl")
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
-    options = (
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=test",
-    )
-    subprocess.run([openssl, "req", *options, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    files = {
-        f"tls_{role}_{part}": path
-        for role in ("client", "scheduler", "worker")
-        for part, path in (("key", key), ("cert", certificate))
-    }
-    return Security(require_encryption=True, tls_ca_file=certificate, **files)
-
-
-def test_encrypted(security):
-    with ServerlessCluster(**OPTIONS, security=security) as cluster:
-        assert cluster.scheduler_address.startswith("tls://127.0.0.1")
-        with Client(cluster) as client:
-            assert client.submit(sum, [1, 2]).result(timeout=30) == 3
-
-
 def run_program(program, timeout=90):
     program = f"if __name__ == '__main__':\n{textwrap.indent(textwrap.dedent(program), '    ')}"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -231,7 +200,7 @@ def run_program(program, timeout=90):
 @pytest.mark.parametrize("how", ["pass", "raise SystemExit(0)", "client.close()"])
 def test_the_interpreters_end_closes_what_the_user_forgot(how):
     done = run_program(f"""
-        from distributed import Client
+        from distributed import Client, worker_client
         from dask_serverless import ServerlessCluster
         cluster = ServerlessCluster(n_workers=2, dashboard_address=":0")
         client = Client(cluster)
@@ -308,6 +277,157 @@ def test_wait_for_more_than_there_can_be_is_refused_early():
                 cluster.wait_for_workers(bad)
         with pytest.raises(TimeoutError):  # the fake proxy brings no fleet
             cluster.wait_for_workers(2, timeout="200ms")
+
+
+def test_waiting_for_too_many_with_a_timeout_is_dasks_own_error():
+    with ServerlessCluster(**OPTIONS) as cluster, Client(cluster) as client:
+        for waiting in (client, cluster):
+            with pytest.raises(WorkerStartTimeoutError, match="Only 2/50 workers arrived after 0.2"):
+                waiting.wait_for_workers(50, timeout=0.2)
+        cluster.scale(50)
+        client.wait_for_workers(50, timeout=10)
+
+
+def test_scaling_shows_in_what_dask_says_of_its_workers():
+    with ServerlessCluster(**OPTIONS, memory_limit="1 GiB") as cluster, Client(cluster) as client:
+        assert sum(client.nthreads().values()) == 2
+        for count, shown in ((7, 7), (0, 1), (3, 3)):  # a Dask worker has a thread at least
+            cluster.scale(count)
+            until(lambda shown=shown: sum(client.nthreads().values()) == shown)
+            until(lambda shown=shown: [e["nthreads"] for e in cluster.scheduler_info["workers"].values()] == [shown])
+            assert cluster.scheduler.total_nthreads == shown
+            assert cluster.scheduler.host_info["127.0.0.1"]["nthreads"] == shown
+        assert client.scheduler_info(n_workers=-1)["total_memory"] == 3 * 2**30
+        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        # A fleet worker that takes the old one's place has the new size, too.
+        client.restart()
+        assert sum(client.nthreads().values()) == 3
+
+
+def test_adapt_sets_the_ceiling_and_scale_ends_it():
+    with Alone(**OPTIONS) as cluster:
+        adaptive = cluster.adapt()
+        assert isinstance(adaptive, Adaptive) and (adaptive.minimum, adaptive.maximum) == (0, 2)
+        assert "Adaptive" in cluster._scaling_status()
+        adaptive = cluster.adapt(minimum=1, maximum=9, interval="200 ms", wait_count=5, target_duration="1s")
+        assert (adaptive.minimum, adaptive.maximum, cluster.ceiling) == (1, 9, 9)
+        assert (adaptive.interval, adaptive.wait_count, adaptive.target_duration) == (0.2, 5, 1)
+        assert adaptive.plan == adaptive.requested == adaptive.observed == set() and not adaptive.log
+        assert cluster.sync(adaptive.target) == 9 and cluster.sync(adaptive.adapt) is None
+        cluster.scale(dask_workers=0)
+        assert adaptive.state == "running" and cluster.ceiling == 9
+        cluster.scale(4)
+        assert adaptive.state == "stopped" and "Manual" in cluster._scaling_status() and cluster.ceiling == 4
+        for bad in ({"minimum": 5, "maximum": 4}, {"minimum": -1}, {"maximum": 10**6}):
+            with pytest.raises(ValueError, match="adapt"):
+                cluster.adapt(**bad)
+        assert cluster.ceiling == 4
+        with pytest.raises(ValueError, match="n_workers=1000000"):
+            cluster.scale(10**6)
+
+
+def test_a_cluster_is_found_by_its_name_in_its_own_process():
+    with Alone(**OPTIONS, name="mine") as cluster:
+        assert Alone.from_name("mine") is ServerlessCluster.from_name("mine") is cluster
+    with pytest.raises(ValueError, match=r"no cluster named 'mine' in this process.*scheduler_file"):
+        ServerlessCluster.from_name("mine")
+
+
+def test_a_scheduler_file_for_clients_elsewhere(tmp_path):
+    path = str(tmp_path / "scheduler.json")
+    with ServerlessCluster(**OPTIONS, scheduler_kwargs={"scheduler_file": path}):
+        done = run_program(f"""
+            from distributed import Client, worker_client
+            with Client(scheduler_file={path!r}) as client:
+                print(client.submit(sum, [1, 2]).result(timeout=30))
+        """)
+        assert (done.stdout, done.stderr, done.returncode) == ("3\n", "", 0)
+
+
+async def test_as_jupyterlab_makes_and_shows_clusters():
+    """The way of its Dask extension: a class by module and name, keywords with hyphens, asynchronous."""
+    kwargs = {"n-workers": 2, "dashboard-address": ":0"}
+    factory = importlib.import_module("dask_serverless").ServerlessCluster
+    cluster = await factory(**{name.replace("-", "_"): value for name, value in kwargs.items()}, asynchronous=True)
+    try:
+
+        def model():
+            workers = cluster.scheduler_info["workers"].values()
+            return (
+                cluster.scheduler_address.partition("://")[0],
+                bool(cluster.dashboard_link),
+                len(workers),
+                sum(each["nthreads"] for each in workers),
+                sum(each["memory_limit"] for each in workers),
+            )
+
+        assert model() == ("tcp", True, 1, 2, 4 * 2**30)
+        answer = cluster.scale(5)
+        assert inspect.isawaitable(answer) and await answer is None
+        while model()[3] != 5:
+            await asyncio.sleep(0.02)
+        adaptive = cluster.adapt(minimum=1, maximum=6)
+        assert (adaptive.minimum, adaptive.maximum) == (1, 6)
+        assert cluster.name and "ServerlessCluster" in repr(cluster) and "ServerlessCluster" in cluster._repr_html_()
+    finally:
+        await cluster.close()
+    assert cluster.status == Status.closed
+
+
+def test_the_widget_of_notebooks(capsys):
+    ipywidgets = pytest.importorskip("ipywidgets")
+    with Alone(**OPTIONS) as cluster:
+        widget = cluster._widget()
+        assert isinstance(widget, ipywidgets.Tab) and cluster._widget() is widget
+        status, scaling = widget.children
+        assert "Executors at once" in status.value
+        shown, accordion = scaling.children
+        (count, scale), (minimum, maximum, adapt) = (box.children for box in accordion.children)
+        count.value = 6
+        scale.click()
+        assert cluster.ceiling == 6 and "Executors at once: 6" in shown.value and "Manual" in shown.value
+        minimum.value, maximum.value = 1, 8
+        adapt.click()
+        assert cluster.ceiling == 8 and "Adaptive" in shown.value
+        count.value = 3
+        scale.click()
+        assert cluster.ceiling == 3 and "Manual" in shown.value
+        cluster._ipython_display_()
+        assert "Alone(" in capsys.readouterr().out
+
+
+def a_free_port():
+    with socket.socket() as any_port:
+        any_port.bind(("127.0.0.1", 0))
+        return any_port.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"interface": "lo"}, {"host": "tcp://127.0.0.1"}, {"scheduler_port": a_free_port(), "protocol": "tcp"}],
+    ids=["interface", "host", "port"],
+)
+def test_where_the_scheduler_listens_tasks_find_it(where):
+    def work():
+        with worker_client() as client:
+            return client.submit(abs, -3, pure=False).result(), client.scheduler.address
+
+    with ServerlessCluster(**OPTIONS, **where) as cluster, Client(cluster) as client:
+        assert client.submit(work).result(timeout=30) == (3, cluster.scheduler_address)
+        if port := where.get("scheduler_port"):
+            assert cluster.scheduler_address == f"tcp://127.0.0.1:{port}"
+
+
+def test_attributes_of_local_cluster_that_programs_read():
+    with ServerlessCluster(**OPTIONS, name="read") as cluster:
+        assert cluster.name == "read" and cluster.loop.asyncio_loop.is_running() and not cluster.asynchronous
+        assert cluster.scheduler.address == cluster.scheduler_address == cluster.scheduler_comm.address
+        assert cluster.plan == cluster.requested == cluster.observed == set(cluster.workers) == {"serverless"}
+        client = cluster.get_client()
+        assert cluster.get_client() is client and client.cluster is cluster
+        client.close()
+        assert set(cluster.get_logs(cluster=True, scheduler=False, workers=False)) == {"Cluster"}
+    assert cluster.workers == {}
 
 
 def test_stats_have_every_counter_from_the_beginning():

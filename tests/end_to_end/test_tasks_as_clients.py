@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import dask
 import pytest
 from distributed import Client, Event, Lock, Queue, Variable, get_client, get_worker, rejoin, secede, worker_client
@@ -139,3 +141,24 @@ def test_joblib_inside_and_outside(client):
     joblib = pytest.importorskip("joblib")
     with joblib.parallel_backend("dask"):
         assert joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(10)) == [n * n for n in range(10)]
+
+
+def test_an_asynchronous_task_is_an_asynchronous_client():
+    async def work(n):
+        client = get_client()
+        futures = [client.submit(abs, -n), client.submit(abs, -n - 1)]
+        return sum(await client.gather(futures)), await futures[0]
+
+    # Two, because asynchronous tasks cannot secede: so in Dask.
+    with ServerlessCluster(n_workers=2, dashboard_address=None) as cluster, Client(cluster) as client:
+        assert client.submit(work, 3).result(timeout=60) == (7, 3)
+        assert client.submit(work, 4).result(timeout=60) == (9, 4)
+
+
+def test_what_asynchronous_tasks_raise(client):
+    async def work():
+        await asyncio.sleep(0)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        client.submit(work).result(timeout=60)

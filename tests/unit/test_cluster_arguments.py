@@ -12,7 +12,14 @@ from distributed.security import Security
 
 from dask_serverless import ServerlessCluster
 from dask_serverless.backend import python_path
-from dask_serverless.cluster_arguments import check_environment, dashboard_addresses, load_settings
+from dask_serverless.cluster_arguments import (
+    adaptive_bounds,
+    ceiling_of,
+    check_dask_worker_options,
+    check_environment,
+    dashboard_addresses,
+    load_settings,
+)
 from dask_serverless.stock_scheduler import scheduler_options
 
 MiB = 2**20
@@ -28,10 +35,10 @@ def make(monkeypatch):
     made = []
 
     class Backend:
-        def __init__(self, name, ceiling, settings, environment, local_directory):
+        def __init__(self, name, ceiling, settings, environment, local_directory, tls):
             made.append(self)
             self.name, self.ceiling, self.settings = name, ceiling, settings
-            self.environment, self.local_directory = environment, local_directory
+            self.environment, self.local_directory, self.tls = environment, local_directory, tls
             raise Stop
 
     class Cluster(ServerlessCluster):
@@ -108,7 +115,6 @@ def test_usual_calls_do_not_warn(make):
         ("worker_class", Worker, "Lambda functions"),
         ("worker_dashboard_address", ":0", "no dashboard"),
         ("nthreads", 2, "one task at a time"),
-        ("resources", {"GPU": 1}, "Dask workers"),
         ("lifetime", "1 hour", "invocation"),
         ("nanny", True, "option of Dask workers"),
         ("contact_address", "tcp://a:1", "option of Dask workers"),
@@ -162,6 +168,13 @@ def test_a_name_like_no_other_is_refused_without_a_guess(make):
         ("n_workers", 2.5),
         ("n_workers", "two"),
         ("n_workers", True),
+        ("n_workers", 10**6),
+        ("dask_workers", -1),
+        ("dask_workers", True),
+        ("dask_workers", 1.5),
+        ("dask_workers", 10**6),
+        ("dask_worker_options", [("nthreads", 2)]),
+        ("resources", ["GPU"]),
         ("threads_per_worker", 0),
         ("threads_per_worker", "many"),
         ("memory_limit", "lots"),
@@ -206,7 +219,7 @@ def test_a_refused_cluster_leaves_no_thread_and_no_unclosed_warning(make):
 
 @pytest.mark.parametrize(
     ("memory_limit", "expected"),
-    [("1 GiB", 1024), (512 * MiB, 512), ("auto", 2048), (None, 2048), ("1024MiB", 1024), (float(1024 * MiB), 1024)],
+    [("1 GiB", 1024), (512 * MiB, 512), ("auto", 2048), ("1024MiB", 1024), (float(1024 * MiB), 1024)],
 )
 def test_memory_limit_is_the_memory_of_one_lambda(memory_limit, expected):
     assert load_settings(memory_limit=memory_limit).lambda_memory == expected * MiB
@@ -217,9 +230,38 @@ def test_memory_limit_as_a_fraction_of_this_machine(monkeypatch):
     assert load_settings(memory_limit=0.25).lambda_memory == 2048 * MiB
 
 
-def test_no_memory_limit_is_lambdas_largest():
+@pytest.mark.parametrize("memory_limit", [0, None])
+def test_no_memory_limit_is_lambdas_largest(memory_limit):
     with pytest.warns(UserWarning, match="always has a limit"):
-        assert load_settings(memory_limit=0).lambda_memory == 10240 * MiB
+        assert load_settings(memory_limit=memory_limit).lambda_memory == 10240 * MiB
+
+
+def test_options_of_dask_workers(make):
+    assert check_dask_worker_options(None) == {}
+    assert check_dask_worker_options({"nthreads": 2}, {"GPU": 1}) == {"nthreads": 2, "resources": {"GPU": 1}}
+    assert check_dask_worker_options({"resources": {"A": 2}}, {"B": 1}) == {"resources": {"A": 2}}
+    for options, error, text in [
+        ({"nthread": 2}, TypeError, "did you mean 'nthreads'"),
+        ({"security": None}, ValueError, "give security= to the cluster"),
+        ({"name": "mine"}, ValueError, "names are given by the cluster"),
+        ({"resources": {"GPU": -1}}, ValueError, "resources has 'GPU': -1"),
+        ({"resources": {"GPU": "many"}}, ValueError, "resources has 'GPU': 'many'"),
+    ]:
+        kind, message = refused(make, dask_worker_options=options)
+        assert kind is error and text in message
+
+
+def test_what_scale_and_adapt_mean():
+    assert ceiling_of(3, None, None, MiB) == 3
+    assert ceiling_of(None, "5 MiB", 7, MiB) == 7
+    with pytest.raises(ValueError, match="more than 10000"):
+        ceiling_of(None, "1 TiB", None, MiB)
+    assert adaptive_bounds((0, None, None), (math.inf, None, None), 4, MiB) == (0, 4)
+    assert adaptive_bounds((6, None, None), (math.inf, None, None), 4, MiB) == (6, 6)
+    assert adaptive_bounds((None, 1, "2 MiB"), (None, 9, "8 MiB"), 4, MiB) == (2, 8)
+    for least, most, text in [((-1,), (3,), "negative"), ((4,), (3,), "exceed"), ((0,), (10**6,), "10000")]:
+        with pytest.raises(ValueError, match=text):
+            adaptive_bounds((*least, None, None), (*most, None, None), 4, MiB)
 
 
 def test_arguments_stand_above_the_configuration():
@@ -281,7 +323,9 @@ def test_the_scheduler_listens_on_loopback_unless_told():
     assert (options()["host"], options()["protocol"]) == ("127.0.0.1", "tcp://")
     assert options(host="10.0.0.5")["host"] == "10.0.0.5"
     assert options(interface="lo")["host"] is None
-    assert options(protocol="inproc")["host"] is None
+    inside = options(protocol="inproc", port=1234)  # and on loopback, for who is not inside
+    assert (inside["protocol"], inside["host"]) == (["inproc://", "tcp://"], [None, "127.0.0.1"])
+    assert inside["port"] == [0, 1234]
 
 
 def test_security_and_host_choose_the_protocol():

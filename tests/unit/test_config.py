@@ -7,11 +7,13 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
 from datetime import timedelta
+from pathlib import Path
 
 import dask.config
 import pytest
 import yaml
 
+from dask_serverless.cluster_arguments import _SETTINGS
 from dask_serverless.config import DEFAULTS, SCHEMA_FILE, Settings, _keys
 
 
@@ -31,6 +33,8 @@ def test_defaults_are_the_documented_ones():
     assert settings.executor_inline_bytes_max == 64 * 2**10
     assert settings.executor_payload_bytes_max == 256 * 2**10
     assert settings.executor_lease == 15
+    assert (settings.dask_workers_count, settings.dask_workers_threads) == (0, 1)
+    assert settings.dask_workers_memory is None
     assert settings.lambda_price_gb_second == pytest.approx(1.66667e-5)
     assert settings.lambda_price_request == pytest.approx(2e-7)
 
@@ -95,6 +99,10 @@ def test_units_are_accepted_as_dask_accepts_them():
         ("storage_server", "/nowhere/redis-server", "storage.server"),
         ("executor_payload_bytes_max", "6 MiB", "executor.payload-bytes-max"),
         ("executor_lease", 0, "executor.lease"),
+        ("dask_workers_count", -1, "dask-workers.count"),
+        ("dask_workers_count", 1000, "dask-workers.count"),
+        ("dask_workers_threads", 0, "dask-workers.threads"),
+        ("dask_workers_memory", "1 KiB", "dask-workers.memory"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key(field, value, key):
@@ -122,3 +130,99 @@ def test_settings_do_not_change():
     settings = Settings.load()
     with pytest.raises(FrozenInstanceError):
         settings.workers_count = 3
+
+
+def test_the_whole_precedence_for_every_key(tmp_path):
+    """Keyword, then environment, then the user's file, then the default: each key, one by one."""
+    other = {  # by key: values that are acceptable, for file, environment and keyword
+        "workers.count": (3, 4, 5),
+        "lambda.function-name": ("a", "b", "c"),
+        "lambda.memory": (2**28, 2**29, 2**30),
+        "lambda.timeout": (10.0, 20.0, 30.0),
+        "lambda.memory-classes": ([2**31], [2**32], [2**33]),
+        "lambda.classes-timeout": (40.0, 50.0, 60.0),
+        "lambda.preload": (["json"], ["math"], ["cmath"]),
+        "lambda.price-gb-second": (1.0, 2.0, 3.0),
+        "lambda.price-request": (1.0, 2.0, 3.0),
+        "storage.server": (sys.executable, "/bin/sh", "/bin/ls"),
+        "storage.shards": (2, 3, 4),
+        "storage.max-memory": (2**27, 2**28, 2**29),
+        "storage.object-bytes-max": (1000, 2000, 3000),
+        "storage.ttl": (100.0, 200.0, 300.0),
+        "executor.inline-bytes-max": (100, 200, 300),
+        "executor.payload-bytes-max": (100_000, 200_000, 300_000),
+        "executor.lease": (2.0, 3.0, 4.0),
+        "dask-workers.count": (1, 2, 3),
+        "dask-workers.threads": (2, 3, 4),
+        "dask-workers.memory": (2**27, 2**28, 2**29),
+    }
+    items = {item.metadata["key"].removeprefix("serverless."): item for item in fields(Settings)}
+    assert set(items) == set(other)
+    mine: dict = {}
+    for key, (in_file, _, _) in other.items():
+        section, name = key.split(".")
+        mine.setdefault(section, {})[name] = in_file
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"serverless": mine}))
+    names = {key: "DASK_SERVERLESS__" + key.replace(".", "__").replace("-", "_").upper() for key in other}
+
+    def load(environment, **overrides):
+        config: dict = {}
+        variables = {names[key]: repr(other[key][1]) for key in environment}
+        dask.config.refresh(config=config, defaults=[DEFAULTS], paths=[str(tmp_path)], env=variables)
+        with dask.config.set({"serverless": config["serverless"]}):
+            return Settings.load(**overrides)
+
+    def as_given(value):
+        return tuple(value) if isinstance(value, list) else value
+
+    for key, (in_file, in_environment, given) in other.items():
+        name = items[key].name
+        assert getattr(load([]), name) == as_given(in_file), key
+        assert getattr(load([key]), name) == as_given(in_environment), key
+        assert getattr(load([key], **{name: given}), name) == as_given(given), key
+
+
+def test_the_packaged_defaults_obey_the_schema():
+    def check(value, schema, where):
+        kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+        allowed = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        fits = any(value is None if kind == "null" else isinstance(value, kinds[kind]) for kind in allowed)
+        assert fits, f"{where} is {value!r}, the schema says {allowed}"
+        for name, part in schema.get("properties", {}).items():
+            check(value[name], part, f"{where}.{name}")
+        if value is not None and "minimum" in schema:
+            assert value >= schema["minimum"], where
+
+    schema = yaml.safe_load(SCHEMA_FILE.read_text())["properties"]["serverless"]
+    check(DEFAULTS["serverless"], schema, "serverless")
+
+
+def test_every_key_is_documented_as_the_schema_describes_it():
+    """`docs/configuration.md` is written by this function's words: run it to see what is missing."""
+    written = CONFIGURATION.read_text()
+    assert documentation() in written, f"docs/configuration.md is not up to date; it should have:\n{documentation()}"
+
+
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def documentation():
+    """Return the table of every key: name, default, argument of the cluster, meaning."""
+    schema = yaml.safe_load(SCHEMA_FILE.read_text())
+    arguments = {field: f"`{argument}`" for argument, field in _SETTINGS.items()}
+
+    def descriptions(tree, prefix=""):
+        for name, entry in tree["properties"].items():
+            if "properties" in entry:
+                yield from descriptions(entry, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", " ".join(entry["description"].split())
+
+    described = dict(descriptions(schema))
+    lines = ["| key | default | argument | meaning |", "|---|---|---|---|"]
+    for item in fields(Settings):
+        key = item.metadata["key"]
+        default = dask.config.get(key, config=dict(DEFAULTS))
+        shown = "null" if default is None else ", ".join(default) if isinstance(default, list) else str(default)
+        lines.append(f"| `{key}` | `{shown}` | {arguments.get(item.name, '')} | {described[key]} |")
+    return "\n".join(lines)
