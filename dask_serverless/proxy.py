@@ -30,6 +30,7 @@ from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, materialise, plan_job, split
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.job_events import Released
+from dask_serverless.replay import Replay
 from dask_serverless.scheduler_link import FleetWorker
 from dask_serverless.stubs import as_expr_ser, stub_graph
 from lambda_worker.core.errors import PlatformError, ValueLost
@@ -82,6 +83,7 @@ class Proxy(SchedulerPlugin):
         self._again: dict[Hashable, None] = {}
         self._plannings = itertools.count()
         self._arrivals: dict[Hashable, asyncio.Future[None]] = {}
+        self._replay = Replay(self)
         self._stock_update_graph = scheduler.stream_handlers["update-graph"]
 
     # -- life -----------------------------------------------------------------------------------
@@ -93,6 +95,7 @@ class Proxy(SchedulerPlugin):
         self.dispatcher.start()
         await self._start_fleet()
         self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
+        self._replay.install()
         self.scheduler.add_plugin(self)
 
     async def _start_fleet(self) -> None:
@@ -116,6 +119,7 @@ class Proxy(SchedulerPlugin):
         self._closing = True
         if self.scheduler.stream_handlers.get("update-graph") == self.update_graph_message:
             self.scheduler.stream_handlers["update-graph"] = self._stock_update_graph
+        self._replay.uninstall()
         for waiting in self._arrivals.values():
             waiting.cancel()
         await self.dispatcher.close()
@@ -168,7 +172,7 @@ class Proxy(SchedulerPlugin):
             by_type["workers"] = {**dict.fromkeys(stubs, [FLEET]), **by_type.get("workers", {})}
             collapsed = as_expr_ser(graph, by_type)
         except Exception as error:
-            self._drop_holder(holder)
+            self.drop_holder(holder)
             self._refuse(keys, client, error)
             return
         for key in stubs:
@@ -189,7 +193,7 @@ class Proxy(SchedulerPlugin):
             self._kept.pop(key, None)
         if stubs and not lost:
             self.dispatcher.submit(self.dispatcher.new_job(), plan)
-        self._drop_holder(holder)
+        self.drop_holder(holder)
 
     def _refuse(self, keys: Collection[Any], client: str, error: Exception) -> None:
         """Tell a client that its graph cannot be computed, as the stock handler would."""
@@ -211,7 +215,8 @@ class Proxy(SchedulerPlugin):
         if keys:
             self.scheduler.client_desires_keys(keys, holder)
 
-    def _drop_holder(self, holder: str) -> None:
+    def drop_holder(self, holder: str) -> None:
+        """Let go what is kept alive under a name of our own."""
         held = self.scheduler.clients.get(holder)
         if held is not None:
             self.scheduler.client_releases_keys([ts.key for ts in held.wants_what], holder)
@@ -273,6 +278,13 @@ class Proxy(SchedulerPlugin):
     def is_stub(self, key: Hashable) -> bool:
         """Tell whether executors compute a key."""
         return key in self._kept
+
+    def kept_with(self, key: Hashable) -> _Kept | None:
+        """Return the graph of the user's in which a key is a task, if it is still kept."""
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = next((each for each in self._kept.values() if key in each.tasks), None)
+        return kept
 
     def wanted(self, key: Hashable) -> None:
         """The scheduler wants a stub: answer if it is known, compute it again if it was let go."""

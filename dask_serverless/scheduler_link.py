@@ -148,7 +148,7 @@ class FleetWorker(Worker):
         run_id = self._runs.pop(key, None)
         if run_id is None:
             return
-        exception, traceback, exception_text, traceback_text = unpack(error)
+        exception, traceback, exception_text, traceback_text, _ = unpack(error)
         self.batched_send(
             {
                 "op": "task-erred",

@@ -35,6 +35,7 @@ from lambda_worker.core.events import (
     Event,
     Halted,
     InputsFetched,
+    Rescheduled,
     Seceded,
     SegmentsLoaded,
     TaskDone,
@@ -48,10 +49,12 @@ from lambda_worker.core.instructions import (
     Fetch,
     Finish,
     Forget,
+    GivePlace,
     Instruction,
     LoadSegments,
     Run,
     Successor,
+    TakePlace,
     WakeAfter,
 )
 from lambda_worker.core.policy import Policy
@@ -74,7 +77,7 @@ from lambda_worker.core.wire import (
 from lambda_worker.last_words import LastWords
 from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store, Succession
-from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
+from lambda_worker.task_runner import Bodies, describe_error, describe_value, is_reschedule, key_of, run_body
 from lambda_worker.values import frames_to_value, pickled, value_to_frames
 
 if TYPE_CHECKING:
@@ -252,6 +255,8 @@ class Driver:
             self._missing[task] = error.name or str(error)
             return TaskErred(task, clock(), final=True)
         except BaseException as error:
+            if is_reschedule(error):
+                return Rescheduled(task, clock())
             self._errors[task] = self._error(task, error)
             return TaskErred(task, clock(), final=isinstance(error, ValueLost | Tampered))
         now = clock()
@@ -302,6 +307,12 @@ class Driver:
                 return self._delegate(instruction)
             case WakeAfter(seconds):
                 self.world.beside.after(seconds, self._wake)
+                return None
+            case GivePlace():
+                self._say("seceded")
+                return None
+            case TakePlace():
+                self._say("rejoined")
                 return None
         raise ProtocolError(f"nobody performs {instruction!r}")
 
@@ -531,7 +542,7 @@ class Driver:
     def _error(self, task: int, error: BaseException) -> bytes:
         if isinstance(error, ValueLost | Tampered):
             error = type(error)(f"an input of task {self._key(task)!r} cannot be read: {error}")
-        return describe_error(error)
+        return describe_error(error, self._key(task))
 
     def _seal_events(self, events: list[Any]) -> bytes:
         if not events:

@@ -34,6 +34,7 @@ KNOWN_TO = {
         "dask_serverless.own_annotations",
         "dask_serverless.bodies",
         "dask_serverless.dask_graph",
+        "dask_serverless.replay",
         "dask_serverless.stubs",
         "lambda_worker.task_runner",
     },
