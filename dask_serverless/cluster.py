@@ -518,16 +518,16 @@ class ServerlessCluster(Cluster):
             info = await self.scheduler_comm.identity(n_workers=-1)
             running = sum(each["status"] == Status.running.name for each in info["workers"].values())
             reachable = self._ceiling + max(0, len(info["workers"]) - 1)
-            if n_workers > reachable:
+            if n_workers > reachable and not timeout:
                 raise ValueError(
                     f"wait_for_workers({n_workers}) would wait for ever: at most {reachable} executors may run at "
                     f"once here; call scale({n_workers}) first"
                 )
-            if running:
+            if running and n_workers <= reachable:
                 self.scheduler_info = SchedulerInfo(info)
                 return
             if time() > deadline:
-                raise WorkerStartTimeoutError(0, n_workers, timeout)
+                raise WorkerStartTimeoutError(reachable if running else 0, n_workers, timeout)
             await asyncio.sleep(0.05)
 
     # -- what it did ----------------------------------------------------------------------------

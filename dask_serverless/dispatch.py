@@ -43,6 +43,7 @@ from dask_serverless.jobs import Ledger
 from dask_serverless.plan.classes import FunctionClass
 from dask_serverless.preparation import Preparation, prepare
 from lambda_worker.core.errors import (
+    EnvironmentMismatch,
     ExecutorLost,
     MissingModule,
     PlatformError,
@@ -56,7 +57,7 @@ from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
 from lambda_worker.last_words import last_words
 from lambda_worker.parcels import fit
-from lambda_worker.payload import assignments_of
+from lambda_worker.payload import ProtocolMismatch, assignments_of
 from lambda_worker.ports import Lapsed
 from lambda_worker.task_runner import describe_error
 
@@ -69,6 +70,8 @@ SWEEP_SECONDS = 1.0
 LISTEN_SECONDS = 1.0
 #: Segments of jobs up to this size are kept to travel inside invocations.
 KEEP_SEGMENTS_BYTES = 2**20
+#: Errors by which a function says that no executor of its kind will ever do; they need no further words.
+_REFUSALS: dict[str, type[ServerlessError]] = {each.__name__: each for each in (EnvironmentMismatch, ProtocolMismatch)}
 
 
 class Waiter(Protocol):
@@ -350,8 +353,9 @@ class Dispatcher:
     async def _watch_failures(self) -> None:
         async for event, error_type, message in self.backend.failures:
             try:
+                refusal = _REFUSALS.get(error_type)
+                why = refusal(message) if refusal else f"{error_type}: {message}"
                 for assignment in assignments_of(self.backend.secret, event):
-                    why = f"{error_type}: {message}"
                     await self._lose(assignment.job, assignment.executor, why, function_class=assignment.function_class)
             except PlatformError as error:
                 logger.warning("a failure record was refused: %s", error)

@@ -29,6 +29,7 @@ from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, materialise, plan_job, split
 from dask_serverless.dispatch import Dispatcher
+from dask_serverless.handshake import Handshake
 from dask_serverless.job_events import Released
 from dask_serverless.replay import Replay
 from dask_serverless.scheduler_link import FleetWorker
@@ -84,6 +85,7 @@ class Proxy(SchedulerPlugin):
         self._plannings = itertools.count()
         self._arrivals: dict[Hashable, asyncio.Future[None]] = {}
         self._replay = Replay(self)
+        self._handshake = Handshake(scheduler)
         self._stock_update_graph = scheduler.stream_handlers["update-graph"]
 
     # -- life -----------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ class Proxy(SchedulerPlugin):
         await self._start_fleet()
         self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
         self._replay.install()
+        self._handshake.install()
         self.scheduler.add_plugin(self)
 
     async def _start_fleet(self) -> None:
@@ -120,6 +123,7 @@ class Proxy(SchedulerPlugin):
         if self.scheduler.stream_handlers.get("update-graph") == self.update_graph_message:
             self.scheduler.stream_handlers["update-graph"] = self._stock_update_graph
         self._replay.uninstall()
+        self._handshake.uninstall()
         for waiting in self._arrivals.values():
             waiting.cancel()
         await self.dispatcher.close()
