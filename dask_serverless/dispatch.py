@@ -12,12 +12,13 @@ import itertools
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from dask_serverless.backend import Backend
+from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import JobPlan
 from dask_serverless.job_events import (
@@ -112,6 +113,7 @@ class Dispatcher:
         self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_run": 0, "tasks_rerun": 0}
+        self._call_stacks = CallStacks(fresh_seconds=backend.settings.executor_lease)  # three heartbeats
         self._preparations: dict[str, Preparation] = {}
         self._opened: dict[str, asyncio.Task[None]] = {}
         self._jobs = itertools.count(1)
@@ -251,6 +253,7 @@ class Dispatcher:
         opened = self._opened.pop(job, None)
         for each in [each for each in self._seceded if each[0] == job]:
             self._note_seceded(*each, False)
+        self._call_stacks.forget(job)
         try:
             if opened is not None:
                 await asyncio.gather(opened, return_exceptions=True)
@@ -312,6 +315,8 @@ class Dispatcher:
                 events.append(Delegating(job, content))
             elif kind in ("seceded", "rejoined"):
                 events.append((kind, job, executor))
+            elif kind == "stack":
+                events.append((kind, job, executor, *content))
             else:
                 events.append((kind, content))
         return events
@@ -331,6 +336,8 @@ class Dispatcher:
                     self.counts[name] = self.counts.get(name, 0) + amount
             case ("seceded" | "rejoined" as word, job, executor):
                 self._note_seceded(job, executor, word == "seceded")
+            case ("stack", job, executor, task, frames):
+                self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
             case ("log", blob):  # sealed, so it is one of our executors that pickled it
                 self.waiter.task_event(*pickle.loads(blob))
             case ("missing", job, task, module):
@@ -346,6 +353,7 @@ class Dispatcher:
             case _:
                 if isinstance(event, Retired):
                     self._note_seceded(event.job, event.executor, False)
+                    self._call_stacks.forget(event.job, event.executor)
                 self.feed(event)
 
     # -- what goes wrong ------------------------------------------------------------------------
@@ -427,6 +435,7 @@ class Dispatcher:
             advice = _advice(str(why), self.backend.settings.function_classes, function_class)
             error = ExecutorLost(f"the Lambda that ran {self._task_name(job, task)} died: {why}{advice}")
         self._note_seceded(job, executor, False)
+        self._call_stacks.forget(job, executor)
         self.feed(Lost(job, executor, describe_error(error)))
         try:
             await self.call(self.backend.store.drop, job, executor)
@@ -441,6 +450,20 @@ class Dispatcher:
         return f"task {preparation.plan.keys[task]!r}"
 
     # -- small things ---------------------------------------------------------------------------
+
+    def call_stacks(self, keys: Collection[Any] | None = None) -> dict[Any, Sequence[str]]:
+        """Return where tasks are that have been running for a while: all, or those that `keys` wait for."""
+        found: dict[Any, Sequence[str]] = {}
+        for job, task, frames in self._call_stacks.fresh(asyncio.get_running_loop().time()):
+            if job not in self._preparations:
+                continue
+            plan = self._preparations[job].plan
+            if keys is not None:
+                below = {task, *plan.graph.descendants(task)}
+                if not any(plan.visible.get(key) in below for key in keys):
+                    continue
+            found[plan.keys[task]] = frames
+        return found
 
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once."""

@@ -53,7 +53,7 @@ class Replay:
         entry = self.proxy.dispatcher.ledger.keys.get(cause)
         if entry is None or entry.error is None:
             return cause
-        blob = unpack(entry.error)[-1]
+        blob = unpack(entry.error)[4]
         blamed = pickle.loads(blob) if blob else cause  # sealed, so it is one of our executors that pickled it
         return cause if self.proxy.kept_with(blamed) is None else blamed
 

@@ -23,6 +23,7 @@ from distributed.protocol import Serialized, to_serialize
 from distributed.worker_state_machine import UpdateDataEvent
 
 from dask_serverless.job_events import Imported, ImportFailed, Result
+from dask_serverless.rows import Rows
 from lambda_worker.core.errors import ServerlessError, ValueLost
 from lambda_worker.core.wire import (
     Frame,
@@ -69,6 +70,7 @@ class FleetWorker(Worker):
         self._runs: dict[Hashable, int] = {}
         self._exports = itertools.count(1)
         self._losses: dict[Hashable, int] = {}
+        self._rows = Rows(self.state.nthreads)
         self._fleet_tasks: set[asyncio.Task[None]] = set()
         self._compute_here = self.stream_handlers["compute-task"]
         self.stream_handlers["compute-task"] = self.handle_compute_task
@@ -114,6 +116,10 @@ class FleetWorker(Worker):
         ts = self.proxy.scheduler.tasks.get(key)
         return ts is None or ts.state != "processing" or ts.run_id != run_id
 
+    def get_call_stack(self, keys: Collection[Any] | None = None) -> dict[Any, Any]:
+        """Say where tasks are: those that run here, and those of executors, as of their last heartbeats."""
+        return {**super().get_call_stack(keys), **self.proxy.dispatcher.call_stacks(keys)}
+
     def forget(self, key: Hashable, for_good: bool = False) -> None:
         """The scheduler no longer waits for a stub."""
         self._runs.pop(key, None)
@@ -137,7 +143,7 @@ class FleetWorker(Worker):
                 "type": result.type,
                 "typename": result.typename,
                 "metadata": {},
-                "thread": None,
+                "thread": self._rows.take(result.started, result.stopped),
                 "startstops": [{"action": "compute", "start": result.started, "stop": result.stopped}],
                 "stimulus_id": f"serverless-{time()}",
             }
@@ -148,7 +154,8 @@ class FleetWorker(Worker):
         run_id = self._runs.pop(key, None)
         if run_id is None:
             return
-        exception, traceback, exception_text, traceback_text, _ = unpack(error)
+        exception, traceback, exception_text, traceback_text, _, times = unpack(error)
+        started, stopped = times or (time(), time())
         self.batched_send(
             {
                 "op": "task-erred",
@@ -159,8 +166,8 @@ class FleetWorker(Worker):
                 "traceback": None if traceback is None else to_serialize(traceback),
                 "exception_text": exception_text,
                 "traceback_text": traceback_text,
-                "thread": None,
-                "startstops": [],
+                "thread": self._rows.take(started, stopped),
+                "startstops": [{"action": "compute", "start": started, "stop": stopped}],
                 "stimulus_id": f"serverless-{time()}",
             }
         )

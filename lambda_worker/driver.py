@@ -77,7 +77,15 @@ from lambda_worker.core.wire import (
 from lambda_worker.last_words import LastWords
 from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store, Succession
-from lambda_worker.task_runner import Bodies, describe_error, describe_value, is_reschedule, key_of, run_body
+from lambda_worker.task_runner import (
+    Bodies,
+    call_stack,
+    describe_error,
+    describe_value,
+    is_reschedule,
+    key_of,
+    run_body,
+)
 from lambda_worker.values import frames_to_value, pickled, value_to_frames
 
 if TYPE_CHECKING:
@@ -168,6 +176,7 @@ class Driver:
         self._words: LastWords | None = None
         self._publications = itertools.count()
         self._context: TaskWorker | None = None
+        self._main_thread = 0
 
     def run(self) -> str:
         """Run; return why it ended ("" when everything was done).
@@ -177,6 +186,7 @@ class Driver:
         PlatformError
             When the storage tier failed for good. The record stays, its lease runs out.
         """
+        self._main_thread = threading.get_ident()
         if self.world.last_words_directory:
             with contextlib.suppress(OSError):  # it only serves to name a task: no reason to fail one
                 self._words = LastWords(
@@ -257,6 +267,7 @@ class Driver:
         except BaseException as error:
             if is_reschedule(error):
                 return Rescheduled(task, clock())
+            self._durations[task] = (started + self.world.wall_offset, clock() + self.world.wall_offset)
             self._errors[task] = self._error(task, error)
             return TaskErred(task, clock(), final=isinstance(error, ValueLost | Tampered))
         now = clock()
@@ -329,6 +340,8 @@ class Driver:
             (standing,) = self.world.store.beat(
                 [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
             )
+            if running is not None and standing is Standing.OK:
+                self._say("stack", [running, call_stack(self._main_thread)])
         except StoreUnavailable:
             standing = Standing.OK  # the next one may get through; the lease decides
         if standing is Standing.OK:
@@ -464,8 +477,10 @@ class Driver:
                 failed[task] = self._error(
                     task,
                     UnpicklableResult(
-                        f"the result of task {self._key(task)!r} cannot be pickled"
-                        f" ({kind.__module__}.{kind.__qualname__}): {error}"
+                        f"Could not serialize object of type {kind.__qualname__}: the result of task"
+                        f" {self._key(task)!r} cannot be pickled ({kind.__module__}.{kind.__qualname__}): {error}."
+                        " To use it where it is made, compute both in one graph, or run them on a Dask worker:"
+                        " dask.annotate(serverless=False)"
                     ),
                 )
                 continue
@@ -542,7 +557,7 @@ class Driver:
     def _error(self, task: int, error: BaseException) -> bytes:
         if isinstance(error, ValueLost | Tampered):
             error = type(error)(f"an input of task {self._key(task)!r} cannot be read: {error}")
-        return describe_error(error, self._key(task))
+        return describe_error(error, self._key(task), self._durations.get(task))
 
     def _seal_events(self, events: list[Any]) -> bytes:
         if not events:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -67,6 +68,20 @@ def _world() -> World:
     return make_world(os.environ)
 
 
+@functools.cache
+def _output() -> tuple[int, int]:
+    return os.dup(1), os.dup(2)
+
+
+def mend_output() -> None:
+    """Give back what a task has closed: the next task, and the log, want to write to it."""
+    for name, number, copy in zip(("stdout", "stderr"), (1, 2), _output(), strict=True):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            os.dup2(copy, number)
+            setattr(sys, name, open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False))
+
+
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     """Run the assignments of one invocation, one after the other.
 
@@ -75,6 +90,7 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     dict
         For each executor, why it ended ("" when everything was done).
     """
+    mend_output()
     world = _world()
     return {
         assignment.executor: Driver(world, unfold(assignment, world.store, world.secret)).run()

@@ -1,8 +1,9 @@
 """What an invocation of the function carries, in both directions. Pure.
 
-An event is JSON, because Lambda insists: ``{"v": protocol version, "pickles": who pickled what the
-runs refer to, "runs": [base64, ...]}``. Each run is one sealed `Assignment`. The tag is checked before anything behind it is decoded; a replayed
-event is valid bytes, and leases and fencing answer for it, not this module.
+An event is JSON, because Lambda insists: ``{"v": protocol version, "pickles": what the sender pickles
+with, "runs": [base64, ...]}``. Each run is one sealed `Assignment`. The tag is checked before anything
+behind it is decoded; a replayed event is valid bytes, and leases and fencing answer for it, not this
+module.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import CoroutineType, TracebackType
@@ -114,8 +115,11 @@ def describe_value(value: Any, cache: dict[type, tuple[bytes, str]]) -> tuple[in
     return int(sizeof(value)), *described
 
 
-def describe_error(error: BaseException, key: Any = None) -> bytes:
-    """Encode an exception with the traceback that `LocalCluster` shows, and the key of the task that raised it."""
+def describe_error(error: BaseException, key: Any = None, times: tuple[float, float] | None = None) -> bytes:
+    """Encode an exception with the traceback that `LocalCluster` shows.
+
+    With it go the key of the task that raised it, and when that task began and ended, if it was one.
+    """
     from distributed.core import error_message
     from distributed.protocol import pickle as distributed_pickle
 
@@ -141,6 +145,7 @@ def describe_error(error: BaseException, key: Any = None) -> bytes:
             message["exception_text"],
             text,
             b"" if key is None else pickled(key),
+            times,
         ]
     )
 
@@ -161,12 +166,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _users_traceback(found: TracebackType | None) -> TracebackType | None:
     """Leave out the frames before the user's own; None if there are none of these, as in Dask."""
-    while found is not None:
-        file = found.tb_frame.f_code.co_filename
-        if not file.startswith(_OUR_PLACES) and _DASKS_PLACE not in file:
-            break
+    while found is not None and _is_ours(found.tb_frame.f_code.co_filename):
         found = found.tb_next
     return found
+
+
+def call_stack(thread: int) -> list[str]:
+    """Describe where a thread is in the user's code, outermost frame first, as a Dask worker does."""
+    from distributed.profile import repr_frame
+
+    frame = sys._current_frames().get(thread)
+    lines: list[str] = []
+    while frame is not None and not _is_ours(frame.f_code.co_filename):
+        lines.append(repr_frame(frame))
+        frame = frame.f_back
+    return lines[::-1]
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(_OUR_PLACES) or _DASKS_PLACE in file
 
 
 def _bounded(found: TracebackType | None) -> TracebackType | None:

@@ -235,7 +235,7 @@ class Fleet:
                     outcome.where[key] = location_from_wire(where)
         elif kind == "erred":
             for task, blob in content:
-                exception, _, _, shown, _ = unpack(blob)
+                exception, _, _, shown, *_ = unpack(blob)
                 outcome.errors[outcome.keys[task]] = pickle.loads(exception)
                 outcome.tracebacks[outcome.keys[task]] = shown
         elif kind == "missing":

@@ -35,7 +35,9 @@ def test_another_python_or_cloudpickle_is_refused_by_both_names():
     event = json.loads(payload_of(SECRET, [Assignment("job", "a", 1, [0])]))
     event["pickles"] = "Python 2.7, cloudpickle 0"
 
-    with pytest.raises(EnvironmentMismatch, match=r"with Python 2\.7, cloudpickle 0, .* has Python 3\.\d+, cloudpickle"):
+    with pytest.raises(
+        EnvironmentMismatch, match=r"with Python 2\.7, cloudpickle 0, .* has Python 3\.\d+, cloudpickle"
+    ):
         assignments_of(SECRET, event)
 
 
