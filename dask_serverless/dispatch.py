@@ -41,11 +41,11 @@ from dask_serverless.job_events import (
     Submitted,
 )
 from dask_serverless.jobs import Ledger
+from dask_serverless.killed import ExecutorKilled
 from dask_serverless.plan.classes import FunctionClass
 from dask_serverless.preparation import Preparation, prepare
 from lambda_worker.core.errors import (
     EnvironmentMismatch,
-    ExecutorLost,
     MissingModule,
     PlatformError,
     ProtocolError,
@@ -433,7 +433,8 @@ class Dispatcher:
             error: ServerlessError = why
         else:
             advice = _advice(str(why), self.backend.settings.function_classes, function_class)
-            error = ExecutorLost(f"the Lambda that ran {self._task_name(job, task)} died: {why}{advice}")
+            message = f"the Lambda that ran {self._task_name(job, task)} died: {why}{advice}"
+            error = ExecutorKilled(message, self._task_key(job, task))
         self._note_seceded(job, executor, False)
         self._call_stacks.forget(job, executor)
         self.feed(Lost(job, executor, describe_error(error)))
@@ -443,11 +444,15 @@ class Dispatcher:
             logger.warning("the record of %s/%s was not removed: %s", job, executor, failure)
         self.feed(Room())
 
-    def _task_name(self, job: str, task: int) -> str:
+    def _task_key(self, job: str, task: int) -> Any:
         preparation = self._preparations.get(job)
         if task < 0 or preparation is None or task >= len(preparation.plan.keys):
-            return "a task (it did not say which)"
-        return f"task {preparation.plan.keys[task]!r}"
+            return None
+        return preparation.plan.keys[task]
+
+    def _task_name(self, job: str, task: int) -> str:
+        key = self._task_key(job, task)
+        return "a task (it did not say which)" if key is None else f"task {key!r}"
 
     # -- small things ---------------------------------------------------------------------------
 

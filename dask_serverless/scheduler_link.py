@@ -47,6 +47,9 @@ logger = logging.getLogger("dask_serverless.fleet")
 #: A value that is lost more often than this is an error.
 LOSSES_MAX = 3
 
+#: Between two looks for what executors say at their heartbeats.
+CALL_STACK_PAUSE_SECONDS = 0.1
+
 #: The job name under which values made elsewhere are stored.
 EXPORTS = "exports"
 
@@ -116,9 +119,18 @@ class FleetWorker(Worker):
         ts = self.proxy.scheduler.tasks.get(key)
         return ts is None or ts.state != "processing" or ts.run_id != run_id
 
-    def get_call_stack(self, keys: Collection[Any] | None = None) -> dict[Any, Any]:
-        """Say where tasks are: those that run here, and those of executors, as of their last heartbeats."""
-        return {**super().get_call_stack(keys), **self.proxy.dispatcher.call_stacks(keys)}
+    async def get_call_stack(self, keys: Collection[Any] | None = None) -> dict[Any, Any]:  # type: ignore[override]
+        """Say where tasks are: those that run here at once, those of executors as of their last heartbeats.
+
+        If none of them has said anything yet, wait for a heartbeat, as long as there is a task to hear of.
+        """
+        deadline = time() + self.proxy.backend.settings.executor_lease / 2
+        while True:
+            found = {**super().get_call_stack(keys), **self.proxy.dispatcher.call_stacks(keys)}
+            waited_for = self._runs if keys is None else self._runs.keys() & set(keys)
+            if found or not waited_for or time() > deadline:
+                return found
+            await asyncio.sleep(CALL_STACK_PAUSE_SECONDS)
 
     def forget(self, key: Hashable, for_good: bool = False) -> None:
         """The scheduler no longer waits for a stub."""

@@ -18,6 +18,7 @@ invocation, never at import: sandboxes are forked from a process that has import
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
@@ -76,10 +77,14 @@ def _output() -> tuple[int, int]:
 def mend_output() -> None:
     """Give back what a task has closed: the next task, and the log, want to write to it."""
     for name, number, copy in zip(("stdout", "stderr"), (1, 2), _output(), strict=True):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(copy, number)
         stream = getattr(sys, name)
         if stream is None or stream.closed:
-            os.dup2(copy, number)
-            setattr(sys, name, open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False))
+            raw = open(number, "wb", buffering=0, closefd=False)
+            setattr(sys, name, io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True))
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:

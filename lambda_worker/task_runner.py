@@ -24,7 +24,7 @@ from lambda_worker.values import pickled
 #: Where the frames are that run a task: they say nothing to a user about an error in it.
 _OUR_PLACES = (os.path.dirname(__file__) + os.sep, os.path.dirname(asyncio.__file__) + os.sep)
 _DASKS_PLACE = os.path.join("dask", "_task_spec")
-#: Frames of a traceback that are shown, at most.
+#: Frames of a traceback or a call stack that are shown, at most.
 TRACEBACK_FRAMES_MAX = 100
 
 
@@ -177,7 +177,7 @@ def call_stack(thread: int) -> list[str]:
 
     frame = sys._current_frames().get(thread)
     lines: list[str] = []
-    while frame is not None and not _is_ours(frame.f_code.co_filename):
+    while frame is not None and not _is_ours(frame.f_code.co_filename) and len(lines) < TRACEBACK_FRAMES_MAX:
         lines.append(repr_frame(frame))
         frame = frame.f_back
     return lines[::-1]

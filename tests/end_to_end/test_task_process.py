@@ -87,7 +87,14 @@ def test_a_thread_may_outlive_its_task(client, tmp_path):
     until((tmp_path / "done").exists, "it went on")
 
 
-@pytest.mark.parametrize("close", [lambda: sys.stdout.close(), lambda: sys.stderr.close()], ids=["stdout", "stderr"])
+CLOSE = {
+    "stdout": lambda: sys.stdout.close(),
+    "stderr": lambda: sys.stderr.close(),
+    "descriptors": lambda: (os.close(1), os.close(2)),
+}
+
+
+@pytest.mark.parametrize("close", CLOSE.values(), ids=CLOSE)
 def test_output_that_a_task_closes_is_open_for_the_next(client, close):
     def print_and_log():
         import logging

@@ -79,16 +79,12 @@ def waiting_for_a_wrong_number(client):
     client.wait_for_workers(0)
 
 
-@program(
-    differs="ValueError at once, since no time would help, where LocalCluster waits and raises WorkerStartTimeoutError"
-)
+@program
 def waiting_for_too_many(client):
     client.wait_for_workers(50, timeout=0.3)
 
 
-@program(
-    differs="ValueError at once, since no time would help, where LocalCluster waits and raises WorkerStartTimeoutError"
-)
+@program
 def waiting_for_too_many_by_the_cluster(cluster):
     cluster.wait_for_workers(50, timeout=0.3)
 
