@@ -35,6 +35,9 @@ from lambda_worker.invoker import LambdaInvoker, is_loopback
 from lambda_worker.parcels import unfold
 from lambda_worker.payload import assignments_of
 
+#: Variables that nobody but `make_world` needs.
+_SECRETS = ("DASK_SERVERLESS_SECRET", "DASK_SERVERLESS_STORE")
+
 
 def make_world(environment: Mapping[str, str]) -> World:
     """Connect a sandbox to its cluster, from the function's environment."""
@@ -66,7 +69,10 @@ def make_world(environment: Mapping[str, str]) -> World:
 
 @functools.cache
 def _world() -> World:
-    return make_world(os.environ)
+    world = make_world(os.environ)
+    for name in _SECRETS:  # not for what tasks print, nor for the programs that they start
+        os.environ.pop(name, None)
+    return world
 
 
 @functools.cache

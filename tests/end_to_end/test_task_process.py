@@ -21,11 +21,13 @@ from tests.waiting import until
 SECONDS_MAX = 20
 
 
-def test_sandboxes_draw_different_numbers():
+def test_sandboxes_draw_different_numbers(tmp_path):
     """They are copies of one process, which has imported `random` and numpy before."""
 
-    def draw(_):
-        time.sleep(0.3)  # so that each task has a sandbox of its own
+    def draw(number):
+        (tmp_path / str(number)).touch()
+        while len(list(tmp_path.iterdir())) < 4:  # so that each task has a sandbox of its own
+            time.sleep(0.01)
         uniform, normal = np.random.rand(), np.random.default_rng().normal()
         return os.getpid(), random.random(), uniform, normal, uuid.uuid4().hex, os.path.basename(tempfile.mktemp())
 
@@ -48,6 +50,12 @@ def test_the_program_and_its_place(client):
         False,
         "1",
     )
+
+
+def test_a_task_does_not_find_the_clusters_secrets_in_its_environment(cluster, client):
+    backend = cluster._local.backend
+    values = client.submit(lambda: list(os.environ.values()), pure=False).result(timeout=SECONDS_MAX)
+    assert not [each for each in values if backend.secret.hex() in each or backend.store_config.password in each]
 
 
 def pool(method):
