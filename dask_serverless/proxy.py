@@ -191,6 +191,7 @@ class Proxy(SchedulerPlugin):
                 actors=actors,
                 **message,
             )
+        self._show_annotations(stubs, kept)
         # Without a pause since the scheduler took the stubs: nobody can have asked for them yet.
         lost = [key for key in stubs if key not in self.scheduler.tasks]
         for key in lost:  # it refused the graph: a key it depends on is gone
@@ -225,6 +226,20 @@ class Proxy(SchedulerPlugin):
         if held is not None:
             self.scheduler.client_releases_keys([ts.key for ts in held.wants_what], holder)
             del self.scheduler.clients[holder]
+
+    def _show_annotations(self, stubs: Collection[Any], kept: _Kept) -> None:
+        """Have plugins of the scheduler find on a stub what the user wrote, and not what holds it to the fleet."""
+        kept_back = {
+            name: annotation(name, set(stubs), kept.annotations_by_type, kept.annotations)
+            for name in _NOT_FOR_STUBS
+            if name in kept.annotations_by_type or name in kept.annotations
+        }
+        for key in stubs:
+            ts = self.scheduler.tasks.get(key)
+            if ts is not None and ts.annotations:
+                ts.annotations.pop("workers", None)
+                ts.annotations.update((name, found[key]) for name, found in kept_back.items() if key in found)
+                ts.annotations = ts.annotations or None
 
     def _annotated(self, name: str, stubs: Collection[Any], kept: _Kept) -> dict[Any, Any]:
         keys = set(kept.pinned) if name in _NOT_FOR_STUBS else {*stubs, *kept.pinned}

@@ -62,6 +62,17 @@ def test_the_task_stream_has_rows_and_errors(client):
     assert all(a[0] != b[0] or a[2] <= b[1] for a, b in itertools.pairwise(shown))
 
 
+def test_the_scheduler_shows_the_users_annotations(client):
+    with dask.annotate(priority=7, retries=2, note="mine"):
+        noted = client.submit(sum, [1], key="noted")
+    plain = client.submit(sum, [2], key="plain")
+    wait([noted, plain], timeout=20)
+    found = client.run_on_scheduler(
+        lambda dask_scheduler: [dask_scheduler.tasks[key].annotations for key in ("noted", "plain")]
+    )
+    assert found == [{"priority": 7, "retries": 2, "note": "mine"}, None]
+
+
 @pytest.mark.parametrize("form", ["yaml", "msgpack"])
 def test_a_dump_of_the_cluster_has_no_secret_in_it(cluster, client, tmp_path, form):
     assert client.submit(sum, [1, 2], key="dumped").result(timeout=20) == 3
