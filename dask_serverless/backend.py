@@ -235,6 +235,7 @@ class LocalBackend:
             concurrency=self.ceiling,
             preload=tuple(dict.fromkeys((*PRELOAD, *settings.lambda_preload, *heavy_modules(sys.modules)))),
             python_path=python_path(),
+            argv=tuple(getattr(sys, "argv", ("",))),
             log_directory=self.directory,
         )
 

@@ -320,6 +320,10 @@ class _Planner:
         )
         for key in self.externals.intersection(retries):
             del retries[key]
+        for key, times in retries.items():
+            if not isinstance(times, int):
+                # The scheduler's own type for it, which says nothing.
+                raise AssertionError(f"retries={times!r} of task {key!r} must be a whole number")
         names_by_key, parents_by_key = self._parents()
         needed = self._function_classes(annotations_by_type, global_annotations, classes)
         graph, keys = number(parents_by_key, dict.fromkeys(self.visible.values()), self.externals, retries, needed)

@@ -12,12 +12,13 @@ import itertools
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from dask_serverless.backend import Backend
+from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import JobPlan
 from dask_serverless.job_events import (
@@ -40,10 +41,11 @@ from dask_serverless.job_events import (
     Submitted,
 )
 from dask_serverless.jobs import Ledger
+from dask_serverless.killed import ExecutorKilled
 from dask_serverless.plan.classes import FunctionClass
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from lambda_worker.core.errors import (
-    ExecutorLost,
+    EnvironmentMismatch,
     MissingModule,
     PlatformError,
     ProtocolError,
@@ -56,7 +58,7 @@ from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
 from lambda_worker.last_words import last_words
 from lambda_worker.parcels import fit
-from lambda_worker.payload import assignments_of
+from lambda_worker.payload import ProtocolMismatch, assignments_of
 from lambda_worker.ports import Lapsed
 from lambda_worker.task_runner import describe_error
 
@@ -73,6 +75,8 @@ LAUNCH_SECONDS_MAX = 5.0
 LISTEN_SECONDS = 1.0
 #: Invocations under way: what became of each of them.
 Invocations: TypeAlias = Future[list[BaseException | None]]
+#: Errors by which a function says that no executor of its kind will ever do; they need no further words.
+_REFUSALS: dict[str, type[ServerlessError]] = {each.__name__: each for each in (EnvironmentMismatch, ProtocolMismatch)}
 
 
 class Waiter(Protocol):
@@ -117,6 +121,7 @@ class Dispatcher:
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
+        self._call_stacks = CallStacks(fresh_seconds=backend.settings.executor_lease)  # three heartbeats
         self._preparations: dict[str, Preparation] = {}
         self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens
         self._opened: dict[str, asyncio.Future[None]] = {}
@@ -312,6 +317,7 @@ class Dispatcher:
             self._spawn(self._set_places())
         for each in [each for each in self._seceded if each[0] == close.job]:
             self._note_seceded(*each, False)
+        self._call_stacks.forget(close.job)
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
         self._closes.append(close)
@@ -398,6 +404,8 @@ class Dispatcher:
                 events.append(Delegating(job, content))
             elif kind in ("seceded", "rejoined"):
                 events.append((kind, job, executor))
+            elif kind == "stack":
+                events.append((kind, job, executor, *content))
             else:
                 events.append((kind, content))
         return events
@@ -417,6 +425,8 @@ class Dispatcher:
                     self.counts[name] = self.counts.get(name, 0) + amount
             case ("seceded" | "rejoined" as word, job, executor):
                 self._note_seceded(job, executor, word == "seceded")
+            case ("stack", job, executor, task, frames):
+                self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
             case ("log", blob):  # sealed, so it is one of our executors that pickled it
                 self.waiter.task_event(*pickle.loads(blob))
             case ("missing", job, task, module):
@@ -432,6 +442,7 @@ class Dispatcher:
             case _:
                 if isinstance(event, Retired):
                     self._note_seceded(event.job, event.executor, False)
+                    self._call_stacks.forget(event.job, event.executor)
                 self.feed(event)
 
     # -- what goes wrong ------------------------------------------------------------------------
@@ -439,8 +450,9 @@ class Dispatcher:
     async def _watch_failures(self) -> None:
         async for event, error_type, message in self.backend.failures:
             try:
+                refusal = _REFUSALS.get(error_type)
+                why = refusal(message) if refusal else f"{error_type}: {message}"
                 for assignment in assignments_of(self.backend.secret, event):
-                    why = f"{error_type}: {message}"
                     await self._lose(assignment.job, assignment.executor, why, function_class=assignment.function_class)
             except PlatformError as error:
                 logger.warning("a failure record was refused: %s", error)
@@ -510,8 +522,10 @@ class Dispatcher:
             error: ServerlessError = why
         else:
             advice = _advice(str(why), self.backend.settings.function_classes, function_class)
-            error = ExecutorLost(f"the Lambda that ran {self._task_name(job, task)} died: {why}{advice}")
+            message = f"the Lambda that ran {self._task_name(job, task)} died: {why}{advice}"
+            error = ExecutorKilled(message, self._task_key(job, task))
         self._note_seceded(job, executor, False)
+        self._call_stacks.forget(job, executor)
         self.feed(Lost(job, executor, describe_error(error)))
         try:
             await self.call(self.backend.store.drop, job, executor)
@@ -519,11 +533,15 @@ class Dispatcher:
             logger.warning("the record of %s/%s was not removed: %s", job, executor, failure)
         self.feed(Room())
 
-    def _task_name(self, job: str, task: int) -> str:
+    def _task_key(self, job: str, task: int) -> Any:
         preparation = self._preparations.get(job)
         if task < 0 or preparation is None or task >= len(preparation.plan.keys):
-            return "a task (it did not say which)"
-        return f"task {preparation.plan.keys[task]!r}"
+            return None
+        return preparation.plan.keys[task]
+
+    def _task_name(self, job: str, task: int) -> str:
+        key = self._task_key(job, task)
+        return "a task (it did not say which)" if key is None else f"task {key!r}"
 
     def held_bytes(self) -> int:
         """Count the bytes of small values and of segments that are in this process's memory."""
@@ -535,6 +553,20 @@ class Dispatcher:
         return inline + sum(len(each) for made in self._preparations.values() for each in made.segments.values())
 
     # -- small things ---------------------------------------------------------------------------
+
+    def call_stacks(self, keys: Collection[Any] | None = None) -> dict[Any, Sequence[str]]:
+        """Return where tasks are that have been running for a while: all, or those that `keys` wait for."""
+        found: dict[Any, Sequence[str]] = {}
+        for job, task, frames in self._call_stacks.fresh(asyncio.get_running_loop().time()):
+            if job not in self._preparations:
+                continue
+            plan = self._preparations[job].plan
+            if keys is not None:
+                below = {task, *plan.graph.descendants(task)}
+                if not any(plan.visible.get(key) in below for key in keys):
+                    continue
+            found[plan.keys[task]] = frames
+        return found
 
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once."""

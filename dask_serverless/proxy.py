@@ -29,8 +29,10 @@ from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, plan_job
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.fleet_nanny import FleetNanny
+from dask_serverless.handshake import Handshake
 from dask_serverless.job_events import Released
 from dask_serverless.placement import prefer_dask_workers
+from dask_serverless.replay import Replay
 from dask_serverless.scheduler_link import FleetWorker, ShownBytes
 from dask_serverless.stock_scheduler import reachable_address
 from dask_serverless.stubs import as_expr_ser, stub_graph
@@ -81,6 +83,8 @@ class Proxy(SchedulerPlugin):
         self._planned_again: set[Hashable] = set()
         self._plannings_again: set[asyncio.Task[None]] = set()
         self._arrivals: dict[Hashable, asyncio.Future[None]] = {}
+        self._replay = Replay(self)
+        self._handshake = Handshake(scheduler)
         self._stock_update_graph = scheduler.stream_handlers["update-graph"]
         self._stock_gather = scheduler.handlers["gather"]
 
@@ -97,6 +101,8 @@ class Proxy(SchedulerPlugin):
         prefer_dask_workers(self.scheduler, FLEET)
         self.scheduler.stream_handlers["update-graph"] = self.update_graph_message
         self.scheduler.handlers["gather"] = self.gather_message
+        self._replay.install()
+        self._handshake.install()
         self.scheduler.add_plugin(self)
 
     async def _start_fleet(self, predecessor: str = "") -> None:
@@ -130,6 +136,8 @@ class Proxy(SchedulerPlugin):
         if self.scheduler.stream_handlers.get("update-graph") == self.update_graph_message:
             self.scheduler.stream_handlers["update-graph"] = self._stock_update_graph
             self.scheduler.handlers["gather"] = self._stock_gather
+        self._replay.uninstall()
+        self._handshake.uninstall()
         for waiting in (*self._arrivals.values(), *self._plannings_again):
             waiting.cancel()
         self.attendant.close()
@@ -193,9 +201,14 @@ class Proxy(SchedulerPlugin):
             # An ordinary Dask worker beside the fleet must not be given a stub.
             by_type["workers"] = {**dict.fromkeys(stubs, [FLEET]), **by_type.get("workers", {})}
             collapsed = as_expr_ser(graph, by_type)
+            shown = {
+                name: annotation(name, set(stubs), own, annotations)
+                for name in _NOT_FOR_STUBS
+                if name in own or name in annotations
+            }
             del found, own  # a million tasks, perhaps: the plan has what it needs of them
         except Exception as error:
-            self._drop_holder(holder)
+            self.drop_holder(holder)
             self._refuse(keys, client, error)
             return
         for key in stubs:
@@ -214,6 +227,7 @@ class Proxy(SchedulerPlugin):
                 actors=actors,
                 **message,
             )
+        self._show_annotations(stubs, shown)
         # Without a pause since the scheduler took the stubs: nobody can have asked for them yet.
         lost = [key for key in stubs if key not in self.scheduler.tasks]
         for key in lost:  # it refused the graph: a key it depends on is gone
@@ -222,7 +236,7 @@ class Proxy(SchedulerPlugin):
                 self.dispatcher.feed(Released(key))
         if stubs and not lost and not early:
             self.dispatcher.submit(self.dispatcher.new_job(), plan)
-        self._drop_holder(holder)
+        self.drop_holder(holder)
 
     def _refuse(self, keys: Collection[Any], client: str, error: Exception) -> None:
         """Tell a client that its graph cannot be computed, as the stock handler would."""
@@ -244,11 +258,21 @@ class Proxy(SchedulerPlugin):
         if keys:
             self.scheduler.client_desires_keys(keys, holder)
 
-    def _drop_holder(self, holder: str) -> None:
+    def drop_holder(self, holder: str) -> None:
+        """Let go what is kept alive under a name of our own."""
         held = self.scheduler.clients.get(holder)
         if held is not None:
             self.scheduler.client_releases_keys([ts.key for ts in held.wants_what], holder)
             del self.scheduler.clients[holder]
+
+    def _show_annotations(self, stubs: Collection[Any], shown: Mapping[str, Mapping[Any, Any]]) -> None:
+        """Have plugins of the scheduler find on a stub what the user wrote, and not what holds it to the fleet."""
+        for key in stubs:
+            ts = self.scheduler.tasks.get(key)
+            if ts is not None and ts.annotations:
+                ts.annotations.pop("workers", None)
+                ts.annotations.update((name, found[key]) for name, found in shown.items() if key in found)
+                ts.annotations = ts.annotations or None
 
     async def _survey(self, submission: Submission, actors: bool | list[Any] | None, holder: str) -> Survey:
         """Read a graph, and hold what it builds on."""
@@ -314,6 +338,11 @@ class Proxy(SchedulerPlugin):
     def is_stub(self, key: Hashable) -> bool:
         """Tell whether executors compute a key."""
         return key in self._kept
+
+    def graphs_with(self, key: Hashable) -> list[Submission]:
+        """Return the users' graphs, of those that are kept, in which a key may be a task."""
+        kept = self._kept.get(key)
+        return [kept] if kept is not None else list(dict.fromkeys(self._kept.values()))
 
     def wanted(self, key: Hashable) -> None:
         """The scheduler wants a stub: answer if it is known, compute it again if it was let go."""

@@ -25,6 +25,7 @@ from distributed.protocol.serialize import merge_and_deserialize
 from distributed.worker_state_machine import UpdateDataEvent
 
 from dask_serverless.job_events import Imported, ImportFailed, Result
+from dask_serverless.rows import Rows
 from dask_serverless.short_cut import Hatch, ShortCut
 from lambda_worker.core.errors import ServerlessError, ValueLost
 from lambda_worker.core.wire import (
@@ -52,6 +53,9 @@ ELSEWHERE_ONLY = (ForwardLoggingPlugin, ForwardOutput)
 
 #: A value that is lost more often than this is an error.
 LOSSES_MAX = 3
+
+#: Between two looks for what executors say at their heartbeats.
+CALL_STACK_PAUSE_SECONDS = 0.1
 
 #: The job name under which values made elsewhere are stored.
 EXPORTS = "exports"
@@ -90,6 +94,7 @@ class FleetWorker(Worker):
         self._runs: dict[Hashable, int] = {}
         self._exports = itertools.count(1)
         self._losses: dict[Hashable, int] = {}
+        self._rows = Rows(self.state.nthreads)
         self._fleet_tasks: set[asyncio.Task[None]] = set()
         self._outbox = Hatch(self._tell)
         self._compute_stock = self.stream_handlers["compute-task"]
@@ -192,6 +197,19 @@ class FleetWorker(Worker):
         ts = self.proxy.scheduler.tasks.get(key)
         return ts is None or ts.state != "processing" or ts.run_id != run_id
 
+    async def get_call_stack(self, keys: Collection[Any] | None = None) -> dict[Any, Any]:  # type: ignore[override]
+        """Say where tasks are: those that run here at once, those of executors as of their last heartbeats.
+
+        If none of them has said anything yet, wait for a heartbeat, as long as there is a task to hear of.
+        """
+        deadline = time() + self.proxy.backend.settings.executor_lease / 2
+        while True:
+            found = {**super().get_call_stack(keys), **self.proxy.dispatcher.call_stacks(keys)}
+            waited_for = self._runs if keys is None else self._runs.keys() & set(keys)
+            if found or not waited_for or time() > deadline:
+                return found
+            await asyncio.sleep(CALL_STACK_PAUSE_SECONDS)
+
     def forget(self, key: Hashable, for_good: bool = False) -> None:
         """The scheduler no longer waits for a stub."""
         self._runs.pop(key, None)
@@ -214,7 +232,7 @@ class FleetWorker(Worker):
                 "type": result.type,
                 "typename": result.typename,
                 "metadata": {},
-                "thread": None,
+                "thread": self._rows.take(result.started, result.stopped),
                 "startstops": [{"action": "compute", "start": result.started, "stop": result.stopped}],
                 "stimulus_id": f"serverless-{time()}",
             }
@@ -228,14 +246,15 @@ class FleetWorker(Worker):
         run_id = self._runs.pop(key, None)
         if run_id is None:
             return
+        started, stopped = unpack(error)[5] or (time(), time())
         self.batched_send(
             {
                 "op": "task-erred",
                 "key": key,
                 "run_id": run_id,
                 **error_response(error),
-                "thread": None,
-                "startstops": [],
+                "thread": self._rows.take(started, stopped),
+                "startstops": [{"action": "compute", "start": started, "stop": stopped}],
                 "stimulus_id": f"serverless-{time()}",
             }
         )
@@ -377,7 +396,7 @@ def as_serialized(frames: list[Frame]) -> Serialized:
 
 def error_response(error: bytes) -> dict[str, Any]:
     """Return an encoded error as a Dask worker answers a call that has failed."""
-    exception, traceback, exception_text, traceback_text = unpack(error)
+    exception, traceback, exception_text, traceback_text, *_ = unpack(error)
     return {
         "status": "error",
         "exception": to_serialize(exception),

@@ -35,6 +35,7 @@ from lambda_worker.core.events import (
     Event,
     Halted,
     InputsFetched,
+    Rescheduled,
     Seceded,
     SegmentsLoaded,
     TaskDone,
@@ -48,10 +49,12 @@ from lambda_worker.core.instructions import (
     Fetch,
     Finish,
     Forget,
+    GivePlace,
     Instruction,
     LoadSegments,
     Run,
     Successor,
+    TakePlace,
     WakeAfter,
 )
 from lambda_worker.core.policy import Policy
@@ -74,7 +77,15 @@ from lambda_worker.core.wire import (
 from lambda_worker.last_words import LastWords
 from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store, Succession
-from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
+from lambda_worker.task_runner import (
+    Bodies,
+    call_stack,
+    describe_error,
+    describe_value,
+    is_reschedule,
+    key_of,
+    run_body,
+)
 from lambda_worker.values import frames_to_value, pickled, value_to_frames
 from lambda_worker.wardrobe import Wardrobe
 
@@ -185,6 +196,7 @@ class Driver:
         self._words: LastWords | None = None
         self._publications = itertools.count()
         self._context: TaskWorker | None = None
+        self._main_thread = 0
 
     def run(self) -> str:
         """Run; return why it ended ("" when everything was done).
@@ -194,6 +206,7 @@ class Driver:
         PlatformError
             When the storage tier failed for good. The record stays, its lease runs out.
         """
+        self._main_thread = threading.get_ident()
         if self.world.last_words_directory:
             with contextlib.suppress(OSError):  # it only serves to name a task: no reason to fail one
                 self._words = LastWords(
@@ -284,10 +297,13 @@ class Driver:
             self._missing[task] = error.name or str(error)
             return TaskErred(task, clock(), final=True)
         except BaseException as error:
-            if isinstance(error, MemoryError):
-                error.add_note(_MEMORY_ADVICE)
             if self._context is not None:
                 self._context.end(error)
+            if is_reschedule(error):
+                return Rescheduled(task, clock())
+            if isinstance(error, MemoryError):
+                error.add_note(_MEMORY_ADVICE)
+            self._durations[task] = (started + self.world.wall_offset, clock() + self.world.wall_offset)
             self._errors[task] = self._error(task, error)
             return TaskErred(task, clock(), final=isinstance(error, ValueLost | Tampered))
         if self._context is not None:
@@ -343,6 +359,12 @@ class Driver:
             case WakeAfter(seconds):
                 self.world.beside.after(seconds, self._wake)
                 return None
+            case GivePlace():
+                self._say("seceded")
+                return None
+            case TakePlace():
+                self._say("rejoined")
+                return None
         raise ProtocolError(f"nobody performs {instruction!r}")
 
     def _wake(self) -> None:
@@ -358,6 +380,8 @@ class Driver:
             (standing,) = self.world.store.beat(
                 [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
             )
+            if running is not None and standing is Standing.OK:
+                self._say("stack", [running, call_stack(self._main_thread)])
         except StoreUnavailable:
             standing = Standing.OK  # the next one may get through; the lease decides
         if standing is Standing.OK:
@@ -495,8 +519,10 @@ class Driver:
                 failed[task] = self._error(
                     task,
                     UnpicklableResult(
-                        f"the result of task {self._key(task)!r} cannot be pickled"
-                        f" ({kind.__module__}.{kind.__qualname__}): {error}"
+                        f"Could not serialize object of type {kind.__qualname__}: the result of task"
+                        f" {self._key(task)!r} cannot be pickled ({kind.__module__}.{kind.__qualname__}): {error}."
+                        " To use it where it is made, compute both in one graph, or run them on a Dask worker:"
+                        " dask.annotate(serverless=False)"
                     ),
                 )
                 continue
@@ -573,7 +599,7 @@ class Driver:
     def _error(self, task: int, error: BaseException) -> bytes:
         if isinstance(error, ValueLost | Tampered):
             error = type(error)(f"an input of task {self._key(task)!r} cannot be read: {error}")
-        return describe_error(error)
+        return describe_error(error, self._key(task), self._durations.get(task))
 
     def _seal_events(self, events: list[Any]) -> bytes:
         if not events:

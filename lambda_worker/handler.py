@@ -23,8 +23,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +40,7 @@ from lambda_worker.invoker import LambdaInvoker, is_loopback
 from lambda_worker.parcels import unfold
 from lambda_worker.payload import assignments_of
 
-#: Variables that tasks must not see.
+#: Variables that nobody but `make_world` needs, and tasks must not see.
 SECRETS = ("DASK_SERVERLESS_SECRET", "DASK_SERVERLESS_STORE", "DASK_SERVERLESS_TLS")
 
 
@@ -76,9 +78,27 @@ def make_world(environment: Mapping[str, str]) -> World:
 @functools.cache
 def _world() -> World:
     world = make_world(os.environ)
-    for name in SECRETS:
+    for name in SECRETS:  # not for what tasks print, nor for the programs that they start
         os.environ.pop(name, None)
     return world
+
+
+@functools.cache
+def _output() -> tuple[int, int]:
+    return os.dup(1), os.dup(2)
+
+
+def mend_output() -> None:
+    """Give back what a task has closed: the next task, and the log, want to write to it."""
+    for name, number, copy in zip(("stdout", "stderr"), (1, 2), _output(), strict=True):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(copy, number)
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            raw = open(number, "wb", buffering=0, closefd=False)
+            setattr(sys, name, io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True))
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
@@ -89,6 +109,7 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     dict
         For each executor, why it ended ("" when everything was done).
     """
+    mend_output()
     world = _world()
     return {
         assignment.executor: Driver(world, unfold(assignment, world.store, world.secret)).run()

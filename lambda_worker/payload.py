@@ -1,8 +1,9 @@
 """What an invocation of the function carries, in both directions. Pure.
 
-An event is JSON, because Lambda insists: ``{"v": protocol version, "runs": [base64, ...]}``. Each
-run is one sealed `Assignment`. The tag is checked before anything behind it is decoded; a replayed
-event is valid bytes, and leases and fencing answer for it, not this module.
+An event is JSON, because Lambda insists: ``{"v": protocol version, "pickles": what the sender pickles
+with, "runs": [base64, ...]}``. Each run is one sealed `Assignment`. The tag is checked before anything
+behind it is decoded; a replayed event is valid bytes, and leases and fencing answer for it, not this
+module.
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lambda_worker.core.errors import PlatformError, Tampered
+import cloudpickle
+
+from lambda_worker.core.errors import EnvironmentMismatch, PlatformError, Tampered
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import PROTOCOL_VERSION, seal, unseal
 
 _NAME = "assignment"
+
+#: What must be the same on both sides for one to read the other's pickled functions.
+PICKLES = f"Python {sys.version_info[0]}.{sys.version_info[1]}, cloudpickle {cloudpickle.__version__.split('.')[0]}"
 
 
 class ProtocolMismatch(PlatformError):
@@ -41,7 +48,7 @@ def payload_of(secret: bytes, assignments: Sequence[Assignment]) -> bytes:
     [0, 1]
     """
     runs = [base64.b64encode(seal(secret, _NAME, each.to_bytes())).decode("ascii") for each in assignments]
-    return json.dumps({"v": PROTOCOL_VERSION, "runs": runs}, separators=(",", ":")).encode("ascii")
+    return json.dumps({"v": PROTOCOL_VERSION, "pickles": PICKLES, "runs": runs}, separators=(",", ":")).encode("ascii")
 
 
 def assignments_of(secret: bytes, event: Mapping[str, Any]) -> list[Assignment]:
@@ -51,6 +58,8 @@ def assignments_of(secret: bytes, event: Mapping[str, Any]) -> list[Assignment]:
     ------
     ProtocolMismatch
         When the event was written by another protocol version; the message names both.
+    EnvironmentMismatch
+        When what it refers to was pickled by another Python or cloudpickle; the message names both.
     Tampered
         When the event is not one of ours, or does not carry this cluster's tag.
 
@@ -68,6 +77,12 @@ install the same release of dask-serverless on both sides (redeploy the function
         raise ProtocolMismatch(
             f"the invocation speaks protocol {event['v']!r}, this function speaks protocol {PROTOCOL_VERSION}: "
             "install the same release of dask-serverless on both sides (redeploy the function)"
+        )
+    if event.get("pickles", PICKLES) != PICKLES:
+        raise EnvironmentMismatch(
+            f"the cluster pickles with {event['pickles']}, this function has {PICKLES}: they cannot read each "
+            "other's pickled functions. Give both the same Python and cloudpickle (redeploy the function, or start "
+            "the cluster from another environment)"
         )
     runs = event.get("runs")
     if not isinstance(runs, list):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import pickle
+import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import CoroutineType, TracebackType
 from typing import Any
 
@@ -21,8 +23,11 @@ from lambda_worker.core.schedule import SEGMENT_TASKS, segment_of
 from lambda_worker.core.wire import Ref, pack
 from lambda_worker.values import pickled
 
-#: Frames of these files say nothing to a user about an error in their task.
-_OUR_FILES = ("lambda_worker", "dask/_task_spec", "dask\\_task_spec")
+#: Where the frames are that run a task: they say nothing to a user about an error in it.
+_OUR_PLACES = (os.path.dirname(__file__) + os.sep, os.path.dirname(asyncio.__file__) + os.sep)
+_DASKS_PLACE = os.path.join("dask", "_task_spec")
+#: Frames of a traceback or a call stack that are shown, at most.
+TRACEBACK_FRAMES_MAX = 100
 
 
 #: How many segments are unpickled at once: task objects take some kilobytes each, their pickles a tenth.
@@ -123,6 +128,13 @@ async def _awaited(awaitable: Any) -> Any:
     return await awaitable
 
 
+def is_reschedule(error: BaseException) -> bool:
+    """Tell whether a task asks to be run again: not an error of its own."""
+    from distributed.exceptions import Reschedule
+
+    return isinstance(error, Reschedule)
+
+
 def key_of(body: Any) -> Any:
     """Return the Dask key of a body's task."""
     return body[0].key
@@ -143,34 +155,89 @@ def describe_value(value: Any, cache: dict[type, tuple[bytes, str]]) -> tuple[in
     return int(sizeof(value)), *described
 
 
-def describe_error(error: BaseException) -> bytes:
-    """Encode an exception with the traceback the user should see (their own frames first)."""
+def describe_error(error: BaseException, key: Any = None, times: tuple[float, float] | None = None) -> bytes:
+    """Encode an exception with the traceback that `LocalCluster` shows.
+
+    With it go the key of the task that raised it, and when that task began and ended, if it was one.
+    """
     from distributed.core import error_message
     from distributed.protocol import pickle as distributed_pickle
 
+    for each in _chain(error):
+        each.__traceback__ = _bounded(_users_traceback(each.__traceback__))
+    shown = error.__traceback__
     try:
         raise error
     except BaseException:  # noqa: B036 - `error_message` reads the exception being handled
+        error.__traceback__ = shown
         message = error_message(error)
-    shown = _users_traceback(error.__traceback__)
+    text = "".join(traceback.format_tb(shown))
     try:
         traceback_blob = distributed_pickle.dumps(shown)
         distributed_pickle.loads(traceback_blob)
     except Exception:  # tracebacks that cannot be pickled travel as text
-        traceback_blob = distributed_pickle.dumps("".join(traceback.format_tb(shown)))
+        traceback_blob = distributed_pickle.dumps(text)
     exception: Any = message["exception"]
     return pack(
         [
             bytes(exception.data),
             None if message["traceback"] is None else traceback_blob,
             message["exception_text"],
-            "".join(traceback.format_tb(shown)),
+            text,
+            b"" if key is None else pickled(key),
+            times,
         ]
     )
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those that led to it or are inside it."""
+    stack, seen = [error], set[int]()
+    while stack:
+        each = stack.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        stack += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            stack += each.exceptions
+
+
 def _users_traceback(found: TracebackType | None) -> TracebackType | None:
-    shown = found
-    while shown is not None and any(part in shown.tb_frame.f_code.co_filename for part in _OUR_FILES):
-        shown = shown.tb_next
-    return shown if shown is not None else found
+    """Leave out the frames before the user's own; None if there are none of these, as in Dask."""
+    while found is not None and _is_ours(found.tb_frame.f_code.co_filename):
+        found = found.tb_next
+    return found
+
+
+def call_stack(thread: int) -> list[str]:
+    """Describe where a thread is in the user's code, outermost frame first, as a Dask worker does."""
+    from distributed.profile import repr_frame
+
+    frame = sys._current_frames().get(thread)
+    lines: list[str] = []
+    while frame is not None and not _is_ours(frame.f_code.co_filename) and len(lines) < TRACEBACK_FRAMES_MAX:
+        lines.append(repr_frame(frame))
+        frame = frame.f_back
+    return lines[::-1]
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(_OUR_PLACES) or _DASKS_PLACE in file
+
+
+def _bounded(found: TracebackType | None) -> TracebackType | None:
+    """Leave out the middle of a very long traceback.
+
+    They are pickled and unpickled by recursion, by us and, deeper in its own calls, by the client, which
+    would hear nothing of a task that recurses without end.
+    """
+    frames = []
+    while found is not None:
+        frames.append(found)
+        found = found.tb_next
+    if len(frames) > TRACEBACK_FRAMES_MAX:
+        half = TRACEBACK_FRAMES_MAX // 2
+        frames[half - 1].tb_next = frames[-half]
+    return frames[0] if frames else None

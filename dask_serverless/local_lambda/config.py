@@ -78,6 +78,8 @@ class FunctionConfig:
         Modules to load into the zygote, beside the handler's. One that cannot be imported is skipped.
     python_path
         Directories that functions can import from, before all others.
+    argv
+        What functions find in `sys.argv`.
     working_directory
         Current directory of the sandboxes; default: the one of the current process.
     log_directory
@@ -99,6 +101,7 @@ class FunctionConfig:
     concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
     preload: tuple[str, ...] = PRELOAD
     python_path: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ("",)
     working_directory: str | None = None
     log_directory: str | None = None
     idle_seconds_max: float = 300

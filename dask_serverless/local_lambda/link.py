@@ -115,6 +115,7 @@ class ZygoteLink:
             "preload": list(function.preload),
             "python_path": list(function.python_path),
             "python_path_last": [PACKAGE_ROOT],
+            "argv": list(function.argv),
             "address": address,
             "log_path": log_path,
             "root": root,

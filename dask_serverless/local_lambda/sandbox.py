@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from types import ModuleType
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
@@ -116,6 +117,9 @@ def _prepare(name: str, settings: dict[str, Any], function: dict[str, Any], zygo
     os.environ["AWS_LAMBDA_LOG_GROUP_NAME"] = f"/aws/lambda/{function['name']}"
     os.environ["AWS_LAMBDA_LOG_STREAM_NAME"] = name
     os.environ["AWS_LAMBDA_RUNTIME_API"] = f"{settings['address']}/{name}"
+    # The zygote's program is nobody's business; what a task starts with `multiprocessing` would even import it.
+    sys.argv = settings["argv"]
+    sys.modules["__main__"] = ModuleType("__main__")
     limit_resources(function["data_bytes_max"])
     reseed()
     gc.enable()

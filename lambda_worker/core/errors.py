@@ -55,6 +55,10 @@ class InvocationRefused(PlatformError):
     """Lambda would not accept an invocation (permission, missing function, payload size)."""
 
 
+class EnvironmentMismatch(PlatformError):
+    """An executor's Python or cloudpickle cannot read what the cluster's has pickled."""
+
+
 class StoreUnavailable(PlatformError):
     """The storage tier cannot be reached or has failed."""
 

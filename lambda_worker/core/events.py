@@ -54,6 +54,14 @@ class TaskErred:
 
 
 @dataclass(frozen=True, slots=True)
+class Rescheduled:
+    """A task asked to be run again, later and perhaps elsewhere; this is not a try that failed."""
+
+    task: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The store answered an `Arrive`."""
 
@@ -91,5 +99,15 @@ class Halted:
 
 
 Event: TypeAlias = (
-    Began | SegmentsLoaded | InputsFetched | TaskDone | TaskErred | Answered | Delegated | Woken | Seceded | Halted
+    Began
+    | SegmentsLoaded
+    | InputsFetched
+    | TaskDone
+    | TaskErred
+    | Rescheduled
+    | Answered
+    | Delegated
+    | Woken
+    | Seceded
+    | Halted
 )

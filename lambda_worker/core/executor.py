@@ -6,7 +6,8 @@ a value. The driver performs instructions in Lambda; a simulator can perform the
 The life of a task here::
 
     promised -> ready -> (fetching) -> running -> done | erred
-                  `--> delegated (given to a new executor)
+                  |`--> delegated (given to a new executor)  |
+                  `-------------- parked (rescheduled) <-----'
 
 * A task is **promised** when all its parents are done or promised here: nobody else can complete
   it. A fan-in whose parents are all promised here therefore needs no store at all.
@@ -40,6 +41,7 @@ from lambda_worker.core.events import (
     Event,
     Halted,
     InputsFetched,
+    Rescheduled,
     Seceded,
     SegmentsLoaded,
     TaskDone,
@@ -52,12 +54,15 @@ from lambda_worker.core.instructions import (
     Fetch,
     Finish,
     Forget,
+    GivePlace,
     Instruction,
     LoadSegments,
     Run,
     Successor,
+    TakePlace,
     WakeAfter,
 )
+from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Assignment, Edges, segment_of
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
@@ -138,6 +143,8 @@ class Executor:
         self._publishing: Arrive | None = None
         self._wake_asked = False
         self._tries: dict[int, int] = {}
+        self._parked = Parked()
+        self._place_given = False
         # Splitting.
         self._offered: list[list[int]] = []
         self._seceded = False
@@ -164,8 +171,9 @@ class Executor:
         match event:
             case TaskDone():
                 self._on_done(event, out)
-            case Woken():
+            case Woken(now):
                 self._wake_asked = False
+                self._unpark(now, out)
                 self._publish(out, now_or_never=True)
                 self._ask_for_room_again(event.now, out)
                 self._offer_all(out)
@@ -178,6 +186,8 @@ class Executor:
                 self._on_loaded(edges.items())
             case TaskErred():
                 self._on_erred(event)
+            case Rescheduled(task, now):
+                self._on_rescheduled(task, now, out)
             case Delegated():
                 self._on_delegated(event, out)
             case Began(now, edges):
@@ -192,6 +202,7 @@ class Executor:
             if self._unfitting:
                 self._offer_unfitting(out)
             self._publish(out)
+            self._give_place(out)
         if self._forget or self._forget_segments:
             out.insert(0, Forget(self._forget, self._forget_segments))
             self._forget, self._forget_segments = [], []
@@ -272,6 +283,30 @@ class Executor:
         self._errors.append(task)
         self._release_inputs(task)
         self._end(task)
+
+    def _on_rescheduled(self, task: int, now: float, out: list[Instruction]) -> None:
+        self._leave(task)
+        self.tasks_run += 1
+        self.tasks_rerun += 1
+        out.append(WakeAfter(self._parked.park(task, now)))
+
+    def _unpark(self, now: float, out: list[Instruction]) -> None:
+        """Make parked tasks ready whose moment has come: behind all others, who have waited longer."""
+        if not self._parked:
+            return
+        due = self._parked.due(now)
+        self._ready[:0] = due
+        if due and not self._offered and any(map(self._parked.is_patient, due)):
+            self._offer(len(due), len(due), out)  # refused, they run here
+        if self._parked:
+            out.append(WakeAfter(self._parked.seconds_left(now)))
+        self._advance(out)
+
+    def _give_place(self, out: list[Instruction]) -> None:
+        """Do not keep others waiting while there is nothing here but parked tasks."""
+        if self._parked.for_long and not self._place_given and self._quiet:
+            self._place_given = True
+            out.append(GivePlace())
 
     def _on_fetched(self, task: int) -> None:
         self._fetching.discard(task)
@@ -516,6 +551,9 @@ class Executor:
 
     def _run(self, task: int, out: list[Instruction]) -> None:
         self.running = task
+        if self._place_given:
+            self._place_given = False
+            out.append(TakePlace())
         out.append(Run(task, self._parents_of(task)))
         if self._unexplored and not self._loading:
             self._load(sorted(self._unexplored)[:READ_AHEAD_SEGMENTS], out)
@@ -556,6 +594,10 @@ class Executor:
 
     @property
     def _idle(self) -> bool:
+        return self._quiet and not self._parked
+
+    @property
+    def _quiet(self) -> bool:
         return self.running is None and not (
             self._ready or self._fetched or self._fetching or self._loading or self._offered
         )

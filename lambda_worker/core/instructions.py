@@ -88,10 +88,22 @@ class WakeAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class GivePlace:
+    """Everything here waits for a while: let others have this executor's place below the ceiling."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakePlace:
+    """Work goes on here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """Nothing is left to do for this assignment (or it must stop: `reason`)."""
 
     reason: str = ""
 
 
-Instruction: TypeAlias = LoadSegments | Fetch | Run | Forget | Arrive | Delegate | WakeAfter | Finish
+Instruction: TypeAlias = (
+    LoadSegments | Fetch | Run | Forget | Arrive | Delegate | WakeAfter | GivePlace | TakePlace | Finish
+)

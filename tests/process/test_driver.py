@@ -111,6 +111,7 @@ class Outcome:
     retired: list = dataclasses.field(default_factory=list)
     delegated: list = dataclasses.field(default_factory=list)
     reasons: dict = dataclasses.field(default_factory=dict)
+    stacks: dict = dataclasses.field(default_factory=dict)
 
     def value(self, key):
         return self.fleet.world().open_location(self.where[key])
@@ -235,7 +236,7 @@ class Fleet:
                     outcome.where[key] = location_from_wire(where)
         elif kind == "erred":
             for task, blob in content:
-                exception, _, _, shown = unpack(blob)
+                exception, _, _, shown, *_ = unpack(blob)
                 outcome.errors[outcome.keys[task]] = pickle.loads(exception)
                 outcome.tracebacks[outcome.keys[task]] = shown
         elif kind == "missing":
@@ -248,6 +249,9 @@ class Fleet:
         elif kind == "invoke":  # as the proxy does for those who left it that
             outcome.fleet.invoke([Assignment.from_bytes(content)])
             outcome.fleet.join()
+        elif kind == "stack":
+            task, frames = content
+            outcome.stacks[outcome.keys[task]] = frames
         else:
             raise AssertionError(f"nobody asked for {kind!r}")
 
@@ -743,7 +747,9 @@ def test_a_long_task_keeps_its_lease(make_fleet):
         return not fleet.threads[0].is_alive()
 
     until(ended, "the task ends")
-    assert fleet.outcome(job, plan).values == {"long": 1}
+    outcome = fleet.outcome(job, plan)
+    assert outcome.values == {"long": 1}
+    assert " in sleep_and_add" in outcome.stacks["long"][0], "at heartbeats it says where it is"
 
 
 def test_who_falls_silent_lapses_and_the_last_beat_said_what_it_was_running(make_fleet):

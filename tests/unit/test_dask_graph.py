@@ -488,6 +488,11 @@ def test_retries(by_type, global_annotations, expected):
     assert {plan.keys[task]: times for task, times in plan.graph.retries.items()} == expected
 
 
+def test_retries_that_are_no_number_are_refused_by_name():
+    with pytest.raises(AssertionError, match="retries='often' of task 'a' must be a whole number"):
+        plan_job(line("a", "b"), {"b"}, (), {"retries": {"a": "often"}})
+
+
 def test_parents_are_in_the_order_of_the_arguments():
     names = [f"k{index}" for index in range(20)]
     fused = Task.fuse(Task("in", total, *map(TaskRef, names)), Task("out", total, TaskRef("in")))

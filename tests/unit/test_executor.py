@@ -18,6 +18,7 @@ from lambda_worker.core.events import (
     Delegated,
     Halted,
     InputsFetched,
+    Rescheduled,
     Seceded,
     SegmentsLoaded,
     TaskDone,
@@ -31,8 +32,10 @@ from lambda_worker.core.instructions import (
     Fetch,
     Finish,
     Forget,
+    GivePlace,
     LoadSegments,
     Run,
+    TakePlace,
     WakeAfter,
 )
 from lambda_worker.core.policy import Policy
@@ -492,3 +495,53 @@ def test_the_default_class_costs_no_byte():
     assert len(unpack(plain.to_bytes())) == 10 and len(unpack(next(edges(graph_of(chain(3), {2})[0])).to_bytes())) == 6
     large = replace(plain, function_class=2)
     assert Assignment.from_bytes(large.to_bytes()) == replace(large, starts=[0], hint=[])
+
+
+# --- tasks that ask to be run again
+
+
+def rescheduler(parents, wanted, starts, **options):
+    graph, _ = graph_of(parents, wanted)
+    executor = Executor(Assignment("job", "e", 1, starts), Policy(**options))
+    first = executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
+    return executor, first
+
+
+def test_a_rescheduled_task_runs_again_behind_the_others():
+    executor, first = rescheduler({"a": (), "b": (), "end": ("a", "b")}, {"end"}, [0, 1])
+    assert first == [Run(0, ())]
+    assert executor.handle(Rescheduled(0, 0.0)) == [WakeAfter(0.01), Run(1, ())]
+    assert executor.handle(Woken(0.01)) == []
+    assert executor.handle(TaskDone(1, 0.01, 0.02)) == [Run(0, ())]
+    assert Run(2, [0, 1]) in executor.handle(TaskDone(0, 0.01, 0.03))
+    assert executor.tasks_rerun == 1
+
+
+def test_who_reschedules_for_ever_waits_longer_gives_its_place_and_moves():
+    executor, said = rescheduler({"a": ()}, {"a"}, [0], ceiling=2)
+    now, waits, places = 0.0, [], []
+    for _ in range(8):
+        assert Run(0, ()) in said
+        places += [type(each) for each in said if isinstance(each, TakePlace)]
+        said = executor.handle(Rescheduled(0, now))
+        (wake,) = [each for each in said if isinstance(each, WakeAfter)]
+        places += [type(each) for each in said if isinstance(each, GivePlace)]
+        waits.append(wake.seconds)
+        assert executor.handle(Woken(now + wake.seconds / 2)) == [WakeAfter(pytest.approx(wake.seconds / 2))], "not yet"
+        now += wake.seconds
+        said = executor.handle(Woken(now))
+    assert waits == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0]
+    assert places == [GivePlace, TakePlace] * 3 + [GivePlace]
+    (delegate,) = said
+    assert isinstance(delegate, Delegate) and delegate.assignments[0].starts == [0]
+    assert executor.handle(Delegated(0, now))[0] == TakePlace(), "nobody had room: it runs here"
+    executor.handle(Rescheduled(0, now))
+    executor.handle(Woken(now + 1.0))
+    assert executor.handle(Delegated(1, now + 1.0)) == [Arrive([], [], [], retire=True)]
+
+
+def test_an_executor_that_is_halted_lets_its_parked_tasks_be():
+    executor, _ = rescheduler({"a": ()}, {"a"}, [0])
+    executor.handle(Rescheduled(0, 0.0))
+    assert isinstance(executor.handle(Halted(Standing.CANCELLED))[0], Finish)
+    assert executor.handle(Woken(1.0)) == []

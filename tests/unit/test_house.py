@@ -35,6 +35,7 @@ KNOWN_TO = {
         "dask_serverless.bodies",
         "dask_serverless.dask_graph",
         "dask_serverless.shuffles",
+        "dask_serverless.replay",
         "dask_serverless.stubs",
         "lambda_worker.task_runner",
     },

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lambda_worker.core.errors import Tampered
+from lambda_worker.core.errors import EnvironmentMismatch, Tampered
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import PROTOCOL_VERSION, Ref, seal
 from lambda_worker.payload import ProtocolMismatch, assignments_of, payload_of
@@ -28,6 +28,16 @@ def test_another_version_is_refused_by_both_names():
     event["v"] = PROTOCOL_VERSION + 1
 
     with pytest.raises(ProtocolMismatch, match=f"protocol {PROTOCOL_VERSION + 1}.*protocol {PROTOCOL_VERSION}"):
+        assignments_of(SECRET, event)
+
+
+def test_another_python_or_cloudpickle_is_refused_by_both_names():
+    event = json.loads(payload_of(SECRET, [Assignment("job", "a", 1, [0])]))
+    event["pickles"] = "Python 2.7, cloudpickle 0"
+
+    with pytest.raises(
+        EnvironmentMismatch, match=r"with Python 2\.7, cloudpickle 0, .* has Python 3\.\d+, cloudpickle"
+    ):
         assignments_of(SECRET, event)
 
 

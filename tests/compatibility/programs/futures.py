@@ -1050,7 +1050,7 @@ def replicate_and_rebalance(client):
     return future.result()
 
 
-@program(differs="fails with Reschedule: executors take it for an error of the task")
+@program
 def rescheduled(client, path):
     def work(name):
         if not os.path.exists(name):
