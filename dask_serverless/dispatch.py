@@ -69,6 +69,8 @@ STORE_THREADS = 8
 PREPARE_INLINE_TASKS = 64
 #: How long the rests of a finished job wait, for others to be removed along with them.
 CLOSE_SECONDS = 0.05
+#: How long a value that nobody holds any more waits, likewise.
+FREE_SECONDS = 0.01
 SWEEP_SECONDS = 1.0
 #: What is on its way to Lambda for longer than this is being throttled.
 LAUNCH_SECONDS_MAX = 5.0
@@ -126,6 +128,7 @@ class Dispatcher:
         self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens
         self._opened: dict[str, asyncio.Future[None]] = {}
         self._closes: list[Close] = []
+        self._frees: list[Ref] = []
         self._jobs = itertools.count(1)
         self._executors = itertools.count(1)
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="serverless-store")
@@ -208,7 +211,7 @@ class Dispatcher:
                     self._launches.add(launch)
                     launch.add_done_callback(self._launches.discard)
                 case Free(refs):
-                    self._spawn(self.call(self.backend.store.free, refs))
+                    self._free_soon(refs)
                 case Import(key):
                     self._spawn(self.waiter.export(key))
                 case Close():
@@ -309,6 +312,17 @@ class Dispatcher:
             logger.error("job %s failed in the proxy", job, exc_info=error)
             error = ProtocolError(f"job {job} failed in the proxy: {type(error).__name__}: {error}")
         self.feed(JobFailed(job, describe_error(error)))
+
+    def _free_soon(self, refs: Sequence[Ref]) -> None:
+        """Remove values together: a collection is let go key by key."""
+        if not self._frees:
+            asyncio.get_running_loop().call_later(FREE_SECONDS, self._free)
+        self._frees += refs
+
+    def _free(self) -> None:
+        if not self._closing.is_set():
+            refs, self._frees = self._frees, []
+            self._spawn(self.call(self.backend.store.free, refs))
 
     def _close_soon(self, close: Close) -> None:
         """Clean up after a job, but not before its last values are on their way to who asked."""

@@ -153,7 +153,7 @@ class Executor:
         self._ask_again = 0.0
         self._refused_seconds = policy.refused_seconds
         self._forget: list[int] = []
-        # Tasks of each segment that have ended here; a segment of which all have is let go.
+        # Tasks of each segment that have ended here; the bodies of a segment of which all have are let go.
         self._ended: dict[int, int] = {}
         self._forget_segments: list[int] = []
 
@@ -370,8 +370,9 @@ class Executor:
             self._offer_all(out)  # what did not fit may have gone first
 
     def _end(self, task: int) -> None:
-        """Let go of a segment when all its tasks have ended here: only tasks to come need its edges.
+        """Let go of a segment's bodies when all its tasks have ended here.
 
+        Its edges stay: they also tell what class a child needs, which is asked when the child is won.
         What was given away or lost to another executor keeps its segment here, which costs memory only.
         """
         segment = segment_of(task)
@@ -379,7 +380,7 @@ class Executor:
         if ended < SEGMENT_TASKS:
             self._ended[segment] = ended
         else:
-            del self._ended[segment], self._edges[segment]
+            del self._ended[segment]
             self._forget_segments.append(segment)
 
     # -- completion and promises ----------------------------------------------------------------

@@ -356,7 +356,7 @@ def test_a_task_is_tried_again_as_often_as_was_asked_for():
     assert world.actors[0].executor.tasks_rerun == 2
 
 
-def test_a_segment_is_let_go_when_all_its_tasks_have_ended():
+def test_the_bodies_of_a_segment_are_let_go_when_all_its_tasks_have_ended():
     graph, _ = graph_of(chain(600), {599})
     executor = Executor(Assignment("job", "e", 1, [0]), Policy())
     executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
