@@ -73,7 +73,7 @@ from lambda_worker.core.wire import (
 from lambda_worker.last_words import LastWords
 from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store
-from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, run_body
+from lambda_worker.task_runner import Bodies, describe_error, describe_value, key_of, large_nbytes, run_body
 from lambda_worker.values import frames_to_value, pickled, value_to_frames
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Driver:
         now = clock()
         self._values[task] = result
         self._durations[task] = (started + self.world.wall_offset, now + self.world.wall_offset)
-        return TaskDone(task, now - started, now)
+        return TaskDone(task, now - started, now, large_nbytes(result))
 
     # -- every thread ---------------------------------------------------------------------------
 

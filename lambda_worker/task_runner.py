@@ -19,6 +19,11 @@ from lambda_worker.core.schedule import SEGMENT_TASKS, segment_of
 from lambda_worker.core.wire import Ref, pack
 from lambda_worker.values import pickled
 
+#: Values below this size do not count when an executor weighs what it keeps.
+LARGE_BYTES_MIN = 64 * 1024
+
+_SMALL_TYPES = frozenset({bool, int, float, complex, type(None)})
+
 #: Frames of these files say nothing to a user about an error in their task.
 _OUR_FILES = ("lambda_worker", "dask/_task_spec", "dask\\_task_spec")
 
@@ -86,6 +91,22 @@ async def _awaited(awaitable: Any) -> Any:
 def key_of(body: Any) -> Any:
     """Return the Dask key of a body's task."""
     return body[0].key
+
+
+def large_nbytes(value: Any) -> int:
+    """Return the size of a value if it is worth counting: arrays, frames and containers of them."""
+    kind = type(value)
+    if kind in _SMALL_TYPES:
+        return 0
+    nbytes = getattr(value, "nbytes", None)  # arrays and series: no need to load and ask Dask
+    if not isinstance(nbytes, int):
+        from dask.sizeof import sizeof
+
+        try:
+            nbytes = int(sizeof(value))
+        except Exception:  # a user's own notion of size; not worth an error
+            return 0
+    return nbytes if nbytes >= LARGE_BYTES_MIN else 0
 
 
 def describe_value(value: Any, cache: dict[type, tuple[bytes, str]]) -> tuple[int, bytes, str]:
