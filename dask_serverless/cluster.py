@@ -61,6 +61,7 @@ STATS = (
     "tasks_run",
     "tasks_rerun",
     "objects_written",
+    "slices_written",
     "bytes_written",
     "bytes_read",
     "round_trips",
@@ -536,7 +537,8 @@ class ServerlessCluster(Cluster):
         """Return counters since the start, as a flat dict (an awaitable of it, if asynchronous).
 
         ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_run``,
-        ``tasks_rerun``, ``objects_written``, ``bytes_written``, ``bytes_read``, ``round_trips``;
+        ``tasks_rerun``, ``objects_written``, ``slices_written`` (parts of shuffled partitions),
+        ``bytes_written``, ``bytes_read``, ``round_trips``;
         ``store_keys`` and ``store_bytes`` as they are now; ``gb_seconds`` as Lambda would bill them.
         """
         return self.sync(self._stats)
