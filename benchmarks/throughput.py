@@ -150,7 +150,7 @@ def measure(row: Row, program: Program, contenders: Mapping[str, Client | None],
             print(f"{row.title}, turn {turn + 1}, {name}: {row.seconds[name][-1]:.3f} s", file=sys.stderr, flush=True)
             if name == "serverless":
                 after = cluster.stats()
-                row.counters.append({key: after[key] - before.get(key, 0) for key in after})
+                row.counters.append({key: after[key] - before[key] for key in after})
         if len(set(values.values())) != 1:
             raise SystemExit(f"error: {row.title}: the contenders disagree: {values}")
 

@@ -84,6 +84,7 @@ from lambda_worker.task_runner import (
     describe_value,
     is_reschedule,
     key_of,
+    large_nbytes,
     run_body,
 )
 from lambda_worker.values import frames_to_value, pickled, value_to_frames
@@ -311,7 +312,7 @@ class Driver:
         now = clock()
         self._values[task] = result
         self._durations[task] = (started + self.world.wall_offset, now + self.world.wall_offset)
-        return TaskDone(task, now - started, now)
+        return TaskDone(task, now - started, now, large_nbytes(result))
 
     # -- every thread ---------------------------------------------------------------------------
 

@@ -48,7 +48,12 @@ def make_world(environment: Mapping[str, str]) -> World:
     """Connect a sandbox to its cluster, from the function's environment."""
     settings = json.loads(environment.get("DASK_SERVERLESS_SETTINGS", "{}"))
     secret = bytes.fromhex(environment["DASK_SERVERLESS_SECRET"])
-    policy = Policy(ceiling=settings.get("ceiling", 1), inline_bytes_max=settings.get("inline_bytes_max", 65536))
+    policy = Policy(
+        ceiling=settings.get("ceiling", 1),
+        inline_bytes_max=settings.get("inline_bytes_max", 65536),
+        # A quarter: a task needs room for its inputs and its own work, too.
+        kept_bytes_max=int(environment.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 1024)) * 2**20 // 4,
+    )
     # Another endpoint than AWS's own: the local service, or an emulator such as LocalStack.
     endpoint_url = environment.get("DASK_SERVERLESS_ENDPOINT") or environment.get("AWS_ENDPOINT_URL")
     return World(

@@ -131,7 +131,7 @@ class Store(Protocol):
     def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
         """Write what input partition `source` of a shuffle has for output partitions (sealed frames by
         output partition). Writing a slice again replaces it; slices of other sources stay. Large
-        frames are not copied. They go when the job is closed."""
+        frames are not copied. They go when the job is closed; of a closed job none stay."""
         ...
 
     def get_slices(self, job: str, shuffle: str, target: int, nbytes: int) -> dict[int, list[Frame]]:

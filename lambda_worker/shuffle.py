@@ -269,6 +269,9 @@ class _DataFrameShuffle:
         from dask.dataframe.dispatch import to_pyarrow_table_dispatch
 
         DataFrameShuffleRun.validate_data(self.spec, data)  # type: ignore[arg-type]  # it looks at `meta` only
+        if self.targets > self.spec.npartitions:
+            # Rows were numbered for fewer partitions than are asked for: they would go to the wrong ones.
+            raise IndexError(f"there is no output partition {self.targets - 1}, only {self.spec.npartitions}")
         targets = self._targets(data[self.spec.column])
         # The smaller the numbers, the faster they are sorted; stable, so that rows keep their order.
         order = np.argsort(targets, kind="stable")

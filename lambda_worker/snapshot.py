@@ -11,6 +11,8 @@ import dask.sizeof  # noqa: F401
 import distributed.core  # noqa: F401
 import distributed.protocol.pickle  # noqa: F401
 
+import lambda_worker.dask_context
+import lambda_worker.shuffle  # noqa: F401
 from lambda_worker.invoker import preload
 
 preload()

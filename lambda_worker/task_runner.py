@@ -23,12 +23,16 @@ from lambda_worker.core.schedule import SEGMENT_TASKS, segment_of
 from lambda_worker.core.wire import Ref, pack
 from lambda_worker.values import pickled
 
+#: Values below this size do not count when an executor weighs what it keeps.
+LARGE_BYTES_MIN = 64 * 1024
+
+_SMALL_TYPES = frozenset({bool, int, float, complex, type(None)})
+
 #: Where the frames are that run a task: they say nothing to a user about an error in it.
 _OUR_PLACES = (os.path.dirname(__file__) + os.sep, os.path.dirname(asyncio.__file__) + os.sep)
 _DASKS_PLACE = os.path.join("dask", "_task_spec")
 #: Frames of a traceback or a call stack that are shown, at most.
 TRACEBACK_FRAMES_MAX = 100
-
 
 #: How many segments are unpickled at once: task objects take some kilobytes each, their pickles a tenth.
 OPEN_SEGMENTS_MAX = 128
@@ -138,6 +142,22 @@ def is_reschedule(error: BaseException) -> bool:
 def key_of(body: Any) -> Any:
     """Return the Dask key of a body's task."""
     return body[0].key
+
+
+def large_nbytes(value: Any) -> int:
+    """Return the size of a value if it is worth counting: arrays, frames and containers of them."""
+    kind = type(value)
+    if kind in _SMALL_TYPES:
+        return 0
+    nbytes = getattr(value, "nbytes", None)  # arrays and series: no need to load and ask Dask
+    if not isinstance(nbytes, int):
+        from dask.sizeof import sizeof
+
+        try:
+            nbytes = int(sizeof(value))
+        except Exception:  # a user's own notion of size; not worth an error
+            return 0
+    return nbytes if nbytes >= LARGE_BYTES_MIN else 0
 
 
 def describe_value(value: Any, cache: dict[type, tuple[bytes, str]]) -> tuple[int, bytes, str]:

@@ -149,8 +149,14 @@ class RedisStore:
         return self._objects.get(refs)
 
     def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
-        """See `lambda_worker.ports.Store.put_slices`; raises `ValueTooLarge` above ``object_bytes_max``."""
+        """See `lambda_worker.ports.Store.put_slices`; raises `ValueTooLarge` above ``object_bytes_max``.
+
+        Asking afterwards misses nothing: `close_job` removes the job's key first and then looks for what is stored.
+        """
         self._slices.put(job, shuffle, source, slices)
+        (is_open,) = self._metadata.ask(("EXISTS", self._keys.of_job(job, "job")))
+        if not is_open:
+            self._slices.remove(job, shuffle, slices)
 
     def get_slices(self, job: str, shuffle: str, target: int, nbytes: int) -> dict[int, list[Frame]]:
         """See `lambda_worker.ports.Store.get_slices`. Reading them renews their time to live."""

@@ -10,7 +10,7 @@ A field holds a slice's frames, packed; a large frame is in a field of its own, 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -134,6 +134,20 @@ class Slices:
             raise ValueLost(f"what is stored as {name!r} is not as it was written: {error}") from None
         self._counters.add(bytes_read=sum(map(frames_nbytes, slices.values())))
         return slices
+
+    def remove(self, job: str, shuffle: str, targets: Iterable[int]) -> None:
+        """Remove all slices of some output partitions."""
+        by_shard: dict[int, list[str]] = {}
+        for target in targets:
+            name = _name(job, shuffle, target)
+            by_shard.setdefault(self._shard_of(name), []).append(name)
+        listed = self._keys.of_job(job, "objects")
+
+        def unlink(shard: int, names: list[str]) -> None:
+            for batch in batches(names, lambda name: 0):
+                self._shards[shard].ask(("UNLINK", *map(self._keys.of_object, batch)), ("SREM", listed, *batch))
+
+        self._objects.on_each(by_shard, unlink)
 
     def _shard_of(self, name: str) -> int:
         # By name, not by chance: who reads must look where was written.

@@ -34,11 +34,12 @@ class InputsFetched:
 
 @dataclass(frozen=True, slots=True)
 class TaskDone:
-    """A task returned; its value is held by the driver under its number."""
+    """A task returned; its value, of about `nbytes`, is held by the driver under its number."""
 
     task: int
     seconds: float
     now: float
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

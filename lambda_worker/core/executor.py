@@ -133,6 +133,8 @@ class Executor:
         self._located: dict[int, Location] = dict(assignment.given)
         self._here: set[int] = set()
         self._uses: dict[int, int] = {}
+        self._nbytes: dict[int, int] = {}  # of the large values among those made here
+        self._kept_bytes = 0
         self._sole_parent: dict[int, int] = {}
         self._fetching: set[int] = set()
         self._fetched: list[int] = []
@@ -261,6 +263,9 @@ class Executor:
         self._seconds_per_task = event.seconds if mean == 0.0 else mean + 0.2 * (event.seconds - mean)
         self._here.add(task)
         self._no_room = self._no_room and event.now < self._ask_again
+        if event.nbytes:
+            self._nbytes[task] = event.nbytes
+            self._kept_bytes += event.nbytes
         self._complete(task)
         self._release_inputs(task)
         self._end(task)
@@ -510,6 +515,7 @@ class Executor:
 
     def _drop(self, task: int) -> None:
         self._uses.pop(task, None)
+        self._kept_bytes -= self._nbytes.pop(task, 0)
         if self._located.pop(task, None) is not None or task in self._here:
             self._here.discard(task)
             self._forget.append(task)
@@ -525,6 +531,10 @@ class Executor:
 
     def _advance(self, out: list[Instruction]) -> None:
         """Start the next task, and have the inputs of those after it on their way."""
+        if self._kept_bytes > self.policy.kept_bytes_max and (
+            self._publishing is not None or self._arrivals or self._results
+        ):
+            return  # what is published need not be kept: first that
         while self._fetched or self._ready:
             if self._fetched and self.running is None:
                 self._run(self._fetched.pop(), out)

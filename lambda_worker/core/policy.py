@@ -43,6 +43,9 @@ class Policy:
         After the store granted no executor, do not ask again for this long (doubled each time).
     fetch_ahead
         Ready tasks whose inputs may be on their way while another task runs.
+    kept_bytes_max
+        With more than this in values of its own, an executor publishes what waits before it runs another task: else
+        who makes values faster than they can be written keeps all of them.
     """
 
     ceiling: int = 1
@@ -57,6 +60,7 @@ class Policy:
     refused_seconds: float = 0.1
     refused_seconds_max: float = 2.0
     fetch_ahead: int = 2
+    kept_bytes_max: int = 256 * 1024 * 1024
 
     @property
     def publish_seconds(self) -> float:

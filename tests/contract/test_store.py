@@ -532,6 +532,7 @@ def test_every_key_has_a_time_to_live(make_store):
     store.arrive("job", "a", 1, [edge(100, 1, 2), edge(101, 1, 1)], b"events")
     store.delegate("job", "a", 1, [record("a.1")], 10)
     store.put([("job/1/a/1", [b"x" * 2_500])])
+    opened(store, job="job-2")
     store.put_slices("job-2", "0a1b", 0, {target: [b"tag"] for target in range(10)})
     store.beat([("job", "b", 1, 1)])
     store.arrive("job", "b", 1, retire=True)
@@ -740,6 +741,7 @@ def test_many_values_take_few_round_trips(store):
 
 
 def test_slices_come_back_by_output_partition(store):
+    opened(store)
     memory = memoryview(array.array("d", range(10_000)))
     first = {target: [b"tag", b"from 0 to %d" % target] for target in range(50)}
     second = {3: [b"tag", b"", memory, bytes(20_000)], 7: [b"tag", memory[::2]]}
@@ -755,7 +757,19 @@ def test_slices_come_back_by_output_partition(store):
     assert store.get_slices("other", "0a1b", 3, 1_000) == {}
 
 
+def test_slices_that_come_too_late_do_not_stay(store):
+    opened(store)
+    store.put_slices("job", "0a1b", 0, {target: [b"tag"] for target in range(10)})
+    store.cancel("job")
+    store.put_slices("job", "0a1b", 1, {target: [b"tag"] for target in range(10)})
+    store.close_job("job", [])
+    assert keys_of(store) == {}
+    store.put_slices("job", "0a1b", 2, {target: [b"tag"] for target in range(10)})
+    assert keys_of(store) == {}
+
+
 def test_writing_a_slice_again_replaces_it(store):
+    opened(store)
     store.put_slices("job", "0a1b", 0, {1: [b"tag", bytes(20_000), bytes(30_000)], 2: [b"tag"]})
     for _ in range(2):
         store.put_slices("job", "0a1b", 0, {1: [b"tag", b"again"]})
@@ -766,10 +780,11 @@ def test_writing_a_slice_again_replaces_it(store):
 
 
 def test_many_slices_take_one_round_trip_to_each_shard(store):
+    opened(store)
     before = store.counters()
     store.put_slices("job", "0a1b", 0, {target: [b"tag", b"body"] for target in range(400)})
     after = store.counters()
-    assert after["round_trips"] - before["round_trips"] == 2
+    assert after["round_trips"] - before["round_trips"] == 3, "and one to ask whether the job is open"
     assert after["slices_written"] - before["slices_written"] == 400
     assert after["bytes_written"] - before["bytes_written"] == 400 * 7
     assert list(store.get_slices("job", "0a1b", 399, 7)) == [0]
@@ -778,6 +793,7 @@ def test_many_slices_take_one_round_trip_to_each_shard(store):
 
 
 def test_a_large_output_partition_is_read_in_bounded_steps(store, monkeypatch):
+    opened(store)
     monkeypatch.setattr("fargate_storage.client.objects.BATCH_BYTES_MAX", 100_000)
     monkeypatch.setattr("fargate_storage.client.slices.BATCH_BYTES_MAX", 100_000)
     written = {source: [b"tag", os.urandom(30_000), b"%d" % source] for source in range(20)}
@@ -790,6 +806,7 @@ def test_a_large_output_partition_is_read_in_bounded_steps(store, monkeypatch):
 
 
 def test_slices_that_are_not_whole_are_lost(store):
+    opened(store)
     store.put_slices("job", "0a1b", 3, {0: [b"tag", bytes(20_000)]})
     key = Keys(store.config.cluster).of_object("job/shuffle/0a1b/0")
     (server,) = [server for server in connections(store) if server.exists(key)]

@@ -148,6 +148,22 @@ def test_executors_move_the_data_and_leave_nothing_behind(cluster, client):
     until(lambda: cluster.stats()["store_keys"] <= 1, "the store is empty (but for the ceiling)")
 
 
+def test_a_cancelled_shuffle_leaves_nothing_behind(cluster, client, tmp_path):
+    def slowly(part):
+        (tmp_path / str(part.index[0])).touch()
+        until((tmp_path / "go on").exists)
+        return part
+
+    slow = frame().map_partitions(slowly, meta=frame()._meta)
+    future = client.compute(slow.shuffle("key", shuffle_method="p2p").map_partitions(len))
+    until(lambda: len(list(tmp_path.iterdir())) == 2, "a transfer of each executor has begun")
+    future.cancel()
+    until(lambda: future.key not in cluster.scheduler.tasks)
+    (tmp_path / "go on").touch()
+    assert client.submit(operator.add, 1, 2, pure=False).result() == 3, "executors are free again"
+    until(lambda: cluster.stats()["store_keys"] <= 1, "what came too late has gone, too")
+
+
 def test_an_output_partition_that_is_needed_again_is_made_again(cluster, client):
     found = client.compute(frame().shuffle("key", shuffle_method="p2p").to_delayed())
     first = client.gather(found)

@@ -27,6 +27,7 @@ def tier():
 @pytest.fixture
 def store(tier, request):
     store = RedisStore(tier.config(request.node.name))
+    store.open_job(JOB, {})
     yield store
     store.close_job(JOB, [])
     store.close()

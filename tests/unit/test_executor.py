@@ -39,7 +39,7 @@ from lambda_worker.core.instructions import (
     WakeAfter,
 )
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.schedule import Assignment, Edges
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
 from lambda_worker.core.wire import pack, unpack
 
@@ -545,3 +545,28 @@ def test_an_executor_that_is_halted_lets_its_parked_tasks_be():
     executor.handle(Rescheduled(0, 0.0))
     assert isinstance(executor.handle(Halted(Standing.CANCELLED))[0], Finish)
     assert executor.handle(Woken(1.0)) == []
+
+
+def test_who_keeps_too_much_publishes_before_it_goes_on():
+    edges = Edges(first=0, parents=[[]] * 4, children=[[]] * 4, visible=frozenset(range(4)))
+    executor = Executor(Assignment("job", "e", 1, starts=[0, 1, 2, 3]), Policy(kept_bytes_max=100))
+    assert executor.handle(Began(0.0, {0: edges})) == [Run(0, [])]
+    # Below the bound, results wait for company while tasks run.
+    assert executor.handle(TaskDone(0, 0.0, 0.0, nbytes=100))[0] == Run(1, [])
+    # Above it, no task runs until they are written.
+    assert executor.handle(TaskDone(1, 0.0, 0.0, nbytes=1)) == [Arrive([], [0, 1], [], retire=False)]
+    assert executor.handle(Woken(0.0)) == []
+    forget, run = executor.handle(Answered(Standing.OK, (), False, 0.0))
+    assert (forget.tasks, run) == ([0, 1], Run(2, []))
+    assert executor.handle(TaskDone(2, 0.0, 0.0, nbytes=1))[0] == Run(3, [])
+
+
+def test_what_publishing_cannot_free_stops_nobody():
+    """A large value that is kept for tasks here: they must run."""
+    edges = Edges(first=0, parents=[[], [0], [0]], children=[[1, 2], [], []], visible=frozenset({1, 2}))
+    executor = Executor(Assignment("job", "e", 1, starts=[0]), Policy(kept_bytes_max=100))
+    executor.handle(Began(0.0, {0: edges}))
+    assert executor.handle(TaskDone(0, 0.0, 0.0, nbytes=1_000)) == [Run(1, [0])]
+    assert executor.handle(TaskDone(1, 0.0, 0.0)) == [Arrive([], [1], [], retire=False)]
+    forget, run = executor.handle(Answered(Standing.OK, (), False, 0.0))
+    assert (forget.tasks, run) == ([1], Run(2, [0]))

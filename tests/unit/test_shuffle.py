@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import pickle
 from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -24,7 +25,7 @@ from lambda_worker.task_runner import describe_error
 
 
 def frame_spec(meta, parts_out, column="_partitions", drop_column=True):
-    npartitions = parts_out if isinstance(parts_out, int) else len(parts_out)
+    npartitions = parts_out if isinstance(parts_out, int) else max(parts_out) + 1
     return DataFrameShuffleSpec("0a1b", True, npartitions, column, meta, parts_out, drop_column)
 
 
@@ -82,6 +83,13 @@ def test_rows_for_partitions_that_nobody_wants_are_left_out(column):
     found = moved(frame_spec(data.iloc[:0], (7, 0, 5)), {0: data})
     assert {target: list(rows.x) for target, rows in found.items()} == {7: [1, 5], 0: [0], 5: []}
     assert list(found[5].columns) == ["x"]
+
+
+def test_rows_that_were_numbered_for_fewer_partitions_are_refused():
+    """Dask asks for this when it selects partitions of a merge; under `LocalCluster` an IndexError, too."""
+    spec = replace(frame_spec(frame(np.arange(2)).iloc[:0], (0, 5)), npartitions=2)
+    with pytest.raises(IndexError, match="no output partition 5, only 2"):
+        next(shuffle._shuffle(spec).split(frame(np.arange(2)), 0))
 
 
 def test_a_partition_with_other_columns_is_refused_as_dask_does():
