@@ -383,7 +383,7 @@ def test_a_restart_gives_fresh_processes_that_wear_the_outfit(client, recwarn, c
 
 def test_a_restart_ends_what_hangs(client):
     hangs = client.submit(lambda: Event("never").wait(timeout=60), pure=False)
-    until(lambda: client.processing() and hangs.status == "pending")
+    until(lambda: any(client.processing().values()), "the scheduler has heard of it before the restart")
     client.restart(timeout=30)
     assert hangs.status == "cancelled"
     assert client.gather(client.map(lambda n: n + 1, range(4), pure=False)) == [1, 2, 3, 4]
