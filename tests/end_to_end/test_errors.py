@@ -16,6 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
+import dask
 import numpy as np
 import psutil
 import pytest
