@@ -16,6 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
+import dask
 import numpy as np
 import psutil
 import pytest
@@ -569,12 +570,16 @@ def processes_of(cluster, what):
     return [each for each in family() if each.pid in pids]
 
 
-def test_a_value_larger_than_the_limit_names_task_size_and_limit(mortal):
-    _, client = mortal
-    future = client.submit(lambda: np.ones(300 * 2**20, dtype="uint8"), key="three-hundred")
-    with pytest.raises(ValueTooLarge, match=r"'three-hundred'.*314,\d{3},\d{3}.*268,435,456"):
-        future.result(timeout=30)
-    assert client.submit(inc, 1).result(timeout=SECONDS_MAX) == 2
+def test_a_value_larger_than_the_limit_names_task_size_and_limit():
+    with (
+        dask.config.set({"serverless.storage.object-bytes-max": "1 MiB"}),
+        ServerlessCluster(n_workers=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        future = client.submit(lambda: np.ones(3 * 2**20, dtype="uint8"), key="three")
+        with pytest.raises(ValueTooLarge, match=r"'three'.*3,145,\d{3}.*1,048,576"):
+            future.result(timeout=SECONDS_MAX)
+        assert client.submit(inc, 1).result(timeout=SECONDS_MAX) == 2
 
 
 @pytest.mark.parametrize("server", ["metadata", "shard-0"])
