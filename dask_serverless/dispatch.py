@@ -43,6 +43,7 @@ from dask_serverless.job_events import (
 from dask_serverless.jobs import Ledger
 from dask_serverless.killed import ExecutorKilled
 from dask_serverless.plan.classes import FunctionClass
+from dask_serverless.postings import Postings
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from lambda_worker.core.errors import (
     EnvironmentMismatch,
@@ -57,6 +58,7 @@ from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
 from lambda_worker.last_words import last_words
+from lambda_worker.lingering import mail_of, name_of, open_mail
 from lambda_worker.parcels import fit
 from lambda_worker.payload import ProtocolMismatch, assignments_of
 from lambda_worker.ports import Lapsed
@@ -75,6 +77,8 @@ SWEEP_SECONDS = 1.0
 #: What is on its way to Lambda for longer than this is being throttled.
 LAUNCH_SECONDS_MAX = 5.0
 LISTEN_SECONDS = 1.0
+#: Mail that was not taken for so long is taken back: whoever lingers takes it within a millisecond.
+RECALL_SECONDS = 0.1
 #: Invocations under way: what became of each of them.
 Invocations: TypeAlias = Future[list[BaseException | None]]
 #: Errors by which a function says that no executor of its kind will ever do; they need no further words.
@@ -121,8 +125,9 @@ class Dispatcher:
         self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
         self._urgent: dict[str, bool] = {}  # jobs that go above the ceiling, and whether they have been admitted
         self.failed: PlatformError | None = None
-        self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_planned": 0}
+        self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
+        self._postings = Postings()
         self._call_stacks = CallStacks(fresh_seconds=backend.settings.executor_lease)  # three heartbeats
         self._preparations: dict[str, Preparation] = {}
         self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens
@@ -250,19 +255,22 @@ class Dispatcher:
             segments = None if opening is None else preparation.segments
             splits = len(preparation.plan.graph) > 1
             places = None if urgent else self._places
-            granted, under_way = await self.call(self._start, job, segments, assignments, places, splits)
+            recipients, under_way = await self.call(self._start, job, segments, assignments, places, splits)
+            granted = len(recipients)
             if urgent and job in self._urgent:
                 self._urgent[job] = True
                 await self._set_places()
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
+            for recipient, assignment in zip(recipients, assignments, strict=False):
+                self._note_posted(recipient, job, assignment.executor)
             if opening is not None:
                 opening.set_result(None)
                 if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
                     preparation.segments = {}
             if under_way is not None:
-                await self._hear_refusals(assignments[:granted], under_way)
+                await self._hear_refusals(*under_way)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -278,23 +286,51 @@ class Dispatcher:
         assignments: list[Assignment],
         places: int,
         splits: bool,
-    ) -> tuple[int, Invocations | None]:
+    ) -> tuple[list[str], tuple[list[Assignment], Invocations] | None]:
         """Do all that a launch waits for in one visit to a thread; a small job is opened here, too.
 
-        Returns how many executors were admitted, and their invocations under way.
+        Returns for each executor that was admitted who was sent its mail, and the invocations of the others.
         """
         backend = self.backend
         # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
         alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
         if segments is not None and not alone:
             backend.store.open_job(job, segments)
-        granted = backend.store.admit(assignments, places, opening=alone)
-        if not granted:
-            return 0, None
-        payload_bytes_max = backend.settings.executor_payload_bytes_max
-        return granted, backend.invoker.begin(
-            fit(assignments[:granted], backend.store, backend.secret, payload_bytes_max)
-        )
+        posting = bool(backend.settings.executor_linger)
+        mails = [mail_of(backend.secret, each) if posting else b"" for each in assignments]
+        recipients = backend.store.admit_and_post(assignments, mails, places, opening=alone)
+        unposted = [each for name, each in zip(recipients, assignments, strict=False) if not name]
+        if not unposted:
+            return recipients, None
+        fitting = fit(unposted, backend.store, backend.secret, backend.settings.executor_payload_bytes_max)
+        return recipients, (unposted, backend.invoker.begin(fitting))
+
+    def _note_posted(self, recipient: str, job: str, executor: str) -> None:
+        """An executor came by mail, if it has a recipient; see to it later that the mail was taken."""
+        if recipient and self._is_live(job, executor):
+            self.counts["mails"] += 1
+            self._postings.sent(recipient, job, executor)
+            asyncio.get_running_loop().call_later(RECALL_SECONDS, self._see_to, recipient, job, executor)
+
+    def _see_to(self, recipient: str, job: str, executor: str) -> None:
+        if (job, executor) in self._postings and not self._closing.is_set():
+            self._spawn(self._recall(recipient))
+
+    async def _recall(self, recipient: str) -> None:
+        """Have an executor invoked whose mail nobody takes."""
+        try:
+            mail = await self.call(self.backend.store.recall, recipient)
+        except PlatformError as error:  # its lease will tell
+            logger.warning("mail to %s could not be taken back: %s", recipient, error)
+            return
+        if mail:
+            assignment = open_mail(self.backend.secret, mail)
+            self._postings.ended(assignment.job, assignment.executor)
+            await self._invoke([assignment])
+
+    def _is_live(self, job: str, executor: str) -> bool:
+        known = self.ledger.jobs.get(job)
+        return known is not None and executor not in known.gone
 
     async def _invoke(self, assignments: list[Assignment]) -> None:
         """Invoke on behalf of an executor."""
@@ -332,6 +368,7 @@ class Dispatcher:
         for each in [each for each in self._seceded if each[0] == close.job]:
             self._note_seceded(*each, False)
         self._call_stacks.forget(close.job)
+        self._postings.forget(close.job)
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
         self._closes.append(close)
@@ -367,6 +404,11 @@ class Dispatcher:
         if self._launches:
             await asyncio.wait(list(self._launches), timeout=LAUNCH_SECONDS_MAX)
             await self.call(self.backend.retire, True)
+
+    async def retire_sandboxes(self) -> None:
+        """Use no sandbox again that has served; those that work finish what they have."""
+        await self.call(self.backend.retire, False)
+        await self.call(self.backend.store.send_home)
 
     # -- what executors say ---------------------------------------------------------------------
 
@@ -416,6 +458,8 @@ class Dispatcher:
                 events.extend(("missing", job, task, module) for task, module in content)
             elif kind == "delegating":
                 events.append(Delegating(job, content))
+            elif kind == "posted":
+                events.append((kind, job, content))
             elif kind in ("seceded", "rejoined"):
                 events.append((kind, job, executor))
             elif kind == "stack":
@@ -441,6 +485,9 @@ class Dispatcher:
                 self._note_seceded(job, executor, word == "seceded")
             case ("stack", job, executor, task, frames):
                 self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
+            case ("posted", job, posted):
+                for recipient, executor in posted:
+                    self._note_posted(recipient, job, executor)
             case ("log", blob):  # sealed, so it is one of our executors that pickled it
                 self.waiter.task_event(*pickle.loads(blob))
             case ("missing", job, task, module):
@@ -457,6 +504,7 @@ class Dispatcher:
                 if isinstance(event, Retired):
                     self._note_seceded(event.job, event.executor, False)
                     self._call_stacks.forget(event.job, event.executor)
+                    self._postings.ended(event.job, event.executor)
                 self.feed(event)
 
     # -- what goes wrong ------------------------------------------------------------------------
@@ -468,10 +516,18 @@ class Dispatcher:
                 why = refusal(message) if refusal else f"{error_type}: {message}"
                 for assignment in assignments_of(self.backend.secret, event):
                     await self._lose(assignment.job, assignment.executor, why, function_class=assignment.function_class)
+                    await self._lose_recipient(name_of(assignment), why)
             except PlatformError as error:
                 logger.warning("a failure record was refused: %s", error)
             except Exception:  # our bug; the watch goes on
                 logger.exception("a failure record could not be handled")
+
+    async def _lose_recipient(self, recipient: str, why: str | BaseException) -> None:
+        """An invocation has failed: so has the executor that had come to it by mail, unless it never got there."""
+        if self._postings.to(recipient):
+            await self._recall(recipient)
+            for job, executor in self._postings.to(recipient):
+                await self._lose(job, executor, why)
 
     async def _sweep(self) -> None:
         while True:
@@ -540,6 +596,7 @@ class Dispatcher:
             error = ExecutorKilled(message, self._task_key(job, task))
         self._note_seceded(job, executor, False)
         self._call_stacks.forget(job, executor)
+        self._postings.ended(job, executor)
         self.feed(Lost(job, executor, describe_error(error)))
         try:
             await self.call(self.backend.store.drop, job, executor)

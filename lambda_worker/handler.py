@@ -7,7 +7,7 @@ Everything it knows of the outside comes in environment variables of the functio
 ``DASK_SERVERLESS_SECRET``         the cluster's secret, hexadecimal
 ``DASK_SERVERLESS_FUNCTION``       name of the function of the default class, for invoking others
 ``DASK_SERVERLESS_ENDPOINT``       where Lambda is, if not at AWS (set by the local service)
-``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, larger_functions, ...
+``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, linger_seconds, ...
 ``DASK_SERVERLESS_LAST_WORDS``     a directory for `lambda_worker.last_words` (local only)
 ``DASK_SERVERLESS_TLS``            JSON: what tasks that are clients need to reach a scheduler with TLS
 =================================  ==============================================================
@@ -28,15 +28,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
 from lambda_worker.beside import Beside
 from lambda_worker.core.policy import Policy
+from lambda_worker.core.schedule import Assignment
 from lambda_worker.driver import Driver, World
 from lambda_worker.invoker import LambdaInvoker, is_loopback
+from lambda_worker.lingering import Waiter
 from lambda_worker.parcels import unfold
 from lambda_worker.payload import assignments_of
 
@@ -72,6 +74,7 @@ def make_world(environment: Mapping[str, str]) -> World:
         beside=Beside(),
         wall_offset=time.time() - time.perf_counter(),
         lease_seconds=settings.get("lease_seconds", 15.0),
+        linger_seconds=settings.get("linger_seconds", 0.0),
         payload_bytes_max=settings.get("payload_bytes_max", 256 * 1024),
         last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
         # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
@@ -107,16 +110,30 @@ def mend_output() -> None:
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
-    """Run the assignments of one invocation, one after the other.
+    """Run the assignments of one invocation, one after the other, and then what comes by mail.
 
     Returns
     -------
     dict
         For each executor, why it ended ("" when everything was done).
     """
-    mend_output()
     world = _world()
-    return {
-        assignment.executor: Driver(world, unfold(assignment, world.store, world.secret)).run()
-        for assignment in assignments_of(world.secret, event)
-    }
+    *first, last = assignments_of(world.secret, event)
+    ended = {each.executor: _run(world, each) for each in first}
+    waiter = Waiter(last, world.linger_seconds, _seconds_left(context))
+    following: Assignment | None = last
+    while following is not None:
+        ended[following.executor] = _run(world, following, waiter)
+        following = waiter.wait(world.store, world.secret) if waiter.offered else None
+    return ended
+
+
+def _run(world: World, assignment: Assignment, waiter: Waiter | None = None) -> str:
+    mend_output()
+    return Driver(world, unfold(assignment, world.store, world.secret), waiter).run()
+
+
+def _seconds_left(context: Any) -> Callable[[], float]:
+    """Return how to ask how much of its time an invocation has left."""
+    ask = getattr(context, "get_remaining_time_in_millis", None)
+    return (lambda: float("inf")) if ask is None else (lambda: ask() / 1000)

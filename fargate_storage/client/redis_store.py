@@ -38,7 +38,7 @@ from lambda_worker.core.wire import (
     pack,
     unpack,
 )
-from lambda_worker.ports import Arrival, Claim, Lapsed, Reply, Standing, Succession, Verdict
+from lambda_worker.ports import Arrival, Claim, Lapsed, Lingering, Reply, Standing, Succession, Verdict
 
 #: What one step of a long removal, or of a sweep, may touch: bounds how long the server is busy with it.
 STEP_ITEMS_MAX = 1_000
@@ -99,6 +99,7 @@ class RedisStore:
         events: bytes = b"",
         retire: bool = False,
         succession: Succession | None = None,
+        lingering: Lingering | None = None,
     ) -> Reply:
         """See `lambda_worker.ports.Store.arrive`.
 
@@ -114,6 +115,7 @@ class RedisStore:
         header = scripts.header(
             *(job, executor, attempt, self._lease_ms, self.config.ttl_seconds, int(retire), digest, edges),
             [] if succession is None else [*_record_fields(succession.record)[1:], succession.events],
+            [] if lingering is None else [lingering.name, round(lingering.seconds * 1000)],
         )
         standing, retired, answers = self._run(scripts.ARRIVE, header, events, *values)
         return Reply(Standing(standing.decode()), tuple(map(_claim, answers)), bool(retired))
@@ -124,9 +126,33 @@ class RedisStore:
         A record of the same name but with other starts is not the same record: creation stops there, and the starts
         stay with the caller.
         """
+        return len(self.delegate_and_post(job, executor, attempt, records, (), ceiling))
+
+    def delegate_and_post(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int,
+    ) -> list[str]:
+        """See `lambda_worker.ports.Store.delegate_and_post`."""
         if any(record.job != job for record in records):
             raise ValueError("an executor can only give away tasks of its own job")
-        return self._create(job, executor, attempt, records, ceiling)
+        return self._create(job, executor, attempt, records, mails, ceiling)
+
+    def take_mail(self, name: str, seconds: float) -> bytes:
+        """See `lambda_worker.ports.Store.take_mail`."""
+        mail, taken = self._keys.of_mail("mail", name), self._keys.of_mail("taken", name)
+        # What was moved, but never arrived here because the connection broke, is found by the repetition.
+        wait = max(0.001, min(seconds, LISTEN_SECONDS_MAX, self.config.wait_seconds / 2))  # BLMOVE 0 would be for ever
+        before, found = self._metadata.ask(
+            ("LINDEX", taken, 0), ("BLMOVE", mail, taken, "LEFT", "RIGHT", f"{wait:.3f}")
+        )
+        if before is None and found is None:
+            found = self._run(scripts.LEAVE, name, self.config.ttl_seconds)
+        return before or found or b""
 
     def beat(self, runs: Sequence[tuple[str, str, int, int]]) -> list[Standing]:
         """See `lambda_worker.ports.Store.beat`."""
@@ -180,7 +206,27 @@ class RedisStore:
         A record that exists counts as created. If `records` bring a newer attempt, it takes the new assignment, the
         older attempt is fenced, and the ceiling does not matter (it is counted already).
         """
-        return self._create("", "", 0, records, -1 if ceiling is None else ceiling, opening)
+        return len(self.admit_and_post(records, (), ceiling, opening))
+
+    def admit_and_post(
+        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+    ) -> list[str]:
+        """See `lambda_worker.ports.JobStore.admit_and_post`."""
+        return self._create("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening)
+
+    def recall(self, name: str) -> bytes:
+        """See `lambda_worker.ports.JobStore.recall`."""
+        mail, recalled = self._keys.of_mail("mail", name), self._keys.of_mail("recalled", name)
+        _, _, found = self._metadata.ask(
+            ("LMOVE", mail, recalled, "LEFT", "LEFT"),
+            ("EXPIRE", recalled, self.config.ttl_seconds),
+            ("LINDEX", recalled, 0),
+        )
+        return found or b""
+
+    def send_home(self) -> None:
+        """See `lambda_worker.ports.JobStore.send_home`."""
+        self._run(scripts.SEND_HOME, self.config.ttl_seconds)
 
     def set_ceiling(self, ceiling: int) -> None:
         """See `lambda_worker.ports.JobStore.set_ceiling`."""
@@ -285,16 +331,20 @@ class RedisStore:
         executor: str,
         attempt: int,
         records: Sequence[Assignment],
+        mails: Sequence[bytes],
         ceiling: int,
         opening: bool = False,
-    ) -> int:
+    ) -> list[str]:
         if not records:
-            return 0
-        items = [_record_fields(record) for record in records]
+            return []
+        items = [
+            [*_record_fields(record), mail]
+            for record, mail in zip(records, mails or [b""] * len(records), strict=True)
+        ]
         header = scripts.header(
             job, executor, attempt, self._lease_ms, self.config.ttl_seconds, ceiling, items, int(opening)
         )
-        return int(self._run(scripts.CREATE, header))
+        return [recipient.decode() for recipient in self._run(scripts.CREATE, header)]
 
     def _next_events(self, seconds: float) -> list[Any]:
         key = self._keys.events
