@@ -81,6 +81,8 @@ LISTEN_SECONDS = 1.0
 RECALL_SECONDS = 0.1
 #: Invocations under way: what became of each of them.
 Invocations: TypeAlias = Future[list[BaseException | None]]
+#: For each executor that was admitted, who was sent its mail ("": nobody); and the invocations of those others.
+Started: TypeAlias = tuple[list[str], tuple[list[Assignment], Invocations] | None]
 #: Errors by which a function says that no executor of its kind will ever do; they need no further words.
 _REFUSALS: dict[str, type[ServerlessError]] = {each.__name__: each for each in (EnvironmentMismatch, ProtocolMismatch)}
 
@@ -251,11 +253,15 @@ class Dispatcher:
                 self.scheduler,
                 self.outfit(),
             )
-            assignments = make() if len(preparation.plan.graph) <= PREPARE_INLINE_TASKS else await self.call(make)
+            small = len(preparation.plan.graph) <= PREPARE_INLINE_TASKS
+            assignments = make() if small else await self.call(make)
             segments = None if opening is None else preparation.segments
-            splits = len(preparation.plan.graph) > 1
+            plan = preparation.plan
+            splits = len(plan.graph) - len(plan.externals) > 1  # those are there already
             places = None if urgent else self._places
-            recipients, under_way = await self.call(self._start, job, segments, assignments, places, splits)
+            begin = functools.partial(self._begin, job, segments, assignments, places, splits)
+            start = begin() if small else await self.call(begin)
+            recipients, under_way = await self.call(start)
             granted = len(recipients)
             if urgent and job in self._urgent:
                 self._urgent[job] = True
@@ -279,26 +285,38 @@ class Dispatcher:
             if opening is not None and not opening.done():
                 opening.set_result(None)
 
-    def _start(
+    def _begin(
         self,
         job: str,
         segments: Mapping[int, bytes] | None,
         assignments: list[Assignment],
-        places: int,
+        places: int | None,
         splits: bool,
-    ) -> tuple[list[str], tuple[list[Assignment], Invocations] | None]:
-        """Do all that a launch waits for in one visit to a thread; a small job is opened here, too.
+    ) -> Callable[[], Started]:
+        """Begin to start executors, as far as that can be done without waiting; what is returned does the rest.
 
-        Returns for each executor that was admitted who was sent its mail, and the invocations of the others.
+        The rest is one visit to a thread. A small job is opened along with it.
         """
         backend = self.backend
-        # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
-        alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
-        if segments is not None and not alone:
-            backend.store.open_job(job, segments)
         posting = bool(backend.settings.executor_linger)
         mails = [mail_of(backend.secret, each) if posting else b"" for each in assignments]
-        recipients = backend.store.admit_and_post(assignments, mails, places, opening=alone)
+        # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
+        alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
+        if alone:
+            return functools.partial(
+                self._start, assignments, backend.store.begin_admit(assignments, mails, places, opening=True)
+            )
+
+        def admit() -> list[str]:
+            if segments is not None:
+                backend.store.open_job(job, segments)
+            return backend.store.admit_and_post(assignments, mails, places)
+
+        return functools.partial(self._start, assignments, admit)
+
+    def _start(self, assignments: list[Assignment], admit: Callable[[], list[str]]) -> Started:
+        backend = self.backend
+        recipients = admit()
         unposted = [each for name, each in zip(recipients, assignments, strict=False) if not name]
         if not unposted:
             return recipients, None

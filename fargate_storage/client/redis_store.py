@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -214,6 +214,14 @@ class RedisStore:
         """See `lambda_worker.ports.JobStore.admit_and_post`."""
         return self._create("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening)
 
+    def begin_admit(
+        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+    ) -> Callable[[], list[str]]:
+        """Send what `admit_and_post` sends, if that can be done without waiting; return what waits for the answer."""
+        header = self._creation("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening)
+        answer = scripts.CREATE.begin(self._metadata, self._keys.prefix, header)
+        return lambda: _recipients(answer())
+
     def recall(self, name: str) -> bytes:
         """See `lambda_worker.ports.JobStore.recall`."""
         mail, recalled = self._keys.of_mail("mail", name), self._keys.of_mail("recalled", name)
@@ -337,14 +345,23 @@ class RedisStore:
     ) -> list[str]:
         if not records:
             return []
-        items = [
-            [*_record_fields(record), mail]
-            for record, mail in zip(records, mails or [b""] * len(records), strict=True)
-        ]
-        header = scripts.header(
-            job, executor, attempt, self._lease_ms, self.config.ttl_seconds, ceiling, items, int(opening)
-        )
-        return [recipient.decode() for recipient in self._run(scripts.CREATE, header)]
+        header = self._creation(job, executor, attempt, records, mails, ceiling, opening)
+        return _recipients(self._run(scripts.CREATE, header))
+
+    def _creation(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int,
+        opening: bool,
+    ) -> bytes:
+        letters = mails or [b""] * len(records)
+        items = [[*_record_fields(record), mail] for record, mail in zip(records, letters, strict=True)]
+        ttl = self.config.ttl_seconds
+        return scripts.header(job, executor, attempt, self._lease_ms, ttl, ceiling, items, int(opening))
 
     def _next_events(self, seconds: float) -> list[Any]:
         key = self._keys.events
@@ -369,6 +386,10 @@ def _behind(entry: bytes) -> str:
 def _event(fields: Sequence[bytes]) -> tuple[str, str, int, bytes]:
     event = dict(zip(fields[::2], fields[1::2], strict=True))
     return event[b"job"].decode(), event[b"executor"].decode(), int(event[b"attempt"]), event[b"events"]
+
+
+def _recipients(answer: Sequence[bytes]) -> list[str]:
+    return [recipient.decode() for recipient in answer]
 
 
 def _record_fields(record: Assignment) -> list[Any]:
