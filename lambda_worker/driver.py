@@ -500,7 +500,7 @@ class Driver:
             lingering=lingering,
         )
         if reply.retired and self.waiter is not None:
-            self.waiter.offered = lingering is not None
+            self.waiter.offered = lingering is not None and lingering.seconds > 0
         for claim in reply.claims:
             for parent, location in claim.values.items():
                 self._locations.setdefault(parent, location)

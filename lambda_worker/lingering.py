@@ -72,8 +72,8 @@ class Waiter:
     >>> waiter.offer()
     Lingering(name='job/a/1', seconds=0.2)
     >>> clock[0] = 800.0
-    >>> waiter.offer() is None
-    True
+    >>> waiter.offer()
+    Lingering(name='job/a/1', seconds=0.0)
     """
 
     def __init__(self, invoked: Assignment, seconds: float, seconds_left: Callable[[], float]) -> None:
@@ -88,9 +88,10 @@ class Waiter:
 
     def offer(self) -> Lingering | None:
         """Return under which name and for how long this invocation lingers if it retires now."""
-        if self._seconds and self._seconds_left() - self._seconds >= self._enough:
-            return Lingering(self.name, self._seconds)
-        return None
+        if not self._seconds:
+            return None
+        young = self._seconds_left() - self._seconds >= self._enough
+        return Lingering(self.name, self._seconds if young else 0.0)
 
     def wait(self, store: Store, secret: bytes) -> Assignment | None:
         """Linger, as has been offered; return what came by mail."""

@@ -61,7 +61,7 @@ class Succession:
 
 @dataclass(frozen=True, slots=True)
 class Lingering:
-    """An executor that has retired waits for mail: under which name, and for how long."""
+    """An executor that has retired waits for mail: under which name, and for how long (0: no longer)."""
 
     name: str
     seconds: float

@@ -38,14 +38,14 @@ end
 
 -- Send mail to the executor that came last to linger for it; return its name, or '' if there is none. Whoever is sent
 -- empty mail goes: somebody else is invoked instead, and needs the place.
-local function post(mail, ttl)
+local function post(mail, lease_ms)
   while true do
     local latest = redis.call('ZPOPMAX', lingering_key)
     local name = latest[1]
     if not name then return '' end
     if tonumber(latest[2]) > now_ms then
       redis.call('RPUSH', mail_key('mail', name), mail)
-      redis.call('EXPIRE', mail_key('mail', name), ttl)
+      redis.call('PEXPIRE', mail_key('mail', name), lease_ms) -- as long as its record lives untaken
       return mail ~= '' and name or ''
     end
   end

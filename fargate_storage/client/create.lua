@@ -56,7 +56,7 @@ for _, item in ipairs(records) do
       redis.call('UNLINK', record)
     end
     create_record(job, executor, attempt, starts, assignment, lease_ms, ttl)
-    recipient = post(item[6], ttl)
+    recipient = post(item[6], lease_ms)
     if recipient ~= '' then redis.call('HSET', record, 'recipient', recipient) end
   elseif known_attempt == attempt then
     recipient = redis.call('HGET', record, 'recipient') or '' -- a call that is repeated hears what it would have heard

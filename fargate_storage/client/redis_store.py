@@ -147,11 +147,13 @@ class RedisStore:
         mail, taken = self._keys.of_mail("mail", name), self._keys.of_mail("taken", name)
         # What was moved, but never arrived here because the connection broke, is found by the repetition.
         wait = max(0.001, min(seconds, LISTEN_SECONDS_MAX, self.config.wait_seconds / 2))  # BLMOVE 0 would be for ever
-        before, found = self._metadata.ask(
-            ("LINDEX", taken, 0), ("BLMOVE", mail, taken, "LEFT", "RIGHT", f"{wait:.3f}")
+        before, found, _ = self._metadata.ask(
+            ("LINDEX", taken, 0),
+            ("BLMOVE", mail, taken, "LEFT", "RIGHT", f"{wait:.3f}"),
+            ("PEXPIRE", taken, self._lease_ms),
         )
         if before is None and found is None:
-            found = self._run(scripts.LEAVE, name, self.config.ttl_seconds)
+            found = self._run(scripts.LEAVE, name, self._lease_ms)
         return before or found or b""
 
     def beat(self, runs: Sequence[tuple[str, str, int, int]]) -> list[Standing]:
@@ -227,14 +229,14 @@ class RedisStore:
         mail, recalled = self._keys.of_mail("mail", name), self._keys.of_mail("recalled", name)
         _, _, found = self._metadata.ask(
             ("LMOVE", mail, recalled, "LEFT", "LEFT"),
-            ("EXPIRE", recalled, self.config.ttl_seconds),
+            ("PEXPIRE", recalled, self._lease_ms),
             ("LINDEX", recalled, 0),
         )
         return found or b""
 
     def send_home(self) -> None:
         """See `lambda_worker.ports.JobStore.send_home`."""
-        self._run(scripts.SEND_HOME, self.config.ttl_seconds)
+        self._run(scripts.SEND_HOME, self.config.ttl_seconds, self._lease_ms)
 
     def set_ceiling(self, ceiling: int) -> None:
         """See `lambda_worker.ports.JobStore.set_ceiling`."""
