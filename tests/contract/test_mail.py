@@ -82,9 +82,9 @@ def test_whose_time_is_over_is_sent_nothing_even_if_it_has_not_left(store):
 
 
 def test_a_record_without_mail_sends_one_away(store):
-    lingering(store, "room", "other")
+    lingering(store, "room", "roomy")
     assert store.admit([record("b")], None) == 1
-    assert store.take_mail("other", LONG) == b""
+    assert store.take_mail("roomy", LONG) == b""
     assert post(store, "c") == ["room"]
 
 
@@ -95,10 +95,10 @@ def test_no_mail_above_the_ceiling(store):
 
 
 def test_a_repeated_call_sends_nothing_twice_and_hears_the_same(store):
-    lingering(store, "room", "other")
-    assert post(store, "b") == ["other"]
-    assert post(store, "b") == ["other"]
-    assert store.take_mail("other", LONG) == MAIL
+    lingering(store, "room", "roomy")
+    assert post(store, "b") == ["roomy"]
+    assert post(store, "b") == ["roomy"]
+    assert store.take_mail("roomy", LONG) == MAIL
     assert post(store, "c") == ["room"]
 
 
@@ -151,11 +151,11 @@ def test_who_is_fenced_succeeded_or_has_no_time_does_not_linger(store):
 
 
 def test_all_are_sent_home_and_who_is_at_work_will_not_linger(store):
-    lingering(store, "room", "other")
-    post(store, "b")  # takes `other`
+    lingering(store, "room", "roomy")
+    post(store, "b")  # takes `roomy`
     store.send_home()
     assert store.take_mail("room", LONG) == b""
-    assert store.arrive("job", "b", 1, retire=True, lingering=Lingering("other", LONG)).retired
+    assert store.arrive("job", "b", 1, retire=True, lingering=Lingering("roomy", LONG)).retired
     assert post(store, "c") == [""]
     assert store.arrive("job", "c", 1, retire=True, lingering=Lingering("c", LONG)).retired  # it came afterwards
     assert post(store, "d") == ["c"]
@@ -173,15 +173,15 @@ def test_what_is_left_of_mail_is_nothing(store):
 
 def test_an_admission_in_two_parts_says_what_it_says_in_one(store):
     """The first time there is no connection at hand, the second time there is."""
-    lingering(store, "room", "other")
-    for executor, recipient in (("b", "other"), ("c", "room"), ("d", "")):
+    lingering(store, "room", "roomy")
+    for executor, recipient in (("b", "roomy"), ("c", "room"), ("d", "")):
         answer = store.begin_admit([record(executor)], [MAIL], None)
         assert answer() == [recipient]
         assert store.record("job", executor) is not None
 
 
 def test_an_admission_whose_connection_breaks_between_its_parts_is_repeated(store):
-    lingering(store, "room", "other")
+    lingering(store, "room", "roomy")
     store.begin_admit([record("b")], [MAIL], None)()  # leaves a connection at hand
     answer = store.begin_admit([record("c")], [MAIL], None)
     store._metadata._pool.disconnect()
