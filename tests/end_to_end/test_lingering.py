@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from pathlib import Path
 
 import dask
 import pytest
@@ -99,3 +101,30 @@ def test_a_task_with_more_memory_does_not_wait_for_who_lingers(lingering, client
         large = client.submit(pid, pure=False)
     assert large.result(timeout=30)
     assert client.submit(pid, pure=False).result(timeout=30)
+
+
+def both_there(directory, number):
+    Path(directory, str(os.getpid())).touch()
+    return until(lambda: len(os.listdir(directory)) > 1) and os.getpid()
+
+
+def slow(number, root):
+    threading.Event().wait(0.05)  # worth giving away
+    return os.getpid()
+
+
+def test_an_executor_that_delegates_sends_mail(tmp_path):
+    """Two linger; one is given a graph that widens, and gives a share of it to the other."""
+    with (
+        dask.config.set({"serverless.executor.linger": "2 s"}),
+        ServerlessCluster(n_workers=2, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        warm = [client.submit(both_there, tmp_path, number) for number in range(2)]
+        both = set(client.gather(warm))
+        assert len(both) == 2
+        invocations, mails = counts(cluster)
+        root = dask.delayed(pid)()
+        found = client.compute(dask.delayed(list)([dask.delayed(slow)(number, root) for number in range(40)])).result()
+        assert set(found) == both
+        until(lambda: counts(cluster) == (invocations, mails + 2))
