@@ -22,7 +22,6 @@ from fargate_storage.client.objects import BATCH_BYTES_MAX, Objects, batches, fl
 from lambda_worker.core.errors import ValueLost, ValueTooLarge
 from lambda_worker.core.wire import Frame, Frames, frames_nbytes, pack, unpack
 
-
 #: A larger frame is cut: what one reply must bring in time, and Redis strings end at 512 MiB.
 FIELD_BYTES_MAX = 64 * 2**20
 
