@@ -805,12 +805,20 @@ def test_a_large_output_partition_is_read_in_bounded_steps(store, monkeypatch):
     assert store.get_slices("job", "0a1b", 6, 20 * 30_000) == {}
 
 
+def test_a_large_frame_is_cut_into_fields(store, monkeypatch):
+    opened(store)
+    monkeypatch.setattr("fargate_storage.client.slices.FIELD_BYTES_MAX", 30_000)
+    frames = [b"tag", os.urandom(100_000), os.urandom(30_000), os.urandom(60_000)]
+    store.put_slices("job", "0a1b", 3, {0: frames})
+    assert store.get_slices("job", "0a1b", 0, 190_003) == {3: frames}
+
+
 def test_slices_that_are_not_whole_are_lost(store):
     opened(store)
     store.put_slices("job", "0a1b", 3, {0: [b"tag", bytes(20_000)]})
     key = Keys(store.config.cluster).of_object("job/shuffle/0a1b/0")
     (server,) = [server for server in connections(store) if server.exists(key)]
-    server.hdel(key, "3.1")
+    server.hdel(key, "3.1.0")
     with pytest.raises(ValueLost, match="'job/shuffle/0a1b/0' is not as it was written: frame 1"):
         store.get_slices("job", "0a1b", 0, 20_000)
     server.delete(key)
