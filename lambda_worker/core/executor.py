@@ -206,7 +206,9 @@ class Executor:
             self._publish(out)
             self._give_place(out)
         if self._forget or self._forget_segments:
-            out.insert(0, Forget(self._forget, self._forget_segments))
+            # One that a claim asks for again, in the very answer that released it, is not forgotten.
+            forget = [task for task in self._forget if task not in self._uses]
+            out.insert(0, Forget(forget, self._forget_segments))
             self._forget, self._forget_segments = [], []
         return out
 

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dask_serverless.plan import assign_starts, edges, number
@@ -409,6 +409,18 @@ QUICK = {"invoke_seconds": 1e-4, "share_seconds_min": 0, "full_seconds": 0, "ref
     st.booleans(),
     st.sampled_from([1, 2, 8]),
     st.booleans(),
+)
+@example(  # a claim asks for a value in the very answer that releases it
+    dag=(
+        {0: [], 1: [0], 2: [0], 3: [1], 4: [2, 0], 5: [0, 4], 6: [0, 5, 1], 9: [0, 1], 10: [0, 1, 2, 3], 11: [3]}
+        | {12: [0, 5, 1, 9], 13: [], 16: [4, 5, 6], 22: [13, 16, 10], 23: [11, 22, 12]},
+        {0, 23},
+    ),
+    classes={6: 1},
+    seed=0,
+    inline=False,
+    places=2,
+    sparse=False,
 )
 def test_every_task_of_any_class_runs_once_in_an_executor_that_it_fits(dag, classes, seed, inline, places, sparse):
     graph, _ = graph_of(*dag, classes=classes)
