@@ -106,7 +106,7 @@ def mend_output() -> None:
             setattr(sys, name, io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True))
 
 
-def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
+def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Run the assignments of one invocation, one after the other.
 
     Returns
@@ -117,6 +117,8 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     mend_output()
     world = _world()
     return {
-        assignment.executor: Driver(world, unfold(assignment, world.store, world.secret)).run()
+        assignment.executor: Driver(
+            world, unfold(assignment, world.store, world.secret), context.get_remaining_time_in_millis() / 1000
+        ).run()
         for assignment in assignments_of(world.secret, event)
     }

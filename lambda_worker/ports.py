@@ -179,6 +179,11 @@ class JobStore(Store, Protocol):
         """Return the records whose lease has run out (they stay until `drop`)."""
         ...
 
+    def recall(self, job: str, executor: str) -> Assignment | None:
+        """Return what an executor was given and has claimed but not given away, as its newest attempt was
+        told (without segments): what the next attempt has to do. None if there is no record (any more)."""
+        ...
+
     def drop(self, job: str, executor: str) -> None:
         """Remove a record and its lease, so that its executor is fenced."""
         ...
