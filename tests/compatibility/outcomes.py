@@ -96,6 +96,17 @@ def run(program: Program, cluster: Any, seconds_max: float) -> Outcome:
     return outcome
 
 
+def mistake(program: Program, expected: Outcome) -> str | None:
+    """Return in words why what a program does under LocalCluster proves nothing; None if it does prove something."""
+    if expected.hung:
+        return "it hangs under LocalCluster"
+    if program.raises is None and expected.error is not None:
+        return "it raises under LocalCluster, and is not registered as raising"
+    if program.raises is not None and type(expected.error) is not program.raises:
+        return f"it is registered as raising {program.raises.__name__}, and does not under LocalCluster"
+    return None
+
+
 def difference(ours: Outcome, theirs: Outcome, rtol: float) -> str | None:
     """Return in words how two outcomes differ; None if they do not."""
     if ours.hung or theirs.hung:

@@ -6,6 +6,7 @@ import asyncio
 import os
 
 from dask.distributed import Client, wait
+from distributed.exceptions import WorkerStartTimeoutError
 
 from tests.compatibility.programs import program
 
@@ -74,17 +75,23 @@ def waiting_for_two_workers(client):
     return True
 
 
-@program
+@program(raises=ValueError)
 def waiting_for_a_wrong_number(client):
     client.wait_for_workers(0)
 
 
-@program
+@program(
+    raises=WorkerStartTimeoutError,
+    differs="ValueError at once, since no time would help, where LocalCluster waits and raises WorkerStartTimeoutError",
+)
 def waiting_for_too_many(client):
     client.wait_for_workers(50, timeout=0.3)
 
 
-@program
+@program(
+    raises=WorkerStartTimeoutError,
+    differs="ValueError at once, since no time would help, where LocalCluster waits and raises WorkerStartTimeoutError",
+)
 def waiting_for_too_many_by_the_cluster(cluster):
     cluster.wait_for_workers(50, timeout=0.3)
 
@@ -178,7 +185,9 @@ def an_asynchronous_cluster(cluster):
     return asyncio.run(work())
 
 
-@program(differs="TypeError at once, with the nearest name, where LocalCluster fails to start a nanny")
+@program(
+    raises=RuntimeError, differs="TypeError at once, with the nearest name, where LocalCluster fails to start a nanny"
+)
 def arguments_that_do_not_exist(cluster):
     try:
         type(cluster)(n_wrokers=1, dashboard_address=None)
@@ -265,7 +274,7 @@ def a_cluster_as_a_context(cluster):
     return result, cluster.status.name
 
 
-@program
+@program(raises=OSError)
 def a_wrong_address():
     return Client("tcp://127.0.0.1:9", timeout=0.3)
 

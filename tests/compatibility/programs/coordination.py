@@ -44,7 +44,7 @@ def a_variable_with_a_future(client, cluster):
         return Variable("vf", client=other).get().result()
 
 
-@program
+@program(raises=TimeoutError)
 def a_variable_that_was_never_set(client):
     return Variable("never").get(timeout=0.1)
 
@@ -65,14 +65,14 @@ def a_queue_of_futures(client):
     return client.gather([queue.get() for _ in range(3)])
 
 
-@program
+@program(raises=TimeoutError)
 def a_full_queue(client):
     queue = Queue("full", maxsize=1)
     queue.put(1)
     queue.put(2, timeout=0.1)
 
 
-@program
+@program(raises=TimeoutError)
 def an_empty_queue(client):
     return Queue("empty").get(timeout=0.1)
 
@@ -86,7 +86,7 @@ def a_lock(client):
         return first, lock.locked()
 
 
-@program
+@program(raises=RuntimeError)
 def a_lock_that_was_not_taken(client):
     Lock("not-taken").release()
 
@@ -113,7 +113,7 @@ def a_semaphore(client):
     return taken, semaphore.get_value(), semaphore.acquire(timeout=1), semaphore.close()
 
 
-@program
+@program(raises=ValueError)
 def a_semaphore_of_another_size(client):
     semaphore = Semaphore(2, "size")
     semaphore.acquire()
@@ -290,13 +290,13 @@ class Counter:
         raise ValueError("an actor")
 
 
-@program
+@program(raises=ValueError)
 def actors_that_fail(client):
     counter = client.submit(Counter, actor=True).result()
     return counter.fail().result()
 
 
-@program
+@program(raises=AttributeError)
 def actors_without_such_a_method(client):
     counter = client.submit(Counter, actor=True).result()
     return counter.nothing
@@ -325,7 +325,7 @@ def async_tasks(client):
     return client.gather(client.map(work, range(4)))
 
 
-@program
+@program(raises=KeyError)
 def async_tasks_that_fail(client):
     async def work(n):
         raise KeyError(n)

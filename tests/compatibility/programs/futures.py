@@ -15,7 +15,13 @@ import numpy as np
 import pandas as pd
 from dask.distributed import Client, Future, Reschedule, as_completed, fire_and_forget, get_task_metadata, wait
 from distributed import CancelledError, default_client, futures_of, rejoin, secede
-from distributed.client import ALL_COMPLETED, FIRST_COMPLETED
+from distributed.client import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    ClosedClientError,
+    FutureCancelledError,
+    FuturesCancelledError,
+)
 
 from tests.compatibility.programs import (
     INNER_FRAMES,
@@ -73,12 +79,12 @@ def submit_builtins(client):
     )
 
 
-@program
+@program(raises=TypeError)
 def submit_what_is_not_callable(client):
     return client.submit(1, 2)
 
 
-@program(differs=INNER_FRAMES)
+@program(raises=TypeError, differs=INNER_FRAMES)
 def submit_with_wrong_arguments(client):
     return client.submit(inc, 1, 2).result()
 
@@ -107,7 +113,7 @@ def a_key_that_is_no_key(client):
     return client.submit(inc, 1, key=1.5).result()
 
 
-@program
+@program(raises=TypeError)
 def bytes_keys(client):
     return client.submit(inc, 1, key=b"bytes").result()
 
@@ -138,7 +144,10 @@ def map_with_a_future_as_keyword(client):
     return client.gather(client.map(add, range(3), range(3), c=client.submit(inc, 9)))
 
 
-@program(differs="works here; LocalCluster fails with AssertionError, because the keyword's task gets no priority")
+@program(
+    raises=Exception,
+    differs="works here; LocalCluster fails with AssertionError, because the keyword's task gets no priority",
+)
 def map_with_a_large_keyword(client):
     array = np.arange(200_000)
     return client.gather(client.map(lambda n, array: int(array[n]), range(3), array=array))
@@ -150,14 +159,14 @@ def map_impurely(client):
     return len({each.key for each in futures}), len(set(client.gather(futures)))
 
 
-@program
+@program(raises=TypeError)
 def map_over_a_queue(client):
     from queue import Queue
 
     return client.map(inc, Queue())
 
 
-@program
+@program(raises=TypeError)
 def map_over_an_iterator_of_no_length(client):
     return client.gather(client.map(inc, iter(range(3))))
 
@@ -192,7 +201,7 @@ def gather_skips_errors(client):
     return client.gather(futures, errors="skip")
 
 
-@program
+@program(raises=ZeroDivisionError)
 def gather_raises_errors(client):
     return client.gather(client.map(div, [1, 2, 3], [1, 0, 2]))
 
@@ -217,7 +226,7 @@ def gather_what_is_no_future(client):
     return client.gather([1, "two", None])
 
 
-@program
+@program(raises=ZeroDivisionError)
 def an_exception(client):
     return client.submit(div, 1, 0).result()
 
@@ -241,7 +250,7 @@ def no_exception(client):
     return future.exception(), future.traceback(), future.status
 
 
-@program
+@program(raises=ZeroDivisionError)
 def exceptions_travel_down(client):
     a = client.submit(div, 1, 0)
     b = client.submit(inc, a)
@@ -277,7 +286,7 @@ class Peculiar(Exception):
         self.a, self.b = a, b
 
 
-@program
+@program(raises=Peculiar)
 def an_exception_that_does_not_unpickle(client):
     def fail():
         raise Peculiar(1, 2)
@@ -328,7 +337,7 @@ def stop_iteration(client):
     return repr(client.submit(next, iter([])).exception())
 
 
-@program(differs=UNPICKLABLE)
+@program(raises=TypeError, differs=UNPICKLABLE)
 def a_generator_function(client):
     def generate():
         yield 1
@@ -336,17 +345,17 @@ def a_generator_function(client):
     return client.submit(generate).result()
 
 
-@program(differs=UNPICKLABLE)
+@program(raises=TypeError, differs=UNPICKLABLE)
 def a_result_that_does_not_pickle(client):
     return client.submit(threading.Lock).result()
 
 
-@program
+@program(raises=TypeError)
 def an_argument_that_does_not_pickle(client):
     return client.submit(type, threading.Lock()).result()
 
 
-@program
+@program(raises=ValueError)
 def a_result_that_does_not_unpickle(client):
     class Broken:
         def __reduce__(self):
@@ -419,7 +428,7 @@ def wait_for_the_first(client):
     return done == {fast}, not_done == {slow}
 
 
-@program
+@program(raises=TimeoutError)
 def wait_too_long(client):
     wait(client.submit(slowly, 1, seconds=0.6, pure=False), timeout=0.05)
 
@@ -454,7 +463,7 @@ def as_completed_with_errors(client):
     return results[futures[0]], [type(each).__name__ for each in results[futures[1]][:2]], str(results[futures[1]][1])
 
 
-@program
+@program(raises=ZeroDivisionError)
 def as_completed_raises(client):
     futures = client.map(div, [1, 1], [0, 0])
     return [result for _, result in as_completed(futures, with_results=True)]
@@ -477,7 +486,7 @@ def as_completed_in_batches(client):
     return sorted(future.result() for batch in as_completed(futures).batches() for future in batch)
 
 
-@program
+@program(raises=TimeoutError)
 def as_completed_in_time(client):
     return list(as_completed([client.submit(slowly, 1, seconds=0.5, pure=False)], timeout=0.05))
 
@@ -530,12 +539,12 @@ def scatter_a_frame(client):
     return client.submit(lambda f: f.x.sum(), future).result(), client.gather(future)
 
 
-@program
+@program(raises=TypeError)
 def scatter_a_generator(client):
     return client.scatter(n for n in range(3))
 
 
-@program
+@program(raises=TypeError)
 def scatter_what_does_not_pickle(client):
     return client.scatter(threading.Lock())
 
@@ -555,14 +564,14 @@ def cancel(client):
     return future.status, future.cancelled(), future.done()
 
 
-@program
+@program(raises=FutureCancelledError)
 def the_result_of_the_cancelled(client):
     future = client.submit(slowly, 1, seconds=0.3, key="to-be-cancelled")
     future.cancel()
     return future.result()
 
 
-@program
+@program(raises=FutureCancelledError)
 def cancel_what_others_need(client):
     a = client.submit(slowly, 1, seconds=0.3, key="cancel-a")
     b = client.submit(inc, a, key="cancel-b")
@@ -575,14 +584,24 @@ def cancel_what_is_done(client):
     future = client.submit(inc, 5, key="done-cancelled")
     wait(future)
     future.cancel()
-    return future.status, client.submit(inc, 6, key="done-cancelled").result()
+    return future.status, future.done(), future.cancelled()
+
+
+def until_forgotten(client, key):
+    """Wait until a cancelled or released key is gone, which a client that hurries may still be told of."""
+    deadline = time.monotonic() + 5
+    while key in client.futures or client.run_on_scheduler(lambda dask_scheduler: key in dask_scheduler.tasks):
+        assert time.monotonic() < deadline
+    client.submit(inc, 0, pure=False).result()  # it arrives behind what the client was told of the key
 
 
 @program
 def submit_again_after_cancelling(client):
-    future = client.submit(slowly, 1, key="again")
+    future = client.submit(slowly, 1, seconds=0.1, key="again")
     future.cancel()
-    return client.submit(slowly, 2, key="again").result()
+    del future
+    until_forgotten(client, "again")
+    return client.submit(slowly, 2, seconds=0.1, key="again").result()
 
 
 @program
@@ -608,7 +627,7 @@ def retry(client, path):
     return first, future.result(), future.status
 
 
-@program
+@program(raises=ValueError)
 def retries(client, path):
     def twice(path):
         with open(path, "a") as file:
@@ -665,12 +684,12 @@ def published_data_sets(client, cluster):
     return result, total, client.list_datasets()
 
 
-@program
+@program(raises=KeyError)
 def a_data_set_that_is_not_there(client):
     return client.get_dataset("nothing")
 
 
-@program
+@program(raises=KeyError)
 def a_data_set_published_twice(client):
     client.publish_dataset(1, name="twice")
     try:
@@ -724,12 +743,14 @@ def get(client):
     return client.get(graph, "c"), client.get(graph, ["a", "b", "d"]), client.get(graph, [["c"], "a"])
 
 
-@program
+@program(raises=TypeError)
 def get_with_a_missing_key(client):
     return client.get({"a": (inc, "b")}, "a")
 
 
-@program(differs="GraphError, a RuntimeError with the cycle's keys, where Dask says 'Cycle detected'")
+@program(
+    raises=RuntimeError, differs="GraphError, a RuntimeError with the cycle's keys, where Dask says 'Cycle detected'"
+)
 def get_a_cycle(client):
     return client.get({"a": (inc, "b"), "b": (inc, "a")}, "a")
 
@@ -803,7 +824,7 @@ def an_executor_with_options(client):
         return list(executor.map(add, [1, 2], [3, 4], timeout=5))
 
 
-@program
+@program(raises=TypeError)
 def an_executor_with_unknown_options(client):
     return client.get_executor(colour="red").submit(inc, 1)
 
@@ -815,7 +836,7 @@ def run_on_workers(client):
     )
 
 
-@program
+@program(raises=ZeroDivisionError)
 def run_fails(client):
     return client.run(lambda: 1 / 0)
 
@@ -853,7 +874,7 @@ def metadata(client):
     return client.get_metadata(["a"]), client.get_metadata(["c", "d"]), client.get_metadata("nothing", default=7)
 
 
-@program
+@program(raises=KeyError)
 def metadata_that_is_not_there(client):
     return client.get_metadata(["no", "such"])
 
@@ -1061,19 +1082,19 @@ def rescheduled(client, path):
     return client.submit(work, str(path / "marker")).result()
 
 
-@program
+@program(raises=TimeoutError)
 def resources_that_nobody_has(client):
     return client.submit(inc, 1, resources={"GPU": 1}, pure=False).result(timeout=0.5)
 
 
-@program
+@program(raises=TimeoutError)
 def workers_that_are_not_there(client):
-    return client.submit(inc, 1, workers=["nobody:1234"], pure=False).result(timeout=0.5)
+    return client.submit(inc, 1, workers=["tcp://127.0.0.1:1"], pure=False).result(timeout=0.5)
 
 
 @program
 def workers_that_are_not_there_but_may_be_others(client):
-    return client.submit(inc, 1, workers=["nobody:1234"], allow_other_workers=True, pure=False).result(timeout=5)
+    return client.submit(inc, 1, workers=["tcp://127.0.0.1:1"], allow_other_workers=True, pure=False).result(timeout=5)
 
 
 @program
@@ -1133,13 +1154,13 @@ def the_story_of_a_key(client):
     return any("with-story" in str(each) for each in story)
 
 
-@program
+@program(raises=ClosedClientError)
 def work_outside_a_client(client):
     client.close()
     return client.submit(inc, 1)
 
 
-@program
+@program(raises=FutureCancelledError)
 def the_result_after_closing(cluster):
     with Client(cluster, set_as_default=False) as client:
         future = client.submit(inc, 1)
@@ -1220,7 +1241,7 @@ def heartbeats_and_repr(client):
     return text.split("'")[0], client.status, client.asynchronous, "Client" in client._repr_html_()
 
 
-@program
+@program(raises=FuturesCancelledError)
 def wait_for_the_cancelled(client):
     future = client.submit(slowly, 1, seconds=0.3, key="wait-cancelled")
     future.cancel()
@@ -1498,7 +1519,7 @@ def default_arguments_and_partials(client):
     )
 
 
-@program
+@program(raises=TimeoutError)
 def a_timeout_raised_by_a_task(client):
     def fail():
         raise TimeoutError("mine")
@@ -1506,7 +1527,7 @@ def a_timeout_raised_by_a_task(client):
     return client.submit(fail).result()
 
 
-@program
+@program(raises=concurrent.futures.CancelledError)
 def a_cancelled_error_raised_by_a_task(client):
     def fail():
         raise concurrent.futures.CancelledError("mine")
@@ -1514,7 +1535,7 @@ def a_cancelled_error_raised_by_a_task(client):
     return client.submit(fail).result()
 
 
-@program
+@program(raises=ZeroDivisionError)
 def an_error_is_kept(client):
     first = client.submit(div, 1, 0, key="kept-error")
     wait(first)

@@ -7,6 +7,7 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+from sklearn.exceptions import NotFittedError
 
 from tests.compatibility.programs import program
 
@@ -259,7 +260,7 @@ def features_by_hashing_text():
     ).compute().shape
 
 
-@program
+@program(raises=NotFittedError)
 def a_model_that_was_not_fitted():
     from dask_ml.wrappers import ParallelPostFit
     from sklearn.linear_model import LogisticRegression
