@@ -29,6 +29,7 @@ _SCRUB = (
     (re.compile(r"0x[0-9a-f]+"), "<id>"),
     (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), "<uuid>"),
     (re.compile(r"[0-9a-f]{32}"), "<token>"),
+    (re.compile(re.escape(tempfile.gettempdir()) + r"/[^\s'\")]+"), "<file>"),
     (re.compile(r"\b\d+(\.\d+)? ?(ms|us|s|seconds)\b"), "<time>"),
 )
 

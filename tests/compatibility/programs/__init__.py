@@ -21,7 +21,11 @@ MODULES = (
     "bags",
     "delayed",
     "futures",
+    "executors",
+    "actors",
+    "plugins",
     "machine_learning",
+    "model_selection",
     "coordination",
     "cluster",
 )

@@ -274,46 +274,6 @@ def a_future_given_back_by_a_task(client):
     return type(client.submit(work).result()).__name__
 
 
-class Counter:
-    def __init__(self, n=0):
-        self.n = n
-
-    def increment(self):
-        self.n += 1
-        return self.n
-
-    async def add(self, by):
-        self.n += by
-        return self.n
-
-    def fail(self):
-        raise ValueError("an actor")
-
-
-@program(raises=ValueError)
-def actors_that_fail(client):
-    counter = client.submit(Counter, actor=True).result()
-    return counter.fail().result()
-
-
-@program(raises=AttributeError)
-def actors_without_such_a_method(client):
-    counter = client.submit(Counter, actor=True).result()
-    return counter.nothing
-
-
-@program
-def actors_in_maps(client):
-    counters = client.gather(client.map(Counter, range(3), actor=True))
-    return [counter.increment().result() for counter in counters]
-
-
-@program
-def actors_delayed(client):
-    actor = client.compute(dask.delayed(Counter)(1), actors=True).result()
-    return actor.increment().result()
-
-
 @program
 def async_tasks(client):
     async def work(n):
