@@ -24,6 +24,7 @@ MODULES = (
     "executors",
     "actors",
     "plugins",
+    "diagnostics",
     "machine_learning",
     "model_selection",
     "coordination",

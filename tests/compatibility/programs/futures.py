@@ -958,13 +958,6 @@ def warning_in_tasks(client):
 
 
 @program
-def forwarded_logs(client):
-    client.forward_logging("mine")
-    client.unforward_logging("mine")
-    return 1
-
-
-@program
 def task_stream(client):
     from distributed import get_task_stream
 
@@ -1036,14 +1029,6 @@ def scheduler_plugins(client):
     client.register_plugin(Plugin())
     wait(client.map(inc, range(3), key="counted"))
     return client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["counts"].finished)
-
-
-@program
-def environment_variables_for_workers(client):
-    from distributed.diagnostics.plugin import Environ
-
-    client.register_plugin(Environ({"FROM_PLUGIN": "1"}))
-    return set(client.run(lambda: 1).values())
 
 
 @program
@@ -1364,21 +1349,6 @@ def annotated_with_workers(client):
     with dask.annotate(workers=list(client.scheduler_info()["workers"])):
         x = dask.delayed(inc)(1)
     return x.compute(optimize_graph=False)
-
-
-@program
-def spans(client):
-    from distributed import span
-
-    with span("outer"), span("inner"):
-        result = client.submit(inc, 1, pure=False).result()
-    return result, sorted(
-        client.run_on_scheduler(
-            lambda dask_scheduler: [
-                s.name[-1] for s in dask_scheduler.extensions["spans"].spans.values() if s.name[0] == "outer"
-            ]
-        )
-    )
 
 
 @program

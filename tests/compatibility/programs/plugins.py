@@ -21,6 +21,7 @@ from distributed import (
 from tests.compatibility.programs import program
 
 NO_PLUGINS = "KeyError: worker plugins reach the fleet worker only, not the executors"
+ONLY_MODULES = "ModuleNotFoundError: only `upload_file` of a module reaches the executors yet"
 
 
 def inc(n):
@@ -239,7 +240,7 @@ def a_scheduler_plugin_that_counts(client):
 
 
 @program(
-    differs="the plugin sees the keys that a client asked for, and not those between, which executors keep to themselves",
+    differs="the plugin sees the keys that a client asked for, and not those between, which executors keep",
     covers=("SchedulerPlugin.transition",),
 )
 def a_scheduler_plugin_sees_tasks_between(client):
@@ -397,13 +398,14 @@ def a_scheduler_plugin_that_fails(client):
 
 
 @program(
-    own_cluster=True,
-    differs="the fleet worker has no nanny, which would set the variables for all processes that start later",
+    differs="there is no nanny, so `Environ` changes nothing; give the cluster `environment=` instead",
     covers=("Environ",),
 )
 def environment_variables_by_a_plugin(client):
-    client.register_plugin(Environ({"FROM_ENVIRON": "1"}))
-    return client.submit(lambda: os.environ.get("FROM_ENVIRON"), pure=False).result()
+    plugin = Environ({"FROM_ENVIRON": "1"})
+    plugin.restart = False
+    client.register_plugin(plugin)
+    return set(client.run(lambda dask_worker: dask_worker.env["FROM_ENVIRON"], nanny=True).values())
 
 
 @program(
@@ -424,9 +426,7 @@ def a_directory_by_a_plugin(client, path):
     return client.submit(use, pure=False).result()
 
 
-@program(
-    differs="ModuleNotFoundError: only `upload_file` of a module reaches the executors yet", covers=("UploadFile",)
-)
+@program(differs=ONLY_MODULES, covers=("UploadFile",))
 def a_file_by_a_plugin(client, path):
     (path / "module_by_plugin.py").write_text("ANSWER = 45\n")
     client.register_plugin(UploadFile(str(path / "module_by_plugin.py")))
@@ -440,7 +440,7 @@ def a_file_by_a_plugin(client, path):
 
 
 @program(
-    differs="ModuleNotFoundError: only `upload_file` of a module reaches the executors yet",
+    differs=ONLY_MODULES,
     covers=("Client.upload_file",),
 )
 def a_zip_file_uploaded(client, path):
