@@ -179,7 +179,8 @@ class _Reader(ast.NodeVisitor):
             self.visit(base)
             kind = self._type(base)
             if kind.startswith("="):
-                self.found.update(f"{kind[1:]}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef))
+                defined = (each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+                self.found.update(f"{kind[1:]}.{each.name}" for each in defined)
         for statement in node.body:
             self.visit(statement)
 

@@ -25,6 +25,7 @@ MODULES = (
     "actors",
     "plugins",
     "diagnostics",
+    "asynchronous",
     "machine_learning",
     "model_selection",
     "coordination",

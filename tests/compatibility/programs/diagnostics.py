@@ -284,7 +284,7 @@ def stories(client):
     return any("storied" in str(each) for each in client.story("storied")), client.story("never-heard-of")
 
 
-@program
+@program(covers=("Client.call_stack",), differs="empty: executors are not asked for the stacks of their tasks")
 def the_call_stack(client, path):
     def waits(name):
         import os

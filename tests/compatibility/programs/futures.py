@@ -84,7 +84,7 @@ def submit_what_is_not_callable(client):
     return client.submit(1, 2)
 
 
-@program(raises=TypeError, differs=INNER_FRAMES)
+@program(covers=("Future.traceback",), raises=TypeError, differs=INNER_FRAMES)
 def submit_with_wrong_arguments(client):
     return client.submit(inc, 1, 2).result()
 
@@ -145,6 +145,7 @@ def map_with_a_future_as_keyword(client):
 
 
 @program(
+    covers=("Client.map",),
     raises=Exception,
     differs="works here; LocalCluster fails with AssertionError, because the keyword's task gets no priority",
 )
@@ -337,7 +338,7 @@ def stop_iteration(client):
     return repr(client.submit(next, iter([])).exception())
 
 
-@program(raises=TypeError, differs=UNPICKLABLE)
+@program(covers=("Future.result",), raises=TypeError, differs=UNPICKLABLE)
 def a_generator_function(client):
     def generate():
         yield 1
@@ -345,7 +346,7 @@ def a_generator_function(client):
     return client.submit(generate).result()
 
 
-@program(raises=TypeError, differs=UNPICKLABLE)
+@program(covers=("Future.result",), raises=TypeError, differs=UNPICKLABLE)
 def a_result_that_does_not_pickle(client):
     return client.submit(threading.Lock).result()
 
@@ -520,7 +521,10 @@ def scatter_hash(client):
     return same, client.scatter(5, hash=False).key == client.scatter(5, hash=False).key
 
 
-@program(differs="one place where LocalCluster has two: values live in the storage tier, which all executors read")
+@program(
+    covers=("Client.scatter",),
+    differs="one place where LocalCluster has two: values live in the storage tier, which all executors read",
+)
 def scatter_broadcast(client):
     (future,) = client.scatter([np.ones(100)], broadcast=True)
     return len(client.who_has(future)[future.key]), client.submit(np.sum, future).result()
@@ -749,7 +753,9 @@ def get_with_a_missing_key(client):
 
 
 @program(
-    raises=RuntimeError, differs="GraphError, a RuntimeError with the cycle's keys, where Dask says 'Cycle detected'"
+    covers=("Client.get",),
+    raises=RuntimeError,
+    differs="GraphError, a RuntimeError with the cycle's keys, where Dask says 'Cycle detected'",
 )
 def get_a_cycle(client):
     return client.get({"a": (inc, "b"), "b": (inc, "a")}, "a")
@@ -781,7 +787,10 @@ def how_many_threads(client):
     return sum(client.nthreads().values()), sum(client.ncores().values())
 
 
-@program(differs="LocalCluster has a Dask worker for each process; here one fleet worker stands for all executors")
+@program(
+    covers=("Client.scheduler_info", "Client.nthreads", "Client.ncores"),
+    differs="LocalCluster has a Dask worker for each process; here one fleet worker stands for all executors",
+)
 def how_many_workers(client):
     return len(client.scheduler_info()["workers"]), sorted(client.nthreads().values())
 
@@ -894,7 +903,10 @@ def events(client):
     return [event for _, event in seen][-2:], client.get_events("nothing")
 
 
-@program(differs="the event does not say which worker it comes from: the task's stand-in adds no `worker` to it")
+@program(
+    covers=("get_worker", "Client.log_event"),
+    differs="the event does not say which worker it comes from: the task's stand-in adds no `worker` to it",
+)
 def events_from_tasks(client):
     def work():
         from distributed import get_worker
@@ -994,7 +1006,10 @@ def uploaded_modules(client, path):
     return client.submit(use, pure=False).result()
 
 
-@program
+@program(
+    covers=("WorkerPlugin", "Client.register_plugin"),
+    differs="KeyError: worker plugins reach the fleet worker only, not the executors",
+)
 def worker_plugins(client):
     from distributed import WorkerPlugin
 
@@ -1056,7 +1071,7 @@ def replicate_and_rebalance(client):
     return future.result()
 
 
-@program
+@program(covers=("Reschedule",), differs="fails with Reschedule: executors take it for an error of the task")
 def rescheduled(client, path):
     def work(name):
         if not os.path.exists(name):
@@ -1241,7 +1256,7 @@ def as_completed_of_the_cancelled(client):
     return [each.status for each in going]
 
 
-@program
+@program(covers=("Client.run",), differs=RUN_IS_ELSEWHERE)
 def environment_variables_reach_tasks(client):
     def export():
         os.environ["FROM_RUN"] = "1"
@@ -1250,7 +1265,7 @@ def environment_variables_reach_tasks(client):
     return client.submit(lambda: os.environ.get("FROM_RUN"), pure=False).result()
 
 
-@program
+@program(covers=("Client.run",), differs=RUN_IS_ELSEWHERE)
 def what_run_changes_tasks_see(client):
     def change():
         import json
@@ -1266,14 +1281,16 @@ def what_run_changes_tasks_see(client):
     return client.gather(client.map(lambda n: look(), range(4), pure=False))
 
 
-@program(differs=RUN_IS_ELSEWHERE)
+@program(covers=("Client.run",), differs=RUN_IS_ELSEWHERE)
 def tasks_run_where_run_runs(client):
     workers = set(client.run(os.getpid).values())
     tasks = set(client.gather(client.map(lambda n: os.getpid(), range(6), pure=False)))
     return tasks <= workers, os.getpid() in workers
 
 
-@program
+@program(
+    covers=("UploadDirectory",), differs="ModuleNotFoundError: plugins reach the fleet worker only, not the executors"
+)
 def uploaded_directories(client, path):
     from distributed.diagnostics.plugin import UploadDirectory
 
@@ -1289,7 +1306,10 @@ def uploaded_directories(client, path):
     return client.submit(use, pure=False).result()
 
 
-@program
+@program(
+    covers=("Client.upload_file",),
+    differs="executors go on with the first version of the module, which they have imported",
+)
 def an_uploaded_module_that_changes(client, path):
     def use():
         import changing_module
@@ -1304,7 +1324,10 @@ def an_uploaded_module_that_changes(client, path):
     return results
 
 
-@program
+@program(
+    covers=("Client.forward_logging",),
+    differs="the logs of tasks stay in the executors (`cluster.get_logs`): no worker forwards them",
+)
 def logs_forwarded_from_tasks(client):
     import logging
 
@@ -1443,7 +1466,7 @@ def deeply_nested_results(client):
     return depth
 
 
-@program(differs="one object stays one, where Dask serialises each item of a list by itself")
+@program(covers=("Future.result",), differs="one object stays one, where Dask serialises each item of a list by itself")
 def the_same_object_twice(client):
     one, two = client.submit(lambda x: [x, x], [1]).result()
     return one is two
@@ -1521,3 +1544,290 @@ def an_error_let_go(client):
     client.run_on_scheduler(lambda: None)
     client.submit(inc, 1).result()
     return client.submit(div, 1, 1, key="let-go").result()
+
+
+@program(covers=("Client.retry",))
+def retry_by_the_client(client, path):
+    def at_first(name):
+        if not os.path.exists(name):
+            open(name, "w").close()
+            raise RuntimeError("at first")
+        return "then"
+
+    futures = [client.submit(at_first, str(path / str(n))) for n in range(2)]
+    wait(futures)
+    client.retry(futures)
+    return client.gather(futures)
+
+
+@program
+def retry_what_failed_above(client, path):
+    def at_first(name):
+        if not os.path.exists(name):
+            open(name, "w").close()
+            raise RuntimeError("at first")
+        return 1
+
+    last = client.submit(inc, client.submit(at_first, str(path / "marker")))
+    first = str(last.exception())
+    last.retry()
+    return first, last.result()
+
+
+@program
+def as_completed_one_by_one(client):
+    going = as_completed(client.map(inc, range(2)))
+    going.update(client.map(inc, [5]))
+    values = sorted([going.next().result(), next(going).result(), next(going).result()])
+    try:
+        next(going)
+    except StopIteration:
+        return values, going.count()
+
+
+@program(raises=ZeroDivisionError)
+def an_error_recreated_here(client):
+    return client.recreate_error_locally(client.submit(div, 1, 0))
+
+
+@program(raises=ZeroDivisionError)
+def an_error_above_recreated_here(client):
+    failed = client.submit(div, client.submit(inc, 1), client.submit(int, 0))
+    return client.recreate_error_locally(client.submit(inc, failed))
+
+
+@program
+def a_task_recreated_here(client):
+    future = client.submit(add, 1, client.submit(inc, 1), c=3)
+    wait(future)
+    return client.recreate_task_locally(future)
+
+
+@program
+def the_futures_of_collections(client):
+    kept = client.persist(dask.array.arange(10, chunks=5))
+    return len(client.futures_of(kept)), len(client.futures_of([kept, client.submit(inc, 1)]))
+
+
+@program(raises=FutureCancelledError)
+def futures_of_what_was_cancelled(client):
+    future = client.submit(slowly, 1, key="cancelled-before")
+    future.cancel()
+    return client.submit(inc, future).result()
+
+
+@program
+def gather_from_another_client(client, cluster):
+    future = client.submit(inc, 1, key="of-this-client")
+    wait(future)
+    with Client(cluster, set_as_default=False) as other:
+        return Future("of-this-client", other).result(timeout=5)
+
+
+@program
+def futures_with_annotations_of_every_kind(client):
+    with dask.annotate(
+        retries=2, priority=3, allow_other_workers=True, workers=list(client.scheduler_info()["workers"])
+    ):
+        first = client.submit(inc, 1, pure=False)
+        second = dask.delayed(inc)(2)
+    return first.result(), client.compute(second, optimize_graph=False).result()
+
+
+@program(raises=TypeError)
+def annotations_of_a_wrong_kind():
+    with dask.annotate(retries="many"):
+        pass
+
+
+@program
+def annotations_reach_the_scheduler(client):
+    with dask.annotate(priority=7, retries=2, note="mine"):
+        future = client.submit(inc, 1, key="annotated")
+    wait(future)
+    return client.run_on_scheduler(
+        lambda dask_scheduler: {
+            name: value
+            for name, value in (dask_scheduler.tasks["annotated"].annotations or {}).items()
+            if name != "span"
+        }
+    )
+
+
+@program
+def priorities_decide_the_order(client, path):
+    def note(n, name):
+        with open(name, "a") as file:
+            file.write(f"{n} ")
+        time.sleep(0.01)
+
+    client.gather([client.submit(note, n, str(path / "order"), priority=n) for n in range(4)])
+    return sorted((path / "order").read_text().split())
+
+
+@program(covers=("Client.get_executor",))
+def an_annotated_executor_of_workers(client):
+    with dask.annotate(executor="default"):
+        return client.submit(inc, 1, pure=False).result(timeout=5)
+
+
+@program
+def futures_without_a_client_at_hand(client):
+    return client.submit(inc, 1).client is client
+
+
+@program(covers=("TimeoutError", "CancelledError"))
+def errors_of_dask_and_of_python():
+    import distributed
+
+    return distributed.TimeoutError is TimeoutError, issubclass(FutureCancelledError, distributed.CancelledError)
+
+
+@program
+def compute_with_a_name_for_each(client):
+    results = dask.compute(dask.delayed(inc)(1, dask_key_name="named-one"), dask.delayed(inc)(2, dask_key_name="two"))
+    return results, client.get({"x": (inc, 1)}, "x"), client.compute({"a": dask.delayed(inc)(3)}, sync=True)
+
+
+@program
+def scatter_to_a_worker(client):
+    address = list(client.scheduler_info()["workers"])[0]
+    futures = client.scatter([1, 2], workers=[address])
+    return {tuple(each) for each in client.who_has(futures).values()} == {(address,)}, client.gather(futures)
+
+
+@program
+def scatter_in_time(client):
+    return client.gather(client.scatter({"k": np.arange(3)}, timeout=3)), client.scatter("text").result()
+
+
+@program
+def scatter_the_same_twice(client):
+    first, second = client.scatter([5], hash=True), client.scatter([5], hash=True)
+    return first[0].key == second[0].key, first[0] is second[0], client.gather([*first, *second])
+
+
+@program
+def gather_from_workers_directly(client):
+    futures = client.map(inc, range(3))
+    return client.gather(futures, direct=True), client.gather({"a": futures[0]}, direct=True)
+
+
+@program
+def gather_nothing(client):
+    return client.gather([]), client.gather({}), client.gather(())
+
+
+@program
+def map_over_nothing(client):
+    return client.map(inc, []), client.gather(client.map(inc, ()))
+
+
+@program
+def map_over_unequal_lengths(client):
+    return client.gather(client.map(add, [1, 2, 3], [10, 20]))
+
+
+@program(raises=ValueError)
+def map_with_too_few_keys(client):
+    return client.map(inc, range(3), key=["a", "b"])
+
+
+@program(raises=TypeError)
+def map_what_is_not_callable(client):
+    return client.map(5, range(3))
+
+
+@program(raises=TypeError)
+def wait_for_a_wrong_event(client):
+    return wait(client.submit(inc, 1), return_when="SOMETIME", timeout=1, colour="red")
+
+
+@program
+def many_small_results(client):
+    return client.submit(lambda: {n: str(n) for n in range(2000)}).result()[1999], len(
+        client.submit(bytes, 10**6).result()
+    )
+
+
+@program(raises=MemoryError)
+def a_memory_error_raised_by_a_task(client):
+    def fail():
+        raise MemoryError("too much")
+
+    return client.submit(fail).result()
+
+
+@program(raises=RecursionError)
+def a_recursion_without_end(client):
+    def again(n):
+        return again(n + 1)
+
+    return client.submit(again, 0).result()
+
+
+@program
+def system_exit_in_a_task(client):
+    def leave():
+        raise SystemExit(3)
+
+    error = client.submit(leave).exception(timeout=8)
+    return type(error).__name__, str(error)
+
+
+@program(raises=KeyboardInterrupt)
+def a_keyboard_interrupt_in_a_task(client):
+    def leave():
+        raise KeyboardInterrupt("stop")
+
+    return client.submit(leave).result(timeout=8)
+
+
+@program(raises=UnicodeDecodeError)
+def errors_with_many_arguments(client):
+    return client.submit(bytes.decode, b"\xff", "utf-8").result()
+
+
+@program
+def file_errors(client, path):
+    error = client.submit(open, str(path / "nothing")).exception()
+    return type(error).__name__, error.errno, error.filename == str(path / "nothing")
+
+
+@program
+def warnings_as_errors_in_tasks(client):
+    def work():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                warnings.warn("serious", stacklevel=1)
+            except UserWarning as error:
+                return str(error)
+
+    return client.submit(work).result()
+
+
+@program
+def state_is_not_shared_between_arguments(client):
+    def change(items):
+        items.append(1)
+        return items
+
+    data = [0]
+    return client.submit(change, data).result(), data
+
+
+@program
+def random_numbers_in_tasks(client):
+    def draw(seed):
+        return np.random.default_rng(seed).random(3)
+
+    return client.gather(client.map(draw, range(3)))
+
+
+@program
+def context_variables_and_globals(client):
+    def work():
+        return __name__.rpartition(".")[2], __file__.endswith("futures.py")
+
+    return client.submit(work).result()
