@@ -49,7 +49,6 @@ OF_INSTANCES = (
     "Client.datasets",
     "Client.futures",
     "Client.id",
-    "Client.name",
     "Client.recreate_error_locally",
     "Client.recreate_task_locally",
     "Client.status",
@@ -57,7 +56,6 @@ OF_INSTANCES = (
     "LocalCluster.scheduler_info",
     "LocalCluster.status",
     "LocalCluster.workers",
-    "MultiLock.lock",
 )
 
 #: Public by their spelling alone: Dask's own machinery, and what a class has from another row.

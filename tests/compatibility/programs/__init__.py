@@ -17,7 +17,9 @@ from typing import Any
 
 MODULES = (
     "arrays",
+    "array_functions",
     "dataframes",
+    "frames",
     "bags",
     "delayed",
     "futures",

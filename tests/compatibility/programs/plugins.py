@@ -8,6 +8,7 @@ import time
 
 from dask.distributed import Client, get_worker, wait
 from distributed import (
+    CondaInstall,
     Environ,
     InstallPlugin,
     NannyPlugin,
@@ -188,7 +189,7 @@ def callbacks_for_workers(client, path):
 
 @program(
     own_cluster=True,
-    differs="RuntimeError: the fleet worker has no nanny",
+    differs="accepted, and without effect: there is no nanny",
     covers=(
         "NannyPlugin",
         "NannyPlugin.setup",
@@ -506,3 +507,20 @@ def a_preload_of_a_plugin_by_a_thread(client):
     thread.join()
     client.unregister_scheduler_plugin("beside-tasks")
     return result
+
+
+@program(covers=("CondaInstall",), raises=RuntimeError)
+def packages_of_conda_where_there_is_none(client, path):
+    import sys
+
+    hidden = {"conda": None, "conda.cli": None, "conda.cli.python_api": None}
+    saved = {name: sys.modules.get(name) for name in hidden}
+    sys.modules.update(hidden)  # the scheduler installs first, and lives in this process under both
+    try:
+        return client.register_plugin(CondaInstall(["nothing"]))
+    finally:
+        for name, module in saved.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
