@@ -1,11 +1,32 @@
-"""The two clusters that every program runs on."""
+"""The two clusters that every program runs on, and the rule that nothing of them is left behind."""
 
 from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import threading
 
 import pytest
 from distributed import LocalCluster
 
 from dask_serverless import ServerlessCluster
+from tests.waiting import until
+
+
+def what_stays():
+    """Return what keeps an interpreter from ending: threads and child processes that it waits for."""
+    threads = [each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+    return threads + [each for each in multiprocessing.active_children() if not each.daemon]
+
+
+def pytest_sessionfinish(session):
+    """Say what would hang at exit, and where it is, instead of hanging."""
+    try:
+        until(lambda: not what_stays(), "all threads and processes end")
+    except AssertionError as error:
+        faulthandler.dump_traceback(all_threads=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.get_terminal_writer().line(f"\n{error}: {what_stays()}", red=True)
 
 
 def local_cluster():

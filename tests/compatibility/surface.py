@@ -61,9 +61,10 @@ OF_INSTANCES = (
 #: Public by their spelling alone: Dask's own machinery, and what a class has from another row.
 MACHINERY = {
     "Actor": {"client", "key", "substitute"},
-    "Client": {"loop", "normalize_collection"},
+    "Client": {"loop", "normalize_collection", "start"},
     "Event": {"client"},
     "Future": {"bind_client", "client", "executor", "substitute"},
+    "NannyPlugin": {"idempotent"},
     "LocalCluster": {"called_from_running_loop", "loop", "new_worker_spec"},
     "Lock": {"asynchronous", "loop", "register", "scheduler", "sync"},
     "Queue": {"client"},
@@ -97,7 +98,7 @@ BESIDE = {
     "SpecCluster": "another cluster",
     "Status": "an enumeration",
     "SubprocessCluster": "another cluster",
-    "config": "a module: Dask's configuration",
+    "config": "Dask's configuration, a dictionary",
     "dask": "a module",
     "widgets": "a module: templates of `_repr_html_`",
 }

@@ -1,4 +1,6 @@
-"""Makes `docs/compatibility.md` of what the programs prove: ``python -m tests.compatibility.table > docs/compatibility.md``.
+"""Makes `docs/compatibility.md` of what the programs prove.
+
+    python -m tests.compatibility.table > docs/compatibility.md
 
 A row says *same* because programs that mention the name agree under both clusters, or *differs*, or *not supported*,
 because a program is registered so. The programs are run by `test_programs`, where a mark that is not true fails.
@@ -17,10 +19,10 @@ NAMED_MAX = 3
 HEAD = """\
 # Compatibility with `LocalCluster`
 
-What a program may expect when `ServerlessCluster()` stands where `LocalCluster()` stood. This page is made of the tests in
-[tests/compatibility](../tests/compatibility/README.md) (`python -m tests.compatibility.table > docs/compatibility.md`): {programs}
-programs run under both clusters, and their results, exceptions, messages and warnings are compared. Dask's collections
-(arrays, dataframes, bags, delayed, dask-ml) are in the programs; the tables below are about the names of `distributed`.
+What a program may expect when `ServerlessCluster()` stands where `LocalCluster()` stood. This page is made of the
+tests in [tests/compatibility](../tests/compatibility/README.md), by `python -m tests.compatibility.table`:
+{programs} programs run under both clusters, and their results, exceptions, messages and warnings are compared. Dask's
+collections (arrays, dataframes, bags, delayed, dask-ml) are in the programs; the tables are about `distributed`.
 
 - **same**: programs that use it do the same under both. How many do is given, with some of them.
 - **differs**: programs show a difference, and the reason is given. What is not mentioned there is the same.

@@ -98,7 +98,7 @@ def errors(cluster):
     return awaited(cluster, work)
 
 
-@program(covers=("Future.exception", "Future.traceback", "Client.gather"))
+@program(covers=("Future.exception", "Client.gather"))
 def errors_looked_at(cluster):
     async def work(client):
         future = client.submit(div, 1, 0)
@@ -221,7 +221,7 @@ def a_wait_that_is_too_long(cluster):
     return awaited(cluster, work)
 
 
-@program(covers=("Client.start",))
+@program
 def a_client_awaited_and_closed(cluster):
     async def work():
         client = await Client(cluster.scheduler_address, asynchronous=True, set_as_default=False)

@@ -401,7 +401,7 @@ def speaking_to_the_scheduler(client, cluster):
     return client.sync(work)
 
 
-@program(covers=("Worker",), own_cluster=True)
+@program(covers=("Worker",))
 def a_dask_worker_beside(client, cluster):
     async def beside():
         from distributed import Worker
@@ -498,4 +498,4 @@ def a_local_client_in_a_task(client):
     unsupported="AttributeError: Lambda starts and stops executors; `scale` and `adapt` set how many there may be",
 )
 def starting_workers_by_hand(cluster):
-    return callable(cluster.scale_up), callable(cluster.scale_down)
+    return callable(cluster.scale_up), callable(cluster.scale_down), callable(cluster.start_worker)

@@ -188,13 +188,11 @@ def callbacks_for_workers(client, path):
 
 
 @program(
-    own_cluster=True,
     differs="accepted, and without effect: there is no nanny",
     covers=(
         "NannyPlugin",
         "NannyPlugin.setup",
         "NannyPlugin.teardown",
-        "NannyPlugin.idempotent",
         "NannyPlugin.restart",
     ),
 )
@@ -265,7 +263,7 @@ def a_scheduler_plugin_sees_tasks_between(client):
     return seen
 
 
-@program(own_cluster=True)
+@program
 def a_scheduler_plugin_sees_clients_and_graphs(client, cluster):
     class Plugin(SchedulerPlugin):
         name = "sees-clients"
@@ -296,7 +294,9 @@ def a_scheduler_plugin_sees_clients_and_graphs(client, cluster):
             lambda dask_scheduler: "remove_client" in dask_scheduler.plugins["sees-clients"].seen
         )
     )
-    return client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["sees-clients"].seen)
+    seen = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["sees-clients"].seen)
+    client.unregister_scheduler_plugin("sees-clients")
+    return seen
 
 
 @program(own_cluster=True, covers=("SchedulerPlugin.restart", "SchedulerPlugin.log_event"))
@@ -340,7 +340,7 @@ def a_scheduler_plugin_is_closed(cluster, client, path):
     return sorted(each.name for each in path.iterdir())
 
 
-@program(own_cluster=True, covers=("Worker",))
+@program(covers=("Worker",))
 def a_scheduler_plugin_sees_workers(client, cluster):
     class Plugin(SchedulerPlugin):
         name = "sees-workers"
@@ -368,7 +368,9 @@ def a_scheduler_plugin_sees_workers(client, cluster):
     client.register_plugin(Plugin())
     client.sync(beside, cluster.scheduler_address)
     until(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.plugins["sees-workers"].seen)) == 2)
-    return client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["sees-workers"].seen)
+    seen = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["sees-workers"].seen)
+    client.unregister_scheduler_plugin("sees-workers")
+    return seen
 
 
 @program(covers=("SchedulerPlugin.idempotent",))
@@ -410,7 +412,6 @@ def environment_variables_by_a_plugin(client):
 
 
 @program(
-    own_cluster=True,
     differs="ModuleNotFoundError: plugins reach the fleet worker only, not the executors",
     covers=("UploadDirectory",),
 )
