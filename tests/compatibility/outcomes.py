@@ -20,7 +20,7 @@ from distributed import Client
 from tests.compatibility.programs import Program
 
 #: A program that takes longer hangs.
-SECONDS_MAX = 15
+SECONDS_MAX = 40
 #: One that is known to differ, and may hang.
 DIFFERS_SECONDS_MAX = 10
 

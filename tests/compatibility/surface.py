@@ -118,11 +118,12 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(top | methods, key=lambda name: (name.partition(".")[0].lower(), name.lower())))
 
 
-def covered(program: Program) -> set[str]:
+@cache
+def covered(program: Program) -> frozenset[str]:
     """Return the names that a program proves something about."""
     if program.differs or program.unsupported:
-        return set(program.covers)
-    return set(program.covers) | {name for name in mentioned(program.function) if name in names()}
+        return frozenset(program.covers)
+    return frozenset(program.covers) | {name for name in mentioned(program.function) if name in names()}
 
 
 def mentioned(function: Any) -> set[str]:

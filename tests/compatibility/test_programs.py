@@ -13,7 +13,7 @@ from tests.compatibility import outcomes
 from tests.compatibility.programs import load
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("program", load(), ids=lambda program: program.name)
 def test_program(program, clusters):
     ours, theirs = clusters
