@@ -125,7 +125,6 @@ def uploaded_modules(client, path):
 
 @program(
     covers=("WorkerPlugin", "Client.register_plugin"),
-    differs="KeyError: worker plugins reach the fleet worker only, not the executors",
 )
 def worker_plugins(client):
     from distributed import WorkerPlugin
@@ -163,7 +162,9 @@ def scheduler_plugins(client):
     return client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["counts"].finished)
 
 
-@program(covers=("Reschedule",), differs="fails with Reschedule: executors take it for an error of the task")
+@program(
+    covers=("Reschedule",),
+)
 def rescheduled(client, path):
     def work(name):
         if not os.path.exists(name):
@@ -196,7 +197,9 @@ def a_worker_by_address(client):
     return future.result(), list(client.who_has(future).values())[0] == (address,)
 
 
-@program(covers=("Client.run",), differs=RUN_IS_ELSEWHERE)
+@program(
+    covers=("Client.run",),
+)
 def environment_variables_reach_tasks(client):
     def export():
         os.environ["FROM_RUN"] = "1"
@@ -221,7 +224,9 @@ def what_run_changes_tasks_see(client):
     return client.gather(client.map(lambda n: look(), range(4), pure=False))
 
 
-@program(covers=("Client.run",), differs=RUN_IS_ELSEWHERE)
+@program(
+    covers=("Client.run",),
+)
 def tasks_run_where_run_runs(client):
     workers = set(client.run(os.getpid).values())
     tasks = set(client.gather(client.map(lambda n: os.getpid(), range(6), pure=False)))
@@ -229,7 +234,7 @@ def tasks_run_where_run_runs(client):
 
 
 @program(
-    covers=("UploadDirectory",), differs="ModuleNotFoundError: plugins reach the fleet worker only, not the executors"
+    covers=("UploadDirectory",),
 )
 def uploaded_directories(client, path):
     from distributed.diagnostics.plugin import UploadDirectory
@@ -248,7 +253,6 @@ def uploaded_directories(client, path):
 
 @program(
     covers=("Client.upload_file",),
-    differs="executors go on with the first version of the module, which they have imported",
 )
 def an_uploaded_module_that_changes(client, path):
     def use():
@@ -266,7 +270,6 @@ def an_uploaded_module_that_changes(client, path):
 
 @program(
     covers=("Client.forward_logging",),
-    differs="the logs of tasks stay in the executors (`cluster.get_logs`): no worker forwards them",
 )
 def logs_forwarded_from_tasks(client):
     import logging
