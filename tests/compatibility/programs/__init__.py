@@ -76,9 +76,7 @@ class Program:
 
 
 #: Reasons that more than one program has.
-INNER_FRAMES = "the traceback of an error without a user's frame shows dask-serverless's own, where Dask's has none"
 RUN_IS_ELSEWHERE = "`Client.run` answers for one executor; the others make the same call before their next task"
-STAND_IN = "ProtocolError: the scheduler holds a stand-in of the task, which runs nowhere else"
 UNPICKLABLE = "UnpicklableResult, which names the task, where Dask's gather fails with TypeError"
 
 PROGRAMS: dict[str, Program] = {}

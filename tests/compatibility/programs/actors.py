@@ -11,8 +11,6 @@ from distributed import Actor, ActorFuture, BaseActorFuture
 
 from tests.compatibility.programs import program
 
-FROM_TASKS = "calling an actor from a task in an executor hangs: only the client can call actors yet"
-
 
 class Counter:
     """The counter of Dask's documentation."""
@@ -160,7 +158,9 @@ def an_actor_awaited_that_fails(cluster):
     return asyncio.run(work())
 
 
-@program(covers=("Actor",), differs=FROM_TASKS)
+@program(
+    covers=("Actor",),
+)
 def actors_given_to_tasks(client):
     counter = client.submit(Counter, actor=True)
 
@@ -170,13 +170,17 @@ def actors_given_to_tasks(client):
     return sorted(client.gather(client.map(work, range(4), counter=counter)))
 
 
-@program(covers=("Actor",), differs=FROM_TASKS)
+@program(
+    covers=("Actor",),
+)
 def an_actor_found_in_an_argument(client):
     counter = actor_of(client, 5)
     return client.submit(lambda counter: counter.n, counter).result(timeout=4)
 
 
-@program(covers=("Actor",), differs=FROM_TASKS)
+@program(
+    covers=("Actor",),
+)
 def an_actor_made_in_a_task(client):
     def work():
         with worker_client() as inner:
@@ -186,7 +190,9 @@ def an_actor_made_in_a_task(client):
     return client.submit(work).result(timeout=4)
 
 
-@program(covers=("Actor",), differs=FROM_TASKS)
+@program(
+    covers=("Actor",),
+)
 def an_actor_by_a_variable(client):
     from dask.distributed import Variable
 

@@ -75,7 +75,7 @@ def logs_forwarded_from_where_run_runs(client):
     return [each[1:] for each in seen][-1:]
 
 
-@program(differs="the logs of tasks stay in the executors (`cluster.get_logs`)", covers=("Client.forward_logging",))
+@program(covers=("Client.forward_logging",))
 def logs_forwarded_by_level(client):
     with kept("by-level") as seen:
         client.forward_logging("by-level", level=logging.ERROR)
@@ -90,7 +90,7 @@ def logs_forwarded_by_level(client):
     return seen
 
 
-@program(differs="the logs of tasks stay in the executors (`cluster.get_logs`)", covers=("Client.unforward_logging",))
+@program(covers=("Client.unforward_logging",))
 def logs_forwarded_no_longer(client):
     def work(text):
         logging.getLogger("no-longer").warning(text)
@@ -124,7 +124,9 @@ def a_task_stream_counted(client):
     return len(client.get_task_stream(count=2))
 
 
-@program(covers=("Client.get_task_stream",), differs="failed tasks are not in the stream")
+@program(
+    covers=("Client.get_task_stream",),
+)
 def a_task_stream_of_errors(client):
     with get_task_stream(client) as stream:
         wait(client.submit(div, 1, 0, key="stream-error"))
@@ -284,7 +286,9 @@ def stories(client):
     return any("storied" in str(each) for each in client.story("storied")), client.story("never-heard-of")
 
 
-@program(covers=("Client.call_stack",), differs="empty: executors are not asked for the stacks of their tasks")
+@program(
+    covers=("Client.call_stack",),
+)
 def the_call_stack(client, path):
     def waits(name):
         import os

@@ -13,7 +13,6 @@ from distributed.client import (
 )
 
 from tests.compatibility.programs import (
-    STAND_IN,
     UNPICKLABLE,
     program,
 )
@@ -210,12 +209,12 @@ def an_error_let_go(client):
     return client.submit(div, 1, 1, key="let-go").result()
 
 
-@program(raises=ZeroDivisionError, differs=STAND_IN, covers=("Client.recreate_error_locally",))
+@program(raises=ZeroDivisionError, covers=("Client.recreate_error_locally",))
 def an_error_recreated_here(client):
     return client.recreate_error_locally(client.submit(div, 1, 0))
 
 
-@program(differs=STAND_IN, covers=("Client.recreate_task_locally",))
+@program(covers=("Client.recreate_task_locally",))
 def a_task_recreated_here(client):
     future = client.submit(add, 1, 2, c=3)
     wait(future)

@@ -21,9 +21,6 @@ from distributed import (
 
 from tests.compatibility.programs import program
 
-NO_PLUGINS = "KeyError: worker plugins reach the fleet worker only, not the executors"
-ONLY_MODULES = "ModuleNotFoundError: only `upload_file` of a module reaches the executors yet"
-
 
 def inc(n):
     return n + 1
@@ -37,7 +34,7 @@ def until(condition, seconds=3):
     return found
 
 
-@program(differs=NO_PLUGINS, covers=("WorkerPlugin", "WorkerPlugin.setup", "Client.register_plugin"))
+@program(covers=("WorkerPlugin", "WorkerPlugin.setup", "Client.register_plugin"))
 def a_worker_plugin_in_tasks(client):
     class Plugin(WorkerPlugin):
         name = "in-tasks"
@@ -412,7 +409,6 @@ def environment_variables_by_a_plugin(client):
 
 
 @program(
-    differs="ModuleNotFoundError: plugins reach the fleet worker only, not the executors",
     covers=("UploadDirectory",),
 )
 def a_directory_by_a_plugin(client, path):
@@ -428,7 +424,7 @@ def a_directory_by_a_plugin(client, path):
     return client.submit(use, pure=False).result()
 
 
-@program(differs=ONLY_MODULES, covers=("UploadFile",))
+@program(covers=("UploadFile",))
 def a_file_by_a_plugin(client, path):
     (path / "module_by_plugin.py").write_text("ANSWER = 45\n")
     client.register_plugin(UploadFile(str(path / "module_by_plugin.py")))
@@ -442,7 +438,6 @@ def a_file_by_a_plugin(client, path):
 
 
 @program(
-    differs=ONLY_MODULES,
     covers=("Client.upload_file",),
 )
 def a_zip_file_uploaded(client, path):

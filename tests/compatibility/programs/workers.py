@@ -208,7 +208,9 @@ def environment_variables_reach_tasks(client):
     return client.submit(lambda: os.environ.get("FROM_RUN"), pure=False).result()
 
 
-@program(covers=("Client.run",), differs=RUN_IS_ELSEWHERE)
+@program(
+    covers=("Client.run",),
+)
 def what_run_changes_tasks_see(client):
     def change():
         import json
@@ -224,9 +226,7 @@ def what_run_changes_tasks_see(client):
     return client.gather(client.map(lambda n: look(), range(4), pure=False))
 
 
-@program(
-    covers=("Client.run",),
-)
+@program(covers=("Client.run",), differs=RUN_IS_ELSEWHERE)
 def tasks_run_where_run_runs(client):
     workers = set(client.run(os.getpid).values())
     tasks = set(client.gather(client.map(lambda n: os.getpid(), range(6), pure=False)))
