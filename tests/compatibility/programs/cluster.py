@@ -138,7 +138,7 @@ def restarting(client):
 )
 def restarting_workers(client):
     addresses = list(client.scheduler_info()["workers"])
-    return set(client.restart_workers(addresses[:1], timeout=10).values()), client.submit(inc, 1).result()
+    return set(client.restart_workers(addresses[:1], timeout=30).values()), client.submit(inc, 1).result()
 
 
 @program(own_cluster=True)
@@ -437,7 +437,7 @@ def arguments_of_a_cluster(cluster):
 @program(
     covers=("LocalCluster.from_name",),
     raises=NotImplementedError,
-    unsupported="AttributeError; LocalCluster raises NotImplementedError: neither can be found by its name",
+    differs="finds a cluster of this process, or raises ValueError; LocalCluster cannot be found by name",
 )
 def a_cluster_by_its_name(cluster):
     return type(cluster).from_name("mine")
@@ -462,7 +462,7 @@ def a_client_that_requires_certificates(cluster):
 
 @program(
     covers=("KilledWorker",),
-    differs="ExecutorLost, at once, with the cause; LocalCluster tries four workers",
+    differs="an `ExecutorKilled`, which is a `KilledWorker`, at once; LocalCluster tries four workers",
     own_cluster=True,
 )
 def a_task_that_kills_its_process(client):

@@ -70,7 +70,7 @@ def a_worker_plugin_where_run_looks(client):
 
 
 @program(
-    differs="set-up and tear-down happen on the fleet worker, once, where LocalCluster has two workers",
+    differs="an executor is set up before its first task, where LocalCluster sets up all its workers at once",
     covers=("WorkerPlugin.teardown", "Client.unregister_worker_plugin"),
 )
 def a_worker_plugin_that_goes(client, path):
@@ -108,7 +108,7 @@ def a_worker_plugin_torn_down(client, path):
 
 
 @program(
-    differs="the fleet worker's plugins see its stand-ins, and not the tasks in executors, nor their states",
+    differs="the first transition in an executor is from `waiting`: it never sees a task as `released`",
     covers=("WorkerPlugin.transition",),
 )
 def a_worker_plugin_that_watches(client, path):
@@ -184,15 +184,7 @@ def callbacks_for_workers(client, path):
     return (path / "called").read_text()
 
 
-@program(
-    differs="accepted, and without effect: there is no nanny",
-    covers=(
-        "NannyPlugin",
-        "NannyPlugin.setup",
-        "NannyPlugin.teardown",
-        "NannyPlugin.restart",
-    ),
-)
+@program(covers=("NannyPlugin", "NannyPlugin.setup", "NannyPlugin.teardown", "NannyPlugin.restart"))
 def a_nanny_plugin(client, path):
     class Plugin(NannyPlugin):
         name = "nanny"
@@ -397,15 +389,10 @@ def a_scheduler_plugin_that_fails(client):
     return client.register_plugin(Plugin())
 
 
-@program(
-    differs="there is no nanny, so `Environ` changes nothing; give the cluster `environment=` instead",
-    covers=("Environ",),
-)
+@program(own_cluster=True)
 def environment_variables_by_a_plugin(client):
-    plugin = Environ({"FROM_ENVIRON": "1"})
-    plugin.restart = False
-    client.register_plugin(plugin)
-    return set(client.run(lambda dask_worker: dask_worker.env["FROM_ENVIRON"], nanny=True).values())
+    client.register_plugin(Environ({"FROM_ENVIRON": "1"}))
+    return client.submit(lambda: os.environ.get("FROM_ENVIRON"), pure=False).result()
 
 
 @program(

@@ -350,10 +350,7 @@ def annotations_of_a_wrong_kind():
         pass
 
 
-@program(
-    differs="a stand-in: `workers` names the fleet, and `retries` are counted by executors",
-    covers=("Client.run_on_scheduler",),
-)
+@program
 def annotations_reach_the_scheduler(client):
     with dask.annotate(priority=7, retries=2, note="mine"):
         future = client.submit(inc, 1, key="annotated")
@@ -361,7 +358,7 @@ def annotations_reach_the_scheduler(client):
     return client.run_on_scheduler(
         lambda dask_scheduler: {
             name: value
-            for name, value in (dask_scheduler.tasks["annotated"].annotations or {}).items()
+            for name, value in sorted((dask_scheduler.tasks["annotated"].annotations or {}).items())
             if name != "span"
         }
     )
