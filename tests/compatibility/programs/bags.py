@@ -147,7 +147,8 @@ def to_and_from_delayed():
 
 @program
 def futures_into_bags(client):
-    return db.from_delayed(client.map(list, [range(2), range(3)])).sum().compute()
+    futures = client.map(list, [range(2), range(3)])  # held: a bag does not hold them
+    return db.from_delayed(futures).sum().compute()
 
 
 @program

@@ -175,14 +175,20 @@ def rescheduled(client, path):
     return client.submit(work, str(path / "marker")).result()
 
 
-@program(raises=TimeoutError)
+@program
 def resources_that_nobody_has(client):
-    return client.submit(inc, 1, resources={"GPU": 1}, pure=False).result(timeout=0.5)
+    try:
+        return client.submit(inc, 1, resources={"GPU": 1}, pure=False).result(timeout=0.5)
+    except TimeoutError as error:  # two timers race in the client, and have different texts
+        return type(error).__name__
 
 
-@program(raises=TimeoutError)
+@program
 def workers_that_are_not_there(client):
-    return client.submit(inc, 1, workers=["tcp://127.0.0.1:1"], pure=False).result(timeout=0.5)
+    try:
+        return client.submit(inc, 1, workers=["tcp://127.0.0.1:1"], pure=False).result(timeout=0.5)
+    except TimeoutError as error:  # two timers race in the client, and have different texts
+        return type(error).__name__
 
 
 @program
