@@ -7,7 +7,6 @@ import io
 import logging
 import threading
 import time
-import uuid
 
 import dask
 from dask.distributed import Client, get_worker, performance_report, progress, wait
@@ -58,21 +57,6 @@ def kept(name):
         yield handler.seen
     finally:
         logger.removeHandler(handler)
-
-
-@program
-def logs_forwarded_from_where_run_runs(client):
-    name = f"forwarded-{uuid.uuid4().hex}"
-
-    def work(name):
-        logging.getLogger(name).warning("from %s", "run")
-
-    with kept(name) as seen:
-        client.forward_logging(name, level=logging.INFO)
-        client.run(work, name)
-        until(lambda: seen, 15)
-        client.unforward_logging(name)
-    return [each[1:] for each in seen][-1:]
 
 
 @program(covers=("Client.forward_logging",))
