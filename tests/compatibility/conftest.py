@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import faulthandler
 import multiprocessing
+import sys
 import threading
 
 import pytest
@@ -16,7 +18,14 @@ from tests.waiting import until
 def what_stays():
     """Return what keeps an interpreter from ending: threads and child processes that it waits for."""
     threads = [each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
-    return threads + [each for each in multiprocessing.active_children() if not each.daemon]
+    children = [each for each in multiprocessing.active_children() if not each.daemon]
+    return [each for each in threads if not is_idle_in_a_pool(each)] + children
+
+
+def is_idle_in_a_pool(thread):
+    """Return whether a thread waits for work of a pool: an interpreter that ends wakes it, and it goes."""
+    frame = sys._current_frames().get(thread.ident)
+    return frame is not None and frame.f_code is concurrent.futures.thread._worker.__code__
 
 
 def pytest_sessionfinish(session):
