@@ -679,12 +679,16 @@ class Executor:
         """Make the assignment of a new executor for these ready tasks, of which the last comes first."""
         mine = self.assignment
         self._children_named += 1
+        hint = sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX]
+        # Only a rescheduled task is given away even if it is all of its job, whose segment is then stored nowhere.
+        rescheduled = any(map(self._parked.is_patient, share))
         return Assignment(
             mine.job,
             f"{mine.executor}.{mine.attempt}.{self._children_named}",
             1,
             share[::-1],
-            hint=sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX],
+            hint=hint,
+            segments={n: mine.segments[n] for n in hint if n in mine.segments} if rescheduled else {},
             ceiling=mine.ceiling,
             scheduler=mine.scheduler,
             outfit=mine.outfit,

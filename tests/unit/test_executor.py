@@ -594,9 +594,9 @@ def test_the_default_class_costs_no_byte():
 # --- tasks that ask to be run again
 
 
-def rescheduler(parents, wanted, starts, **options):
+def rescheduler(parents, wanted, starts, segments=None, **options):
     graph, _ = graph_of(parents, wanted)
-    executor = Executor(Assignment("job", "e", 1, starts), Policy(**options))
+    executor = Executor(Assignment("job", "e", 1, starts, segments=segments or {}), Policy(**options))
     first = executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
     return executor, first
 
@@ -612,7 +612,7 @@ def test_a_rescheduled_task_runs_again_behind_the_others():
 
 
 def test_who_reschedules_for_ever_waits_longer_gives_its_place_and_moves():
-    executor, said = rescheduler({"a": ()}, {"a"}, [0], ceiling=2)
+    executor, said = rescheduler({"a": ()}, {"a"}, [0], {0: b"sealed"}, ceiling=2)
     now, waits, places = 0.0, [], []
     for _ in range(8):
         assert Run(0, ()) in said
@@ -628,6 +628,7 @@ def test_who_reschedules_for_ever_waits_longer_gives_its_place_and_moves():
     assert places == [GivePlace, TakePlace] * 3 + [GivePlace]
     (delegate,) = said
     assert isinstance(delegate, Delegate) and delegate.assignments[0].starts == [0]
+    assert delegate.assignments[0].segments == {0: b"sealed"}, "which may be stored nowhere"
     assert executor.handle(Delegated(0, now))[0] == TakePlace(), "nobody had room: it runs here"
     executor.handle(Rescheduled(0, now))
     executor.handle(Woken(now + 1.0))
