@@ -66,6 +66,8 @@ STATS = (
     "tasks_planned",
     "tasks_run",
     "tasks_rerun",
+    "executors_lost",
+    "executors_restarted",
     "objects_written",
     "slices_written",
     "bytes_written",
@@ -457,7 +459,8 @@ class ServerlessCluster(ScalableCluster):
         """Return counters since the start, as a flat dict (an awaitable of it, if asynchronous).
 
         ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_planned``,
-        ``tasks_run``, ``tasks_rerun``, ``objects_written``, ``slices_written`` (parts of shuffled
+        ``tasks_run``, ``tasks_rerun``, ``executors_lost``,
+        ``executors_restarted``, ``objects_written``, ``slices_written`` (parts of shuffled
         partitions), ``bytes_written``, ``bytes_read``, ``round_trips``; ``gb_seconds`` as Lambda would
         bill them. As they are now: ``store_keys`` and ``store_bytes``; and what this process holds for
         graphs, namely ``graphs_kept`` (those with a future somewhere), ``tasks_under_way`` (whose edges

@@ -162,6 +162,14 @@ def _storage_memory(value: Any) -> int:
     return _bytes(16 * MiB)(value)
 
 
+def _allowed_failures(value: Any) -> int:
+    if value is None:
+        value = dask.config.get("distributed.scheduler.allowed-failures")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _Refused("a whole number, 0 or more")
+    return value
+
+
 def _dask_worker_memory(value: Any) -> int | None:
     return None if value is None else _bytes(64 * MiB)(value)
 
@@ -208,6 +216,7 @@ class Settings:
     )
     executor_lease: float = _setting("executor.lease", _seconds(LEASE_SECONDS_MIN))
     executor_linger: float = _setting("executor.linger", _seconds(0.0, LINGER_SECONDS_MAX))
+    allowed_failures: int = _setting("executor.allowed-failures", _allowed_failures)
     dask_workers_count: int = _setting("dask-workers.count", _count_or_none)
     dask_workers_threads: int = _setting("dask-workers.threads", _count)
     dask_workers_memory: int | None = _setting("dask-workers.memory", _dask_worker_memory)

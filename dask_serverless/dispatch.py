@@ -14,7 +14,7 @@ import pickle
 import threading
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
 from dask_serverless.backend import Backend
@@ -34,19 +34,16 @@ from dask_serverless.job_events import (
     Import,
     JobFailed,
     Launch,
-    Lost,
     Result,
     Retired,
     Room,
     Submitted,
 )
 from dask_serverless.jobs import Ledger
-from dask_serverless.killed import ExecutorKilled
-from dask_serverless.plan.classes import FunctionClass
 from dask_serverless.postings import Postings
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
+from dask_serverless.recovery import Recovery
 from lambda_worker.core.errors import (
-    EnvironmentMismatch,
     MissingModule,
     PlatformError,
     ProtocolError,
@@ -57,11 +54,8 @@ from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
-from lambda_worker.last_words import last_words
 from lambda_worker.lingering import mail_of, name_of, open_mail
 from lambda_worker.parcels import fit
-from lambda_worker.payload import ProtocolMismatch, assignments_of
-from lambda_worker.ports import Lapsed
 from lambda_worker.task_runner import describe_error
 
 logger = logging.getLogger("dask_serverless.dispatch")
@@ -73,18 +67,15 @@ PREPARE_INLINE_TASKS = 64
 CLOSE_SECONDS = 0.05
 #: How long a value that nobody holds any more waits, likewise.
 FREE_SECONDS = 0.01
-SWEEP_SECONDS = 1.0
 #: What is on its way to Lambda for longer than this is being throttled.
 LAUNCH_SECONDS_MAX = 5.0
 LISTEN_SECONDS = 1.0
 #: Mail that was not taken for so long is taken back: whoever lingers takes it within a millisecond.
-RECALL_SECONDS = 0.1
+TAKE_BACK_SECONDS = 0.1
 #: Invocations under way: what became of each of them.
 Invocations: TypeAlias = Future[list[BaseException | None]]
 #: For each executor that was admitted, who was sent its mail ("": nobody); and the invocations of those others.
 Started: TypeAlias = tuple[list[str], tuple[list[Assignment], Invocations] | None]
-#: Errors by which a function says that no executor of its kind will ever do; they need no further words.
-_REFUSALS: dict[str, type[ServerlessError]] = {each.__name__: each for each in (EnvironmentMismatch, ProtocolMismatch)}
 
 
 class Waiter(Protocol):
@@ -141,7 +132,7 @@ class Dispatcher:
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="serverless-store")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._launches: set[asyncio.Task[Any]] = set()
-        self._lapsed: dict[tuple[str, str], float] = {}
+        self.recovery = Recovery(self)
         self._closing = threading.Event()
         self._listener: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -153,9 +144,9 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._listener = threading.Thread(target=self._listen, name="serverless-events", daemon=True)
         self._listener.start()
-        self._spawn(self._watch_failures())
-        self._spawn(self._sweep())
-        self._spawn(self._keep_alive())
+        self.spawn(self.recovery.watch_failures())
+        self.spawn(self.recovery.sweep())
+        self.spawn(self._keep_alive())
 
     async def close(self) -> None:
         """Stop listening; nothing that runs is waited for (its cluster goes with it)."""
@@ -196,7 +187,7 @@ class Dispatcher:
             if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
                 self._unopened[job] = plan
             else:
-                self._opened[job] = self._spawn(self._open(job, plan))
+                self._opened[job] = self.spawn(self._open(job, plan))
         self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers, urgent))
         self.counts["tasks_planned"] += len(plan.graph)
         if self.failed is not None:
@@ -214,13 +205,13 @@ class Dispatcher:
                 case Fail(key, error):
                     self.waiter.fail(key, error)
                 case Launch():
-                    launch = self._spawn(self._launch(instruction))
+                    launch = self.spawn(self._launch(instruction))
                     self._launches.add(launch)
                     launch.add_done_callback(self._launches.discard)
                 case Free(refs):
                     self._free_soon(refs)
                 case Import(key):
-                    self._spawn(self.waiter.export(key))
+                    self.spawn(self.waiter.export(key))
                 case Close():
                     self._close_soon(instruction)
 
@@ -325,19 +316,21 @@ class Dispatcher:
 
     def _note_posted(self, recipient: str, job: str, executor: str) -> None:
         """An executor came by mail, if it has a recipient; see to it later that the mail was taken."""
-        if recipient and self._is_live(job, executor):
-            self.counts["mails"] += 1
+        if not recipient:
+            return
+        self.counts["mails"] += 1
+        if self._is_live(job, executor):  # else it has ended before we heard that it began
             self._postings.sent(recipient, job, executor)
-            asyncio.get_running_loop().call_later(RECALL_SECONDS, self._see_to, recipient, job, executor)
+            asyncio.get_running_loop().call_later(TAKE_BACK_SECONDS, self._see_to, recipient, job, executor)
 
     def _see_to(self, recipient: str, job: str, executor: str) -> None:
         if (job, executor) in self._postings and not self._closing.is_set():
-            self._spawn(self._recall(recipient))
+            self.spawn(self._take_back(recipient))
 
-    async def _recall(self, recipient: str) -> None:
+    async def _take_back(self, recipient: str) -> None:
         """Have an executor invoked whose mail nobody takes."""
         try:
-            mail = await self.call(self.backend.store.recall, recipient)
+            mail = await self.call(self.backend.store.take_back, recipient)
         except PlatformError as error:  # its lease will tell
             logger.warning("mail to %s could not be taken back: %s", recipient, error)
             return
@@ -359,7 +352,7 @@ class Dispatcher:
         errors = await self.backend.invoker.answers(assignments, under_way)
         for assignment, error in zip(assignments, errors, strict=True):
             if error is not None:
-                await self._lose(assignment.job, assignment.executor, error)
+                self.recovery.lose(assignment, error)
 
     def _job_failed(self, job: str, error: Exception) -> None:
         if not isinstance(error, ServerlessError):
@@ -376,13 +369,13 @@ class Dispatcher:
     def _free(self) -> None:
         if not self._closing.is_set():
             refs, self._frees = self._frees, []
-            self._spawn(self.call(self.backend.store.free, refs))
+            self.spawn(self.call(self.backend.store.free, refs))
 
     def _close_soon(self, close: Close) -> None:
         """Clean up after a job, but not before its last values are on their way to who asked."""
         self._unopened.pop(close.job, None)
         if self._urgent.pop(close.job, None) is not None:
-            self._spawn(self._set_places())
+            self.spawn(self._set_places())
         for each in [each for each in self._seceded if each[0] == close.job]:
             self._note_seceded(*each, False)
         self._call_stacks.forget(close.job)
@@ -394,7 +387,7 @@ class Dispatcher:
     def _close_jobs(self) -> None:
         if not self._closing.is_set():
             closes, self._closes = self._closes, []
-            self._spawn(self._clean_up(closes))
+            self.spawn(self._clean_up(closes))
 
     async def _clean_up(self, closes: list[Close]) -> None:
         opened = [self._opened.pop(close.job) for close in closes if close.job in self._opened]
@@ -402,6 +395,7 @@ class Dispatcher:
             await asyncio.gather(*opened, return_exceptions=True)
         for close in closes:
             self._preparations.pop(close.job, None)
+            self.recovery.supervisor.forget(close.job)
         if self.failed is None:
             await self.call(self._clean_store, closes)
         self.feed(Room())
@@ -517,7 +511,7 @@ class Dispatcher:
                 )
                 self.feed(Erred(job, task, describe_error(error)))
             case ("invoke", blob):
-                self._spawn(self._invoke([Assignment.from_bytes(blob)]))
+                self.spawn(self._invoke([Assignment.from_bytes(blob)]))
             case _:
                 if isinstance(event, Retired):
                     self._note_seceded(event.job, event.executor, False)
@@ -527,68 +521,12 @@ class Dispatcher:
 
     # -- what goes wrong ------------------------------------------------------------------------
 
-    async def _watch_failures(self) -> None:
-        async for event, error_type, message in self.backend.failures:
-            try:
-                refusal = _REFUSALS.get(error_type)
-                why = refusal(message) if refusal else f"{error_type}: {message}"
-                for assignment in assignments_of(self.backend.secret, event):
-                    await self._lose(assignment.job, assignment.executor, why, function_class=assignment.function_class)
-                    await self._lose_recipient(name_of(assignment), why)
-            except PlatformError as error:
-                logger.warning("a failure record was refused: %s", error)
-            except Exception:  # our bug; the watch goes on
-                logger.exception("a failure record could not be handled")
-
-    async def _lose_recipient(self, recipient: str, why: str | BaseException) -> None:
-        """An invocation has failed: so has the executor that had come to it by mail, unless it never got there."""
+    async def came_by_mail(self, invoked: Assignment) -> list[tuple[str, str]]:
+        """Return who runs in an invocation that has failed, beside who was invoked; invoke who never got there."""
+        recipient = name_of(invoked)
         if self._postings.to(recipient):
-            await self._recall(recipient)
-            for job, executor in self._postings.to(recipient):
-                await self._lose(job, executor, why)
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            if not self.ledger.jobs or self.failed is not None:
-                continue
-            try:
-                await self._sweep_once()
-            except PlatformError as error:
-                self.backend_failed(error)
-            except Exception:  # our bug; the sweep goes on
-                logger.exception("a sweep failed")
-
-    async def _sweep_once(self) -> None:
-        now = asyncio.get_running_loop().time()
-        lapsed_before, self._lapsed = self._lapsed, {}
-        for lapsed in await self.call(self.backend.store.lapsed):
-            who = (lapsed.job, lapsed.executor)
-            since = lapsed_before.get(who, now)
-            # Who has begun and falls silent is most often in a long call that holds the interpreter
-            # lock, so that not even a heartbeat gets through. If it had died, Lambda would have said
-            # so. Only who outlives what Lambda allows is surely gone.
-            if self._has_begun(lapsed) and now - since < self._timeout_seconds(lapsed.job):
-                self._lapsed[who] = since
-                continue
-            silent = f"no sign of life for {self.backend.settings.executor_lease + now - since:.0f} s"
-            await self._lose(lapsed.job, lapsed.executor, silent, lapsed.running)
-        for job in self.ledger.stalled():
-            stalled = ProtocolError(f"job {job} cannot end: keys are pending that no executor works on")
-            logger.error("%s; please report it", stalled)
-            self.feed(JobFailed(job, describe_error(stalled)))
-        self.feed(Room())  # whatever was missed, nothing waits for longer than a sweep
-
-    def _timeout_seconds(self, job: str) -> float:
-        """Return how long any executor of a job may take: as long as the largest class that it needs."""
-        known = self.ledger.jobs.get(job)
-        largest = max(known.graph.classes.values(), default=0) if known is not None else 0
-        return self.backend.settings.function_classes[largest].timeout_seconds
-
-    def _has_begun(self, lapsed: Lapsed) -> bool:
-        directory = self.backend.last_words_directory
-        spoke = directory and Path(directory, executor_file(lapsed.job, lapsed.executor)).exists()
-        return lapsed.running >= 0 or bool(spoke)
+            await self._take_back(recipient)
+        return self._postings.to(recipient)
 
     async def _keep_alive(self) -> None:
         """Nothing in the store lives for ever, except what somebody holds, as long as they hold it."""
@@ -599,37 +537,34 @@ class Dispatcher:
             except PlatformError as error:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 
-    async def _lose(
-        self, job: str, executor: str, why: str | BaseException, running: int = -1, function_class: int = 0
-    ) -> None:
-        """An executor is gone: say which task it was running, and free its place."""
-        directory = self.backend.last_words_directory
-        said = last_words(str(directory), executor_file(job, executor)) if directory else None
-        task = said if said is not None and said >= 0 else running
-        if isinstance(why, ServerlessError):
-            error: ServerlessError = why
-        else:
-            advice = _advice(str(why), self.backend.settings.function_classes, function_class)
-            message = f"the Lambda that ran {self._task_name(job, task)} died: {why}{advice}"
-            error = ExecutorKilled(message, self._task_key(job, task))
+    def forget_executor(self, job: str, executor: str) -> None:
+        """What an executor did before it died has no effect any more."""
         self._note_seceded(job, executor, False)
         self._call_stacks.forget(job, executor)
         self._postings.ended(job, executor)
-        self.feed(Lost(job, executor, describe_error(error)))
-        try:
-            await self.call(self.backend.store.drop, job, executor)
-        except PlatformError as failure:
-            logger.warning("the record of %s/%s was not removed: %s", job, executor, failure)
-        self.feed(Room())
 
-    def _task_key(self, job: str, task: int) -> Any:
+    async def start_again(self, assignment: Assignment) -> None:
+        """Give the record of an executor that died its next attempt, and invoke that."""
+        preparation = self._preparations.get(assignment.job)
+        if preparation is None:  # the job is over
+            return
+        kept = preparation.segments  # perhaps nowhere else: small jobs are not stored
+        again = replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
+        # Not by mail: who has died deserves a fresh start.
+        admit = functools.partial(self.backend.store.admit_and_post, [again], (), self._places)
+        _, under_way = await self.call(self._start, [again], admit)
+        if under_way is not None:
+            await self._hear_refusals(*under_way)
+
+    def key_of(self, job: str, task: int) -> Any:
+        """Return the key of a task; None if it has none, or its job is over."""
         preparation = self._preparations.get(job)
         if task < 0 or preparation is None or task >= len(preparation.plan.keys):
             return None
         return preparation.plan.keys[task]
 
     def _task_name(self, job: str, task: int) -> str:
-        key = self._task_key(job, task)
+        key = self.key_of(job, task)
         return "a task (it did not say which)" if key is None else f"task {key!r}"
 
     def held_bytes(self) -> int:
@@ -660,7 +595,7 @@ class Dispatcher:
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once."""
         self.ceiling = ceiling
-        self._spawn(self._set_places())
+        self.spawn(self._set_places())
 
     @property
     def _places(self) -> int:
@@ -677,7 +612,7 @@ class Dispatcher:
         else:
             self._seceded.discard((job, executor))
         if len(self._seceded) != before:
-            self._spawn(self._set_places())
+            self.spawn(self._set_places())
 
     async def _set_places(self) -> None:
         try:
@@ -692,32 +627,9 @@ class Dispatcher:
         """Run a blocking call of the store on a thread."""
         return asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *args))
 
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+    def spawn(self, work: Any) -> asyncio.Task[Any]:
+        """Run a coroutine as long as this dispatcher is open."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def executor_file(job: str, executor: str) -> str:
-    """Name the file of an executor's last words."""
-    return f"{job}.{executor}"
-
-
-def _advice(why: str, classes: Sequence[FunctionClass], function_class: int) -> str:
-    """Say what to do about the death of an executor of one of these classes."""
-    mine, larger = classes[function_class], classes[function_class + 1 :]
-    annotation, limit = "", ""
-    if "timed out" in why.lower():
-        limit = "timeout= (Lambda allows 15 minutes)"
-        if larger and larger[0].timeout_seconds > mine.timeout_seconds:
-            annotation = f"timeout='{larger[0].timeout_seconds:g} s'"
-    elif "memory" in why.lower():
-        limit = "memory_limit="
-        more = [each.memory_bytes for each in larger if each.memory_bytes > mine.memory_bytes]
-        if more:
-            annotation = f"memory='{more[0] / 2**30:g} GiB'"
-    if not limit:
-        return ". If this task is not to blame, run the computation again."
-    annotate = f"give this task more with dask.annotate({annotation}), " if annotation else ""
-    return f". Use smaller chunks, {annotate}or raise the cluster's {limit}."

@@ -148,7 +148,7 @@ class Proxy(SchedulerPlugin):
 
     def stats(self) -> dict[str, int]:
         """Return counters since the start."""
-        counts = dict(self.dispatcher.counts)
+        counts = self.dispatcher.counts | self.dispatcher.recovery.counts
         for name, amount in self.backend.store.counters().items():
             counts[name] = counts.get(name, 0) + amount
         graphs = set(self._kept.values())

@@ -18,8 +18,10 @@ from dask._task_spec import Alias, DataNode, GraphNode
 from distributed.protocol.serialize import ToPickle
 from distributed.utils import offload
 
+from dask_serverless.scheduler_link import frames_of
 from dask_serverless.stubs import as_expr_ser
 from lambda_worker.core.wire import unpack
+from lambda_worker.values import frames_to_value
 
 if TYPE_CHECKING:
     from dask_serverless.dask_graph import Materialised
@@ -105,4 +107,5 @@ class Replay:
             values = await asyncio.gather(*map(self.proxy.value_of, keys))
         finally:
             self.proxy.drop_holder(client)
-        return {key: DataNode(key, value) for key, value in zip(keys, values, strict=True)}
+        decoded = await offload(lambda: [frames_to_value(frames_of(value)) for value in values])
+        return {key: DataNode(key, value) for key, value in zip(keys, decoded, strict=True)}

@@ -94,7 +94,7 @@ class FleetWorker(Worker):
         self._runs: dict[Hashable, int] = {}
         self._exports = itertools.count(1)
         self._losses: dict[Hashable, int] = {}
-        self._rows = Rows(self.state.nthreads)
+        self._rows = Rows()
         self._fleet_tasks: set[asyncio.Task[None]] = set()
         self._outbox = Hatch(self._tell)
         self._compute_stock = self.stream_handlers["compute-task"]
@@ -274,7 +274,7 @@ class FleetWorker(Worker):
     def _store_value(self, value: Any) -> Location:
         backend = self.proxy.backend
         name = f"{EXPORTS}/{next(self._exports)}"
-        frames = _frames_of(value)
+        frames = frames_of(value)
         sealed = seal_frames(backend.secret, name, frames)
         if frames_nbytes(frames) <= backend.settings.executor_inline_bytes_max:
             return pack_inline(name, sealed)
@@ -421,7 +421,7 @@ def _level_of(line: str) -> str:
 _LEVELS = frozenset(logging.getLevelNamesMapping())
 
 
-def _frames_of(value: Any) -> list[Frame]:
+def frames_of(value: Any) -> list[Frame]:
     """Return the frames of a value, or of what came from another process and has not been decoded.
 
     A pickle stays as it is: this process need not have what it is made of, and an actor's handle, if it were

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import queue
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -179,12 +180,17 @@ class Driver:
         Ports, secret and numbers of this sandbox.
     assignment
         What to run.
+    seconds_left
+        Until Lambda ends this process.
     waiter
         Lingers when this executor has retired.
     """
 
-    def __init__(self, world: World, assignment: Assignment, waiter: Waiter | None = None) -> None:
+    def __init__(
+        self, world: World, assignment: Assignment, seconds_left: float = math.inf, waiter: Waiter | None = None
+    ) -> None:
         self.world = world
+        self._until = world.policy.leave_at(world.clock(), seconds_left) if seconds_left < math.inf else math.inf
         self.assignment = assignment
         self.waiter = waiter
         self.executor = Executor(assignment, world.policy)
@@ -222,7 +228,7 @@ class Driver:
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
         try:
             self._dress()
-            reason = self._loop(self._handle(Began(self.world.clock(), edges)))
+            reason = self._loop(self._handle(Began(self.world.clock(), edges, self._until)))
         finally:
             # An alarm may hold this object a little longer: it must not beat for a dead executor.
             self.executor.finished = True

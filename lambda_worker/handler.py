@@ -28,14 +28,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
 from lambda_worker.beside import Beside
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.schedule import Assignment
 from lambda_worker.driver import Driver, World
 from lambda_worker.invoker import LambdaInvoker, is_loopback
 from lambda_worker.lingering import Waiter
@@ -109,7 +108,7 @@ def mend_output() -> None:
             setattr(sys, name, io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True))
 
 
-def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
+def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Run the assignments of one invocation, one after the other, and then what comes by mail.
 
     Returns
@@ -117,23 +116,20 @@ def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:
     dict
         For each executor, why it ended ("" when everything was done).
     """
+
+    def seconds_left() -> float:
+        return float(context.get_remaining_time_in_millis()) / 1000
+
     world = _world()
-    *first, last = assignments_of(world.secret, event)
-    ended = {each.executor: _run(world, each) for each in first}
-    waiter = Waiter(last, world.linger_seconds, _seconds_left(context))
-    following: Assignment | None = last
-    while following is not None:
-        ended[following.executor] = _run(world, following, waiter)
-        following = waiter.wait(world.store, world.secret) if waiter.offered else None
+    assignments = assignments_of(world.secret, event)
+    waiter = Waiter(assignments[-1], world.linger_seconds, seconds_left)
+    ended = {}
+    while assignments:
+        assignment = assignments.pop(0)
+        mend_output()
+        unfolded = unfold(assignment, world.store, world.secret)
+        # The last one lingers for all.
+        ended[assignment.executor] = Driver(world, unfolded, seconds_left(), None if assignments else waiter).run()
+        if waiter.offered and (came := waiter.wait(world.store, world.secret)) is not None:
+            assignments.append(came)
     return ended
-
-
-def _run(world: World, assignment: Assignment, waiter: Waiter | None = None) -> str:
-    mend_output()
-    return Driver(world, unfold(assignment, world.store, world.secret), waiter).run()
-
-
-def _seconds_left(context: Any) -> Callable[[], float]:
-    """Return how to ask how much of its time an invocation has left."""
-    ask = getattr(context, "get_remaining_time_in_millis", None)
-    return (lambda: float("inf")) if ask is None else (lambda: ask() / 1000)

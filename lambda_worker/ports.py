@@ -204,7 +204,7 @@ class JobStore(Store, Protocol):
         """Do as `admit`, and send mail as `delegate_and_post` does."""
         ...
 
-    def recall(self, name: str) -> bytes:
+    def take_back(self, name: str) -> bytes:
         """Take back mail that was sent and has not been taken. Empty: there is none. From then on, it
         cannot be taken."""
         ...
@@ -225,6 +225,11 @@ class JobStore(Store, Protocol):
 
     def lapsed(self) -> list[Lapsed]:
         """Return the records whose lease has run out (they stay until `drop`)."""
+        ...
+
+    def recall(self, job: str, executor: str) -> Assignment | None:
+        """Return what an executor was given and has claimed but not given away, as its newest attempt was
+        told (without segments): what the next attempt has to do. None if there is no record (any more)."""
         ...
 
     def drop(self, job: str, executor: str) -> None:

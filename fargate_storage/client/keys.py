@@ -10,7 +10,7 @@ key                                   type     what
 ``CLUSTER:generation``                string   of executors: those of an older one do not linger
 ``CLUSTER:mail:NAME``                 list     what was sent to one of them (at most one item)
 ``CLUSTER:taken:NAME``                list     what it has taken
-``CLUSTER:recalled:NAME``             list     what was taken back from it
+``CLUSTER:taken-back:NAME``           list     what was taken back from it
 ``CLUSTER:{JOB}:job``                 hash     ``opened``, ``cancelled``
 ``CLUSTER:{JOB}:executors``           set      executors that have, or had, a record (to find keys again)
 ``CLUSTER:{JOB}:record:EXECUTOR``     hash     ``attempt``, ``running``, ``starts``, ``assignment``,
@@ -68,7 +68,7 @@ class Keys:
         return f"{self.prefix}{{{job}}}:{what}"
 
     def of_mail(self, what: str, name: str) -> str:
-        """Name a list of letters (``mail``, ``taken``, ``recalled``) of an executor that lingers."""
+        """Name a list of letters (``mail``, ``taken``, ``taken-back``) of an executor that lingers."""
         return f"{self.prefix}{what}:{name}"
 
     def of_object(self, name: str, stripe: int = 0) -> str:

@@ -224,13 +224,13 @@ class RedisStore:
         answer = scripts.CREATE.begin(self._metadata, self._keys.prefix, header)
         return lambda: _recipients(answer())
 
-    def recall(self, name: str) -> bytes:
-        """See `lambda_worker.ports.JobStore.recall`."""
-        mail, recalled = self._keys.of_mail("mail", name), self._keys.of_mail("recalled", name)
+    def take_back(self, name: str) -> bytes:
+        """See `lambda_worker.ports.JobStore.take_back`."""
+        mail, back = self._keys.of_mail("mail", name), self._keys.of_mail("taken-back", name)
         _, _, found = self._metadata.ask(
-            ("LMOVE", mail, recalled, "LEFT", "LEFT"),
-            ("PEXPIRE", recalled, self._lease_ms),
-            ("LINDEX", recalled, 0),
+            ("LMOVE", mail, back, "LEFT", "LEFT"),
+            ("PEXPIRE", back, self._lease_ms),
+            ("LINDEX", back, 0),
         )
         return found or b""
 
@@ -266,6 +266,30 @@ class RedisStore:
             Lapsed(job.decode(), executor.decode(), attempt, running)
             for job, executor, attempt, running in self._run(scripts.LAPSED, STEP_ITEMS_MAX)
         ]
+
+    def recall(self, job: str, executor: str) -> Assignment | None:
+        """See `lambda_worker.ports.JobStore.recall`."""
+        reply = self._run(scripts.RECALL, job, executor)
+        if not reply:
+            return None
+        record, claims = reply
+        fields: dict[bytes, bytes] = dict(zip(record[::2], record[1::2], strict=True))
+        assignment = Assignment.from_bytes(fields[b"assignment"])
+        gone = set(assignment.without)
+        for name, gave in fields.items():
+            if name.startswith(b"gave:"):
+                gone.update(unpack(gave.partition(b":")[2]))
+        return replace(
+            assignment,
+            attempt=int(fields[b"attempt"]),
+            starts=[start for start in assignment.starts if start not in gone],
+            claims={
+                child: values
+                for child, values in (*assignment.claims.items(), *((child, _values(flat)) for child, flat in claims))
+                if child not in gone
+            },
+            without=tuple(sorted(gone)),
+        )
 
     def drop(self, job: str, executor: str) -> None:
         """See `lambda_worker.ports.JobStore.drop`."""
@@ -303,22 +327,6 @@ class RedisStore:
         return {"store_keys": keys, "store_bytes": used}
 
     # Beyond the port
-
-    def record(self, job: str, executor: str) -> Assignment | None:
-        """Return what a record was given and has not given away (without segments); None if there is no record."""
-        (reply,) = self._metadata.ask(("HGETALL", self._keys.of_job(job, f"record:{executor}")))
-        fields: dict[bytes, bytes] = dict(zip(reply[::2], reply[1::2], strict=True))
-        if not fields:
-            return None
-        assignment = Assignment.from_bytes(fields[b"assignment"])
-        gone = {
-            start
-            for name, gave in fields.items()
-            if name.startswith(b"gave:")
-            for start in unpack(gave.partition(b":")[2])
-        }
-        starts = [start for start in assignment.starts if start not in gone]
-        return replace(assignment, attempt=int(fields[b"attempt"]), starts=starts)
 
     def ping(self) -> None:
         """Raise `StoreUnavailable` unless every server answers."""
@@ -411,9 +419,10 @@ def _location_from_store(blob: bytes) -> Location:
 
 def _claim(answer: Sequence[Any]) -> Claim:
     child, verdict, *values = answer
-    if not values:
-        return Claim(child, Verdict(verdict.decode()))
-    pairs = zip(values[0][::2], values[0][1::2], strict=True)
-    return Claim(
-        child, Verdict(verdict.decode()), {int(p): _location_from_store(value) for p, value in pairs if p != b"owner"}
-    )
+    return Claim(child, Verdict(verdict.decode()), _values(values[0]) if values else {})
+
+
+def _values(flat: Sequence[bytes]) -> dict[int, Location]:
+    """Read the values of a fan-in, as the server keeps them (beside its owner)."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {int(parent): _location_from_store(value) for parent, value in pairs if parent != b"owner"}

@@ -4,7 +4,7 @@ One hash for each output partition, on the shard that its name says, with the in
 writes with one round trip to each shard, an unpack reads with one, and a slice that is written twice is there once.
 The hash is named and listed like a stored value: `Objects.forget_job` removes it with the job.
 
-A field holds a slice's frames, packed; a large frame is in a field of its own, so that it is sent uncopied.
+A field holds a slice's frames, packed; a large frame is in fields of its own, so that it is sent uncopied.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from fargate_storage.client.objects import BATCH_BYTES_MAX, Objects, batches, fl
 from lambda_worker.core.errors import ValueLost, ValueTooLarge
 from lambda_worker.core.wire import Frame, Frames, frames_nbytes, pack, unpack
 
+#: A larger frame is cut: what one reply must bring in time, and Redis strings end at 512 MiB.
+FIELD_BYTES_MAX = 64 * 2**20
+
 
 def fields_of(source: int, frames: Frames) -> list[Argument]:
     r"""Return the fields of a slice, each followed by its value.
@@ -31,14 +34,16 @@ def fields_of(source: int, frames: Frames) -> list[Argument]:
     >>> fields_of(3, [b"tag", b"body"])
     [b'3', b'\x92\xc4\x03tag\xc4\x04body']
     >>> [len(field) if len(field) > 10 else field for field in fields_of(3, [b"tag", bytes(20_000)])]
-    [b'3', b'\x92\xc4\x03tag\xcdN ', b'3.1', 20000]
+    [b'3', b'\x92\xc4\x03tag\xcdN ', b'3.1.0', 20000]
     """
     head: list[Any] = []
     large: list[Argument] = []
     for number, frame in enumerate(map(flat, frames)):
         if len(frame) > JOIN_BYTES_MAX:
             head.append(len(frame))
-            large += [b"%d.%d" % (source, number), frame]
+            view = memoryview(frame)
+            for piece, start in enumerate(range(0, len(view), FIELD_BYTES_MAX)):
+                large += [b"%d.%d.%d" % (source, number, piece), view[start : start + FIELD_BYTES_MAX]]
         else:
             head.append(bytes(frame))
     return [b"%d" % source, pack(head), *large]
@@ -60,8 +65,14 @@ def slices_of(fields: Mapping[bytes, bytes]) -> dict[int, list[Frame]]:
             continue
         frames: list[Frame] = []
         for number, part in enumerate(unpack(value)):
-            frame = part if isinstance(part, bytes) else fields.get(field + b".%d" % number, b"")
-            if not isinstance(part, bytes) and len(frame) != part:
+            if isinstance(part, bytes):
+                frames.append(part)
+                continue
+            pieces = [
+                fields.get(field + b".%d.%d" % (number, piece), b"") for piece in range(-(-part // FIELD_BYTES_MAX))
+            ]
+            frame = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if len(frame) != part:
                 raise ValueError(f"frame {number} of slice {field!r} is missing")
             frames.append(frame)
         slices[int(field)] = frames

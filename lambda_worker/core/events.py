@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,10 +13,12 @@ from lambda_worker.core.verdicts import Claim, Standing
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """The Lambda has started; `edges` are the segments that came with the assignment."""
+    """The Lambda has started; `edges` are the segments that came with the assignment. Its time is over
+    soon after `until`."""
 
     now: float
     edges: Mapping[int, Edges]
+    until: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

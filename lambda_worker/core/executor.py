@@ -18,6 +18,10 @@ The life of a task here::
   *fit*. It is never promised here. Once it is ready it is delegated to an executor of its class. When the
   ceiling leaves no room for one and nothing else is left to do here, the executor retires and a
   *successor* of the larger class takes its place, in one step at the store: so even one place is enough.
+* An attempt that follows a death starts with everything that was given to it or that it had claimed,
+  **without** the tasks that it had given away (others run them) and those that are blamed for deaths.
+* An executor that must **leave** (its time is nearly up, or those before it died in the middle of too much)
+  runs nothing more: it publishes what it has, and a successor takes its place with what is ready.
 * Promises only save round trips. An executor that does not know (yet) that a parent is promised to
   it arrives early; that is never wrong, since the store holds a set of edges, not a count.
 
@@ -30,6 +34,7 @@ edge set and an owner in place of the counter (numpywren's ``conditional_increme
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -122,6 +127,12 @@ class Executor:
         self._asked = False  # for room, since a task ended
         self._edges: dict[int, Edges] = {}
         self._loading: set[int] = set()
+        # An attempt after a death: tasks that are not run here, and those that wait for nothing that is.
+        self._without = frozenset(assignment.without)
+        self._settled = self._without.union(assignment.claims, assignment.starts if assignment.redo else ())
+        self._done_before = {} if assignment.redo else assignment.given
+        self._leave_at = math.inf
+        self._leaving = False
         # Tasks promised to this executor, and those among them whose segment is not here yet.
         self._promised: set[int] = set()
         self._unexplored: dict[int, dict[int, None]] = {}
@@ -192,7 +203,8 @@ class Executor:
                 self._on_rescheduled(task, now, out)
             case Delegated():
                 self._on_delegated(event, out)
-            case Began(now, edges):
+            case Began(now, edges, until):
+                self._leave_at = min(until, now + (self.assignment.patience or math.inf))
                 self._on_began(now, edges, out)
             case Seceded():
                 self._seceded = True
@@ -200,13 +212,17 @@ class Executor:
             case Halted(standing):
                 self._finish(standing.value, out)
         if not self.finished:
+            if self._leaving:
+                self._leave_to_successor()
             self._advance(out)
             if self._unfitting:
                 self._offer_unfitting(out)
             self._publish(out)
             self._give_place(out)
         if self._forget or self._forget_segments:
-            out.insert(0, Forget(self._forget, self._forget_segments))
+            # One that a claim asks for again, in the very answer that released it, is not forgotten.
+            forget = [task for task in self._forget if task not in self._uses]
+            out.insert(0, Forget(forget, self._forget_segments))
             self._forget, self._forget_segments = [], []
         return out
 
@@ -219,8 +235,10 @@ class Executor:
         starts = self.assignment.starts
         needed = dict.fromkeys(self.assignment.hint)
         for task in starts:
-            if task in self.assignment.given:
+            if task in self._done_before:
                 needed[segment_of(task)] = None  # completing it needs its children now
+        for child in self.assignment.claims:
+            needed[segment_of(child)] = None  # it may need another class
         missing = [segment for segment in needed if segment not in self._edges]
         if missing:
             self._load(missing, out)
@@ -229,8 +247,10 @@ class Executor:
 
     def _begin_starts(self) -> None:
         self._begun = True
-        given = self.assignment.given
+        given = self._done_before
         waiting = self.assignment.starts
+        if self._without:
+            waiting = [task for task in waiting if task not in self._without]
         self._promise(waiting)
         for task in reversed(waiting):
             if task not in given:
@@ -243,6 +263,8 @@ class Executor:
         for task in reversed(waiting):
             if task in given:
                 self._complete(task, given_from_elsewhere=True)
+        for child, values in self.assignment.claims.items():
+            self._on_claim(Claim(child, Verdict.YOURS, values), frozenset())
 
     def _on_loaded(self, loaded: Iterable[tuple[int, Edges]]) -> None:
         for segment, edges in loaded:
@@ -263,6 +285,7 @@ class Executor:
         self._seconds_per_task = event.seconds if mean == 0.0 else mean + 0.2 * (event.seconds - mean)
         self._here.add(task)
         self._no_room = self._no_room and event.now < self._ask_again
+        self._leaving = self._leaving or event.now >= self._leave_at
         if event.nbytes:
             self._nbytes[task] = event.nbytes
             self._kept_bytes += event.nbytes
@@ -278,6 +301,7 @@ class Executor:
         tries = self._tries.get(task, 0)
         self._leave(task)
         self.tasks_run += 1
+        self._leaving = self._leaving or event.now >= self._leave_at
         if not event.final and tries < edges.retries.get(task, 0):
             self._tries[task] = tries + 1
             self.tasks_rerun += 1
@@ -347,7 +371,7 @@ class Executor:
                 self._keep(parent)
             if parent not in self._here:
                 self._located[parent] = location
-        self._make_ready(child, self._edges[segment_of(next(iter(sent)))])
+        self._make_ready(child, self._edges[segment_of(next(iter(sent), child))])
         if child not in self._unfitting:
             self._promise((child,))
 
@@ -394,11 +418,13 @@ class Executor:
         """Tell the children of a task that it is done here."""
         edges = self._edges[segment_of(task)]
         children = edges.children[task - edges.first]
+        if self._settled:
+            children = [child for child in children if child not in self._settled]
         uses = len(children)
         if task in edges.visible and not given_from_elsewhere:
             self._results.append(task)
             uses += 1
-        if not uses:
+        if not uses and task not in self._uses:
             self._drop(task)
             return
         self._uses[task] = self._uses.get(task, 0) + uses
@@ -443,7 +469,7 @@ class Executor:
         promised = self._promised
         while stack:
             task = stack.pop()
-            if task in promised:
+            if task in promised or task in self._without:
                 continue
             edges = self._edges.get(segment_of(task))
             if edges is None:
@@ -453,6 +479,8 @@ class Executor:
             fan_ins = edges.fan_ins
             classes = edges.classes
             for child in edges.children[task - edges.first]:
+                if child in self._settled:
+                    continue
                 if child in fan_ins:
                     fan_in = self._fan_in(child, fan_ins[child])
                     fan_in.expected += 1
@@ -651,19 +679,28 @@ class Executor:
         """Make the assignment of a new executor for these ready tasks, of which the last comes first."""
         mine = self.assignment
         self._children_named += 1
+        hint = sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX]
+        # Only a rescheduled task is given away even if it is all of its job, whose segment is then stored nowhere.
+        rescheduled = any(map(self._parked.is_patient, share))
         return Assignment(
             mine.job,
             f"{mine.executor}.{mine.attempt}.{self._children_named}",
             1,
             share[::-1],
-            hint=sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX],
+            hint=hint,
+            segments={n: mine.segments[n] for n in hint if n in mine.segments} if rescheduled else {},
             ceiling=mine.ceiling,
             scheduler=mine.scheduler,
             outfit=mine.outfit,
             function_class=max(map(self._class_of, share)) if mine.function_class or self._unfitting else 0,
+            without=mine.without,
+            redo=mine.redo or mine.patience > 0,
+            patience=2 * mine.patience,  # every successor of one that did not die may stay longer
         )
 
     def _class_of(self, task: int) -> int:
+        if task in self._unfitting:
+            return self._unfitting[task]
         edges = self._edges.get(segment_of(task)) or self._edges[segment_of(self._sole_parent[task])]
         return edges.classes.get(task, 0)
 
@@ -682,7 +719,7 @@ class Executor:
             if not self._loading:
                 self._load(list(unknown)[:READ_AHEAD_SEGMENTS], out)
             return
-        if idle and self._asked:
+        if self._leaving or (idle and self._asked):
             return
         by_class: dict[int, list[int]] = {}
         for task in sorted(self._unfitting):
@@ -707,6 +744,14 @@ class Executor:
         elif not self._wake_asked:
             self._wake_asked = True
             out.append(WakeAfter(self.policy.refused_seconds))  # the same alarm serves what is to be published
+
+    def _leave_to_successor(self) -> None:
+        """Run nothing more: what is ready is left to the successor, and waits for nothing here."""
+        tasks = [*self._ready, *self._fetched, *self._parked.due(math.inf)]
+        self._ready, self._fetched = [], []
+        for task in tasks:
+            self._unfitting[task] = self.assignment.function_class
+        self._unpromise(tasks)
 
     def _successor(self) -> Successor:
         tasks = sorted(self._unfitting, reverse=True)

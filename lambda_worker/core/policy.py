@@ -43,6 +43,8 @@ class Policy:
         After the store granted no executor, do not ask again for this long (doubled each time).
     fetch_ahead
         Ready tasks whose inputs may be on their way while another task runs.
+    reserve_seconds_max
+        Who has no more time left than this (or than a fifth of it) begins no task.
     kept_bytes_max
         With more than this in values of its own, an executor publishes what waits before it runs another task: else
         who makes values faster than they can be written keeps all of them.
@@ -60,6 +62,7 @@ class Policy:
     refused_seconds: float = 0.1
     refused_seconds_max: float = 2.0
     fetch_ahead: int = 2
+    reserve_seconds_max: float = 30.0
     kept_bytes_max: int = 256 * 1024 * 1024
 
     @property
@@ -72,6 +75,19 @@ class Policy:
         (0.01, 0.2)
         """
         return max(self.publish_seconds_min, self.ceiling / self.publications_per_second_max)
+
+    def leave_at(self, now: float, seconds_left: float) -> float:
+        """Decide until when an executor runs tasks, whose Lambda ends in `seconds_left`.
+
+        What is ready then goes to a successor; the rest of the time is for publishing, and for the end
+        of a task that runs.
+
+        Examples
+        --------
+        >>> Policy().leave_at(now=100.0, seconds_left=900.0), Policy().leave_at(now=0.0, seconds_left=3.0)
+        (970.0, 2.4)
+        """
+        return now + seconds_left - min(self.reserve_seconds_max, 0.2 * seconds_left)
 
     def inline(self, nbytes: int, siblings: int = 1) -> bool:
         """Decide whether a serialised value travels inside messages.

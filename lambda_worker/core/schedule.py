@@ -107,6 +107,17 @@ class Assignment:
         How many more executors could have been started when this was assigned.
     scheduler
         Address of the Dask scheduler, for tasks that are clients themselves ("": they cannot be).
+    claims
+        Children that an earlier attempt was told are its own, each with the values of all its parents.
+    without
+        Tasks that are not to be run here, although they follow from the starts: an earlier attempt gave
+        them away, or they are blamed for the end of executors.
+    redo
+        Whether all starts are to be run, although somebody may have run them before: then the value of one may
+        be in `given`, for another start that needs it.
+    patience
+        Seconds after which the executor leaves what is left to a successor (0: when its time is up). What it
+        has done is safe then; so where executors die often, little is lost with each.
     stored
         Where the whole of this assignment is, when it is too large for an invocation.
     function_class
@@ -125,34 +136,68 @@ class Assignment:
     ceiling: int = 1
     room: int = 0
     scheduler: str = ""
+    claims: Mapping[int, Mapping[int, Location]] = field(default_factory=dict)
+    without: Sequence[int] = ()
+    redo: bool = False
+    patience: float = 0.0
     stored: Ref | None = None
     function_class: int = 0
     outfit: tuple[int, Ref] | None = None
 
     def to_bytes(self) -> bytes:
         """Encode."""
-        given = {task: location_to_wire(location) for task, location in self.given.items()}
+        given = _values_to_wire(self.given)
         fields: list[Any] = [self.job, self.executor, self.attempt, self.starts, given, self.hint]
         fields += [self.segments, self.ceiling, self.room, self.scheduler]
-        more: list[Any] = [
-            None if self.stored is None else list(self.stored),
-            self.function_class,
-            None if self.outfit is None else [self.outfit[0], *self.outfit[1]],
-        ]
-        while more and not more[-1]:  # most assignments have none of these
-            more.pop()
-        return pack(fields + more)
+        seldom: dict[str, Any] = {}  # most assignments have none of these
+        if self.claims:
+            seldom["claims"] = {child: _values_to_wire(values) for child, values in self.claims.items()}
+        if self.without:
+            seldom["without"] = self.without
+        if self.redo:
+            seldom["redo"] = True
+        if self.patience:
+            seldom["patience"] = self.patience
+        if self.stored is not None:
+            seldom["stored"] = list(self.stored)
+        if self.function_class:
+            seldom["class"] = self.function_class
+        if self.outfit is not None:
+            seldom["outfit"] = [self.outfit[0], *self.outfit[1]]
+        return pack([*fields, seldom] if seldom else fields)
 
     @classmethod
     def from_bytes(cls, blob: bytes | memoryview) -> Assignment:
         """Undo `to_bytes`."""
         job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, *more = unpack(blob)
-        given = {task: location_from_wire(item) for task, item in given.items()}
-        stored, function_class, outfit = (*more, None, None, None)[:3]
-        ref = None if stored is None else Ref(*stored)
-        wear = None if outfit is None else (outfit[0], Ref(*outfit[1:]))
-        number = function_class or 0
-        return cls(job, executor, attempt, starts, given, hint, segments, ceiling, room, scheduler, ref, number, wear)
+        seldom: dict[str, Any] = more[0] if more else {}
+        return cls(
+            job,
+            executor,
+            attempt,
+            starts,
+            _values_from_wire(given),
+            hint,
+            segments,
+            ceiling,
+            room,
+            scheduler,
+            claims={child: _values_from_wire(values) for child, values in seldom.get("claims", {}).items()},
+            without=tuple(seldom.get("without", ())),
+            redo=seldom.get("redo", False),
+            patience=seldom.get("patience", 0.0),
+            stored=Ref(*seldom["stored"]) if "stored" in seldom else None,
+            function_class=seldom.get("class", 0),
+            outfit=(seldom["outfit"][0], Ref(*seldom["outfit"][1:])) if "outfit" in seldom else None,
+        )
+
+
+def _values_to_wire(values: Mapping[int, Location]) -> dict[int, Any]:
+    return {task: location_to_wire(location) for task, location in values.items()}
+
+
+def _values_from_wire(values: Mapping[int, Any]) -> dict[int, Location]:
+    return {task: location_from_wire(item) for task, item in values.items()}
 
 
 def _segment_name(job: str, number: int) -> str:

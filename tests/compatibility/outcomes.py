@@ -20,7 +20,7 @@ from distributed import Client
 from tests.compatibility.programs import Program
 
 #: A program that takes longer hangs.
-SECONDS_MAX = 15
+SECONDS_MAX = 40
 #: One that is known to differ, and may hang.
 DIFFERS_SECONDS_MAX = 10
 
@@ -29,6 +29,7 @@ _SCRUB = (
     (re.compile(r"0x[0-9a-f]+"), "<id>"),
     (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), "<uuid>"),
     (re.compile(r"[0-9a-f]{32}"), "<token>"),
+    (re.compile(re.escape(tempfile.gettempdir()) + r"/[^\s'\")]+"), "<file>"),
     (re.compile(r"\b\d+(\.\d+)? ?(ms|us|s|seconds)\b"), "<time>"),
 )
 
@@ -94,6 +95,17 @@ def run(program: Program, cluster: Any, seconds_max: float) -> Outcome:
         if not issubclass(each.category, ResourceWarning) and not str(each.message).startswith("Port 8787 is already")
     }
     return outcome
+
+
+def mistake(program: Program, expected: Outcome) -> str | None:
+    """Return in words why what a program does under LocalCluster proves nothing; None if it does prove something."""
+    if expected.hung:
+        return "it hangs under LocalCluster"
+    if program.raises is None and expected.error is not None:
+        return "it raises under LocalCluster, and is not registered as raising"
+    if program.raises is not None and type(expected.error) is not program.raises:
+        return f"it is registered as raising {program.raises.__name__}, and does not under LocalCluster"
+    return None
 
 
 def difference(ours: Outcome, theirs: Outcome, rtol: float) -> str | None:

@@ -36,7 +36,7 @@ def post(store, *executors, mail=MAIL, ceiling=None):
 def test_who_lingers_takes_the_mail_of_a_new_record(store):
     lingering(store, "room")
     assert post(store, "b") == ["room"]
-    assert store.record("job", "b") is not None
+    assert store.recall("job", "b") is not None
     assert store.take_mail("room", LONG) == MAIL
 
 
@@ -91,7 +91,7 @@ def test_a_record_without_mail_sends_one_away(store):
 def test_no_mail_above_the_ceiling(store):
     lingering(store, "room")
     assert post(store, "b", "c", ceiling=1) == ["room"]
-    assert store.record("job", "c") is None
+    assert store.recall("job", "c") is None
 
 
 def test_a_repeated_call_sends_nothing_twice_and_hears_the_same(store):
@@ -116,8 +116,8 @@ def test_an_executor_that_delegates_sends_mail_too(store):
 def test_mail_that_nobody_took_is_taken_back_once_and_for_all(store):
     lingering(store, "room")
     post(store, "b")
-    assert store.recall("room") == MAIL
-    assert store.recall("room") == MAIL  # asked again, because the reply was lost
+    assert store.take_back("room") == MAIL
+    assert store.take_back("room") == MAIL  # asked again, because the reply was lost
     assert store.take_mail("room", 0.01) == b""
 
 
@@ -125,7 +125,7 @@ def test_mail_that_was_taken_is_not_taken_back(store):
     lingering(store, "room")
     post(store, "b")
     store.take_mail("room", LONG)
-    assert store.recall("room") == b""
+    assert store.take_back("room") == b""
 
 
 def test_mail_whose_way_out_broke_is_found_again(make_store):
@@ -177,7 +177,7 @@ def test_an_admission_in_two_parts_says_what_it_says_in_one(store):
     for executor, recipient in (("b", "roomy"), ("c", "room"), ("d", "")):
         answer = store.begin_admit([record(executor)], [MAIL], None)
         assert answer() == [recipient]
-        assert store.record("job", executor) is not None
+        assert store.recall("job", executor) is not None
 
 
 def test_an_admission_whose_connection_breaks_between_its_parts_is_repeated(store):

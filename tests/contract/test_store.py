@@ -289,7 +289,7 @@ def test_an_older_attempt_is_fenced_and_has_no_effect(store):
     assert store.beat([("job", "a", 1, 5), ("job", "a", 2, 5)]) == [FENCED, OK]
     assert verdicts(store.arrive("job", "b", 1, [edge(100, 1, 1)])) == [(100, YOURS)]
     assert store.listen(0) == []
-    assert store.record("job", "a.1") is None
+    assert store.recall("job", "a.1") is None
 
 
 def test_a_newer_attempt_than_the_record_knows_fences_the_older(store):
@@ -332,7 +332,7 @@ def test_a_successor_takes_the_place_in_the_step_that_retires(store):
     assert store.arrive("job", "a", 1, **step) == Reply(OK, (), retired=True)
     assert store.listen(0) == [("job", "a", 1, b"last words"), ("job", "a", 1, b"invoke it"), ("job", "a", 1, b"")]
     assert store.beat([("job", "a", 1, -1), ("job", "a.1", 1, -1)]) == [FENCED, OK]
-    assert store.record("job", "a.1") == heir
+    assert store.recall("job", "a.1") == heir
     # It holds the only place, and a repetition after a lost reply changes nothing.
     assert store.admit([record("b")], 1) == 0
     assert store.arrive("job", "a", 1, **step) == Reply(FENCED)
@@ -345,10 +345,10 @@ def test_who_wins_a_child_has_no_successor_yet(store):
     opened(store, "a")
     succession = Succession(record("a.1"), b"invoke it")
     assert not store.arrive("job", "a", 1, [edge(100, 1, 1)], retire=True, succession=succession).retired
-    assert store.record("job", "a.1") is None
+    assert store.recall("job", "a.1") is None
     assert store.listen(0) == []
     assert not store.arrive("job", "a", 1, succession=succession).retired  # nor who does not retire
-    assert store.record("job", "a.1") is None
+    assert store.recall("job", "a.1") is None
 
 
 def test_a_successor_is_of_the_same_job(store):
@@ -385,7 +385,7 @@ def test_a_prefix_is_admitted_below_the_ceiling_of_the_whole_cluster(store):
     opened(store, "a", "b")
     opened(store, "c", job="other")
     assert store.admit([record("d"), record("e"), record("f")], 5) == 2
-    assert store.record("job", "e") is not None and store.record("job", "f") is None
+    assert store.recall("job", "e") is not None and store.recall("job", "f") is None
     assert store.admit([record("d"), record("e"), record("f")], 5) == 2  # what exists counts as created
     assert store.arrive("other", "c", 1, retire=True).retired
     assert store.admit([record("f")], 5) == 1
@@ -406,9 +406,26 @@ def test_delegate_moves_starts_below_the_ceiling(store):
     helpers = [record("a.1", starts=[1]), record("a.2", starts=[2]), record("a.3", starts=[3])]
     assert store.delegate("job", "a", 1, helpers, 3) == 2
     assert store.delegate("job", "a", 1, helpers[:2], 3) == 2
-    assert store.record("job", "a") == record("a", starts=[0, 3], given={0: b"inline"})
-    assert store.record("job", "a.1") == helpers[0]
+    assert store.recall("job", "a") == record("a", starts=[0, 3], given={0: b"inline"}, without=(1, 2))
+    assert store.recall("job", "a.1") == helpers[0]
     assert store.beat([("job", name, 1, -1) for name in ("a.1", "a.2", "a.3")]) == [OK, OK, FENCED]
+
+
+def test_what_a_dead_executor_had_is_recalled(store):
+    opened(store, "a", "b")
+    ref = Ref("job/3/b/1", 0, 10)
+    store.arrive("job", "b", 1, [edge(100, 3, 2, ref), edge(101, 3, 2), edge(102, 3, 2)])
+    store.arrive("job", "a", 1, [edge(100, 1, 2, b"one"), edge(101, 1, 2), edge(103, 1, 2)])
+    assert store.delegate("job", "a", 1, [record("a.1", starts=[101])], 10) == 1
+    again = store.recall("job", "a")
+    assert again == record("a", claims={100: {1: b"one", 3: ref}}, without=(101,))
+    assert Assignment.from_bytes(again.to_bytes()) == again
+    # What was given away by one attempt is not run by any later one, nor are tasks that are to blame.
+    assert store.admit([replace(again, attempt=2, without=(7, 101))], 0) == 1
+    assert store.recall("job", "a") == replace(again, attempt=2, without=(7, 101))
+    assert store.arrive("job", "a", 1, [edge(102, 1, 2)]).standing is FENCED
+    assert store.arrive("job", "a", 2, retire=True).retired
+    assert store.recall("job", "a") is None
 
 
 def test_a_repeated_delegation_does_not_bring_back_who_retired(store):
@@ -416,7 +433,7 @@ def test_a_repeated_delegation_does_not_bring_back_who_retired(store):
     assert store.delegate("job", "a", 1, [record("a.1", starts=[1])], 10) == 1
     assert store.arrive("job", "a.1", 1, retire=True).retired
     assert store.delegate("job", "a", 1, [record("a.1", starts=[1])], 10) == 1
-    assert store.record("job", "a.1") is None
+    assert store.recall("job", "a.1") is None
 
 
 def test_a_new_attempt_may_delegate_anew(store):
@@ -435,13 +452,13 @@ def test_a_new_attempt_may_delegate_anew(store):
 def test_a_new_attempt_has_the_starts_it_is_admitted_with(store):
     opened(store, "a")
     assert store.admit([record("a", 1, starts=[5])], 10) == 1
-    assert store.record("job", "a") == record("a", 1)  # what exists does not change
+    assert store.recall("job", "a") == record("a", 1)  # what exists does not change
     store.delegate("job", "a", 1, [record("a.1")], 10)
-    assert store.record("job", "a").starts == []
+    assert store.recall("job", "a").starts == []
     assert store.admit([record("a", 2)], 10) == 1
-    assert store.record("job", "a") == record("a", 2)
+    assert store.recall("job", "a") == record("a", 2)
     assert store.admit([record("a", 1)], 10) == 1  # late: nothing changes
-    assert store.record("job", "a") == record("a", 2)
+    assert store.recall("job", "a") == record("a", 2)
 
 
 def test_other_starts_under_the_same_name_stay_with_the_giver(store):
@@ -805,12 +822,20 @@ def test_a_large_output_partition_is_read_in_bounded_steps(store, monkeypatch):
     assert store.get_slices("job", "0a1b", 6, 20 * 30_000) == {}
 
 
+def test_a_large_frame_is_cut_into_fields(store, monkeypatch):
+    opened(store)
+    monkeypatch.setattr("fargate_storage.client.slices.FIELD_BYTES_MAX", 30_000)
+    frames = [b"tag", os.urandom(100_000), os.urandom(30_000), os.urandom(60_000)]
+    store.put_slices("job", "0a1b", 3, {0: frames})
+    assert store.get_slices("job", "0a1b", 0, 190_003) == {3: frames}
+
+
 def test_slices_that_are_not_whole_are_lost(store):
     opened(store)
     store.put_slices("job", "0a1b", 3, {0: [b"tag", bytes(20_000)]})
     key = Keys(store.config.cluster).of_object("job/shuffle/0a1b/0")
     (server,) = [server for server in connections(store) if server.exists(key)]
-    server.hdel(key, "3.1")
+    server.hdel(key, "3.1.0")
     with pytest.raises(ValueLost, match="'job/shuffle/0a1b/0' is not as it was written: frame 1"):
         store.get_slices("job", "0a1b", 0, 20_000)
     server.delete(key)

@@ -21,6 +21,13 @@ from tests.waiting import until
 ROWS = 5_000
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of this file's own: what is in its store is of these shuffles."""
+    with ServerlessCluster(n_workers=2, dashboard_address=None) as cluster:
+        yield cluster
+
+
 def pandas_frame():
     rng = np.random.default_rng(0)
     return pd.DataFrame(

@@ -3,12 +3,13 @@ performs instructions of many executors in every order must end with every value
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dask_serverless.plan import assign_starts, edges, number
@@ -75,10 +76,14 @@ class World:
         self.fails: dict[int, int] = {}
         self.places = places  # how many may live; None: the store grants as it likes
         self.ran_in: dict[int, int] = {}  # the class of the executor that ran each task
+        self.deaths = 0  # still to come
+        self.patience = 0.0
+        self.seconds_left = math.inf
+        self.retired: set[str] = set()
 
     @property
     def live(self):
-        return sum(not actor.executor.finished for actor in self.actors)
+        return sum(not (actor.executor.finished or actor.dead) for actor in self.actors)
 
     def start(self, groups, given=None):
         given = given or {}
@@ -92,9 +97,12 @@ class World:
     def invoke(self, assignment, inline=()):
         self.invocations += 1
         assignment = replace(Assignment.from_bytes(assignment.to_bytes()), segments={})
-        actor = Actor(self, Executor(assignment, self.policy), dict(assignment.given))
+        located = {**assignment.given, **{p: v for values in assignment.claims.values() for p, v in values.items()}}
+        actor = Actor(self, Executor(assignment, self.policy), located)
         self.actors.append(actor)
-        actor.perform(actor.executor.handle(Began(self.now, {n: self.segments[n] for n in inline})))
+        actor.perform(
+            actor.executor.handle(Began(self.now, {n: self.segments[n] for n in inline}, self.now + self.seconds_left))
+        )
 
     def run(self):
         steps = 0
@@ -103,11 +111,16 @@ class World:
             movable = [actor for actor in self.actors if actor.todo]
             if not movable:
                 break
-            self.random.choice(movable).step()
+            actor = self.random.choice(movable)
+            if self.deaths and self.random.random() < 0.2:
+                self.deaths -= 1
+                actor.die()
+            else:
+                actor.step()
             steps += 1
             assert self.places is None or self.live <= max(begun, self.places), "more live than there are places"
             assert steps < 200 * (len(self.graph) + 10), "does not end"
-        assert all(actor.executor.finished for actor in self.actors)
+        assert all(actor.executor.finished or actor.dead for actor in self.actors)
 
     def expected(self, given=None):
         values: dict[int, int] = {}
@@ -123,6 +136,27 @@ class Actor:
     located: dict[int, bytes]
     values: dict[int, int] = field(default_factory=dict)
     todo: deque = field(default_factory=deque)
+    gave: set = field(default_factory=set)
+    dead: bool = False
+
+    def die(self):
+        """End in the middle. The record stays, with what was given to it, claimed and given away: it is tried again."""
+        self.dead = True
+        self.todo.clear()
+        mine, world = self.executor.assignment, self.world
+        if mine.executor in world.retired:
+            return
+        without = {*mine.without, *self.gave}
+        claims = {
+            child: dict(world.fan_ins[child])
+            for child, owner in world.owner.items()
+            if owner == mine.executor and child not in without
+        }
+        claims |= {child: values for child, values in mine.claims.items() if child not in without}
+        starts = [task for task in mine.starts if task not in without]
+        given_away = tuple(sorted(without))
+        again = replace(mine, attempt=mine.attempt + 1, starts=starts, claims=claims, without=given_away)
+        world.invoke(replace(again, patience=world.patience))
 
     def perform(self, instructions):
         for instruction in instructions:
@@ -178,6 +212,7 @@ class Actor:
                 granted = world.random.randint(0, min(room, len(assignments)))
                 for assignment, parents in list(zip(assignments, inputs, strict=True))[:granted]:
                     given = {p: self.location(p) for p in parents}
+                    self.gave.update(assignment.starts)
                     world.invoke(replace(assignment, given=given))
                 return Delegated(granted, world.now)
             case Finish():
@@ -207,6 +242,8 @@ class Actor:
             world.results.setdefault(task, self.values[task])
         world.errors.update(arrive.errors)
         retired = arrive.retire and not any(claim.verdict is Verdict.YOURS for claim in claims)
+        if retired:
+            world.retired.add(me)
         answer = Answered(Standing.OK, claims, retired, world.now)
         if retired and arrive.successor is not None:
             inputs = {p for parents in arrive.successor.inputs.values() for p in parents}
@@ -247,6 +284,51 @@ def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, in
     assert world.results == world.expected()
     assert all(count == 1 for count in world.runs.values()), "without faults every task runs once"
     assert len(world.runs) == len(graph)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    dags(),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.003, 0.01]),
+)
+def test_executors_that_die_anywhere_are_tried_again_and_nothing_is_lost(dag, groups, seed, ceiling, deaths, patience):
+    graph, _ = graph_of(*dag)
+    policy = Policy(ceiling=ceiling, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001)
+    world = World(graph, policy, seed)
+    world.deaths = deaths
+    world.patience = patience
+    world.start(groups)
+    world.run()
+    assert world.results == world.expected()
+    assert sum(world.runs.values()) <= len(graph) * (1 + deaths)
+
+
+@settings(max_examples=300, deadline=None)
+@given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.sampled_from([0.0005, 0.005, 0.02]))
+def test_executors_whose_time_is_up_leave_the_rest_to_a_successor(dag, groups, seed, inline, seconds_left):
+    graph, _ = graph_of(*dag)
+    policy = Policy(ceiling=4, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001)
+    world = World(graph, policy, seed, inline)
+    world.seconds_left = seconds_left
+    world.start(groups)
+    world.run()
+    assert world.results == world.expected()
+    assert set(world.runs.values()) == {1}
+
+
+def test_a_chain_longer_than_any_lambda_lives():
+    graph, _ = graph_of(chain(1_000), {999})
+    world = World(graph, Policy(ceiling=1), 0, payload_segments=False)
+    world.seconds_left = 0.05  # some fifty tasks
+    world.start(1)
+    world.run()
+    assert world.results == world.expected()
+    assert set(world.runs.values()) == {1}
+    assert 10 < world.invocations < 40
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -410,6 +492,18 @@ QUICK = {"invoke_seconds": 1e-4, "share_seconds_min": 0, "full_seconds": 0, "ref
     st.sampled_from([1, 2, 8]),
     st.booleans(),
 )
+@example(  # a claim asks for a value in the very answer that releases it
+    dag=(
+        {0: [], 1: [0], 2: [0], 3: [1], 4: [2, 0], 5: [0, 4], 6: [0, 5, 1], 9: [0, 1], 10: [0, 1, 2, 3], 11: [3]}
+        | {12: [0, 5, 1, 9], 13: [], 16: [4, 5, 6], 22: [13, 16, 10], 23: [11, 22, 12]},
+        {0, 23},
+    ),
+    classes={6: 1},
+    seed=0,
+    inline=False,
+    places=2,
+    sparse=False,
+)
 def test_every_task_of_any_class_runs_once_in_an_executor_that_it_fits(dag, classes, seed, inline, places, sparse):
     graph, _ = graph_of(*dag, classes=classes)
     world = World(graph, Policy(ceiling=places, **QUICK), seed, inline, places=places)
@@ -500,9 +594,9 @@ def test_the_default_class_costs_no_byte():
 # --- tasks that ask to be run again
 
 
-def rescheduler(parents, wanted, starts, **options):
+def rescheduler(parents, wanted, starts, segments=None, **options):
     graph, _ = graph_of(parents, wanted)
-    executor = Executor(Assignment("job", "e", 1, starts), Policy(**options))
+    executor = Executor(Assignment("job", "e", 1, starts, segments=segments or {}), Policy(**options))
     first = executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
     return executor, first
 
@@ -518,7 +612,7 @@ def test_a_rescheduled_task_runs_again_behind_the_others():
 
 
 def test_who_reschedules_for_ever_waits_longer_gives_its_place_and_moves():
-    executor, said = rescheduler({"a": ()}, {"a"}, [0], ceiling=2)
+    executor, said = rescheduler({"a": ()}, {"a"}, [0], {0: b"sealed"}, ceiling=2)
     now, waits, places = 0.0, [], []
     for _ in range(8):
         assert Run(0, ()) in said
@@ -534,6 +628,7 @@ def test_who_reschedules_for_ever_waits_longer_gives_its_place_and_moves():
     assert places == [GivePlace, TakePlace] * 3 + [GivePlace]
     (delegate,) = said
     assert isinstance(delegate, Delegate) and delegate.assignments[0].starts == [0]
+    assert delegate.assignments[0].segments == {0: b"sealed"}, "which may be stored nowhere"
     assert executor.handle(Delegated(0, now))[0] == TakePlace(), "nobody had room: it runs here"
     executor.handle(Rescheduled(0, now))
     executor.handle(Woken(now + 1.0))

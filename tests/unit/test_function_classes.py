@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from dask_serverless import own_annotations
 from dask_serverless.config import Settings
 from dask_serverless.dask_graph import materialise, plan_job, split
-from dask_serverless.dispatch import _advice
 from dask_serverless.plan import classes as classes_module
 from dask_serverless.plan import edges, make_classes, number, smallest_class
 from dask_serverless.preparation import Preparation
+from dask_serverless.recovery import _advice
 from lambda_worker.core.errors import BadAnnotation
 
 GIB = 2**30

@@ -3,6 +3,9 @@
 A program is a function that returns (or raises) something. It asks for what it needs by the names of its
 parameters: ``client``, ``cluster``, ``path`` (an empty directory of its own). Rules: public API only, well under a
 second, no sleeping but as the work of a task, the same answer each time under LocalCluster.
+
+A program that is to raise says so, ``@program(raises=KeyError)``: one that raises by mistake on both sides agrees
+with itself and proves nothing. One that does not agree yet says how and why, ``@program(differs="...")``.
 """
 
 from __future__ import annotations
@@ -14,11 +17,24 @@ from typing import Any
 
 MODULES = (
     "arrays",
+    "array_functions",
     "dataframes",
+    "frames",
     "bags",
     "delayed",
     "futures",
+    "waiting",
+    "errors",
+    "values",
+    "workers",
+    "sessions",
+    "executors",
+    "actors",
+    "plugins",
+    "diagnostics",
+    "asynchronous",
     "machine_learning",
+    "model_selection",
     "coordination",
     "cluster",
 )
@@ -34,8 +50,15 @@ class Program:
         Module and function, as ``arrays.slicing``.
     function
         What to run.
+    raises
+        What it raises under LocalCluster, by intention. None: nothing.
     differs
         None: it must agree. Else one sentence: how it differs, and why.
+    unsupported
+        None, or one sentence: which error says that it cannot be done here, and why it cannot.
+    covers
+        Names of distributed's public face (``"Queue.put"``) that it proves something about, beyond those which its
+        source shows (`surface`). What differs, or is not supported, counts only for the names given here.
     own_cluster
         Whether it hurts the clusters it runs on, and so has them for itself.
     rtol
@@ -44,13 +67,16 @@ class Program:
 
     name: str
     function: Callable[..., Any]
+    raises: type[BaseException] | None = None
     differs: str | None = None
+    unsupported: str | None = None
+    covers: tuple[str, ...] = ()
     own_cluster: bool = False
     rtol: float = 1e-9
 
 
 #: Reasons that more than one program has.
-INNER_FRAMES = "the traceback of an error without a user's frame shows dask-serverless's own, where Dask's has none"
+LOGS_NOT_AWAITED = "the same dump, but with a RuntimeWarning: `FleetWorker.get_logs` was never awaited"
 RUN_IS_ELSEWHERE = "`Client.run` answers for one executor; the others make the same call before their next task"
 UNPICKLABLE = "UnpicklableResult, which names the task, where Dask's gather fails with TypeError"
 
@@ -58,7 +84,7 @@ PROGRAMS: dict[str, Program] = {}
 
 
 def program(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Register a program: ``@program``, or ``@program(differs="...", own_cluster=True, rtol=1e-6)``."""
+    """Register a program: ``@program``, or ``@program(raises=ValueError, own_cluster=True, rtol=1e-6)``."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"

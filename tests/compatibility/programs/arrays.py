@@ -142,7 +142,7 @@ def unknown_chunks():
     return unknown, y.shape, y.chunks, y[3].compute()
 
 
-@program
+@program(raises=ValueError)
 def an_index_into_unknown_chunks():
     x = numbers(100, chunks=10)
     return x[x > 0.5][3].compute()
@@ -197,7 +197,7 @@ def compressed_svd():
     return s.compute()
 
 
-@program
+@program(raises=np.linalg.LinAlgError)
 def singular():
     return da.linalg.inv(da.zeros((4, 4), chunks=4)).compute()
 
@@ -434,7 +434,7 @@ def optimised_first():
     return x.sum().compute()
 
 
-@program
+@program(raises=ValueError)
 def an_error_in_a_block():
     def fail(block):
         raise ValueError(f"shape {block.shape}")
@@ -447,7 +447,7 @@ def wrong_block_shapes():
     return da.ones(10, chunks=5).map_blocks(lambda b: b[:2]).sum().compute()
 
 
-@program
+@program(raises=ValueError)
 def mismatched_shapes():
     return (da.ones(3, chunks=3) + da.ones(4, chunks=2)).compute()
 

@@ -44,7 +44,7 @@ def plucks_and_flattens():
     )
 
 
-@program
+@program(raises=KeyError)
 def pluck_what_is_not_there():
     return db.from_sequence([{"a": 1}], npartitions=1).pluck("c").compute()
 
@@ -147,7 +147,8 @@ def to_and_from_delayed():
 
 @program
 def futures_into_bags(client):
-    return db.from_delayed(client.map(list, [range(2), range(3)])).sum().compute()
+    futures = client.map(list, [range(2), range(3)])  # held: a bag does not hold them
+    return db.from_delayed(futures).sum().compute()
 
 
 @program
@@ -170,17 +171,17 @@ def the_sum_of_what_was_filtered_away():
     return db.range(10, npartitions=3).filter(lambda n: n > 100).sum().compute()
 
 
-@program
+@program(raises=ValueError)
 def the_maximum_of_nothing():
     return db.range(10, npartitions=1).filter(lambda n: n > 100).max().compute()
 
 
-@program
+@program(raises=ZeroDivisionError)
 def an_error():
     return db.from_sequence([1, 0], npartitions=1).map(lambda n: 1 / n).compute()
 
 
-@program
+@program(raises=AssertionError)
 def unequal_partitions():
     return db.zip(db.range(4, npartitions=2), db.range(6, npartitions=3)).compute()
 

@@ -6,6 +6,7 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+from dask.dataframe.utils import AttributeNotImplementedError
 
 from tests.compatibility.programs import program
 
@@ -117,7 +118,7 @@ def columns():
     return df.compute(), list(df.columns), df.dtypes
 
 
-@program
+@program(raises=KeyError)
 def a_column_that_is_not_there():
     return table()["nothing"].compute()
 
@@ -362,7 +363,7 @@ def map_partitions():
     )
 
 
-@program
+@program(raises=ValueError)
 def map_partitions_with_a_wrong_meta():
     return table().map_partitions(lambda p: p.assign(z=1), meta=frame(1).iloc[:0]).compute().columns.tolist()
 
@@ -413,7 +414,7 @@ def dates():
     )
 
 
-@program
+@program(raises=AttributeNotImplementedError)
 def unknown_categories():
     return table().name.astype("category").cat.categories
 
@@ -471,13 +472,13 @@ def csv_in_one_file_and_blocks(path):
     return df.npartitions, df.compute().reset_index(drop=True), len(df)
 
 
-@program
+@program(raises=ValueError)
 def csv_that_changes_its_mind(path):
     (path / "a.csv").write_text("x\n" + "1\n" * 100 + "text\n")
     return dd.read_csv(str(path / "a.csv"), sample=20, blocksize=100).compute()
 
 
-@program
+@program(raises=OSError)
 def csv_that_is_not_there(path):
     return dd.read_csv(str(path / "nothing-*.csv"))
 
@@ -506,7 +507,7 @@ def parquet_with_metadata_and_divisions(path):
     return df.divisions, df.x.sum().compute(), len(df)
 
 
-@program
+@program(raises=FileNotFoundError)
 def parquet_that_is_not_there(path):
     return dd.read_parquet(str(path / "nothing"))
 
@@ -569,7 +570,7 @@ def an_empty_frame():
     )
 
 
-@program
+@program(raises=KeyError)
 def an_error_in_a_partition():
     def fail(part):
         raise KeyError(f"{len(part)} rows")
@@ -577,7 +578,7 @@ def an_error_in_a_partition():
     return table(npartitions=1).map_partitions(fail, meta=("x", "f8")).compute()
 
 
-@program
+@program(raises=KeyError)
 def an_error_at_construction():
     return table().groupby("nothing").x.mean().compute()
 

@@ -7,6 +7,7 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+from sklearn.exceptions import NotFittedError
 
 from tests.compatibility.programs import program
 
@@ -259,9 +260,175 @@ def features_by_hashing_text():
     ).compute().shape
 
 
-@program
+@program(raises=NotFittedError)
 def a_model_that_was_not_fitted():
     from dask_ml.wrappers import ParallelPostFit
     from sklearn.linear_model import LogisticRegression
 
     return ParallelPostFit(LogisticRegression()).predict(chunked()[0])
+
+
+@program
+def metrics_of_classification():
+    from dask_ml.metrics import accuracy_score
+
+    _, y = chunked()
+    other = da.where(da.arange(200, chunks=50) % 5 == 0, 1 - y, y)
+    later = accuracy_score(y, other, sample_weight=da.arange(200, chunks=50), compute=False)
+    return accuracy_score(y, other), accuracy_score(y, other, normalize=False), type(later).__name__, later.compute()
+
+
+@program
+def metrics_of_regression():
+    from dask_ml.metrics import mean_absolute_error, mean_squared_error, mean_squared_log_error
+
+    x, _ = chunked()
+    truth, guess = abs(x[:, 0]), abs(x[:, 0] + x[:, 1] / 10)
+    return (
+        mean_absolute_error(truth, guess),
+        mean_squared_error(truth, guess),
+        mean_squared_log_error(truth, guess),
+    )
+
+
+@program
+def distances():
+    from dask_ml.metrics import euclidean_distances, pairwise_distances, pairwise_distances_argmin_min
+
+    x, _ = chunked()
+    few = x[:3].compute()
+    return dask.compute(
+        euclidean_distances(x, few), pairwise_distances(x, few, metric="cityblock"),
+        *pairwise_distances_argmin_min(x, few),
+    )  # fmt: skip
+
+
+@program
+def naive_bayes():
+    from dask_ml.naive_bayes import GaussianNB
+
+    x, y = chunked()
+    model = GaussianNB(classes=np.array([0, 1])).fit(x, y)
+    return dask.compute(model.theta_, model.class_prior_, model.predict(x), model.predict_proba(x))
+
+
+@program
+def made_up_data():
+    from dask_ml.datasets import make_blobs, make_classification, make_counts, make_regression
+
+    return dask.compute(
+        make_classification(n_samples=40, n_features=4, chunks=10, random_state=0),
+        make_blobs(n_samples=40, chunks=10, random_state=0),
+        make_regression(n_samples=40, n_features=4, chunks=10, random_state=0),
+        make_counts(n_samples=40, n_features=4, chunks=10, random_state=0),
+    )
+
+
+@program
+def column_transformers():
+    from dask_ml.wrappers import ParallelPostFit
+    from sklearn.compose import make_column_transformer
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    frame = pd.DataFrame({"x": np.arange(12.0), "y": np.arange(12.0) ** 2, "kind": list("abca") * 3})
+    transformer = make_column_transformer(
+        (StandardScaler(), ["x", "y"]), (OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["kind"])
+    )
+    fitted = ParallelPostFit(transformer).fit(frame)
+    return fitted.transform(dd.from_pandas(frame, npartitions=3)).compute()
+
+
+@program
+def one_hot_encoding():
+    from dask_ml.preprocessing import OneHotEncoder
+
+    words = da.from_array(np.array(list("abcabc"))[:, None], chunks=(2, -1))
+    encoder = OneHotEncoder(sparse_output=False).fit(words)
+    return encoder.transform(words).compute(), [list(each) for each in encoder.categories_]
+
+
+@program
+def ensembles_of_blocks():
+    from dask_ml.ensemble import BlockwiseVotingClassifier, BlockwiseVotingRegressor
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+
+    x, y = chunked()
+    votes = BlockwiseVotingClassifier(LogisticRegression(), classes=[0, 1])
+    votes.fit(x, y)
+    means = BlockwiseVotingRegressor(LinearRegression())
+    means.fit(x, x.sum(axis=1))
+    return votes.predict(x).compute(), means.predict(x).compute()
+
+
+@program(rtol=1e-3)
+def poisson_regression():
+    from dask_ml.linear_model import PoissonRegression
+
+    x, _ = chunked()
+    return PoissonRegression(solver="newton", max_iter=3).fit(x, da.fabs(x[:, 0]).round()).coef_
+
+
+@program
+def nearest_centres():
+    from dask_ml.metrics import pairwise_distances_argmin_min
+
+    x, _ = chunked()
+    return [each.compute() for each in pairwise_distances_argmin_min(x, x[:4].compute())]
+
+
+@program(rtol=1e-6)
+def incremental_principal_components():
+    from dask_ml.decomposition import IncrementalPCA
+
+    x, _ = chunked()
+    return abs(IncrementalPCA(n_components=2, batch_size=50, svd_solver="full").fit(x).components_)
+
+
+@program
+def post_fit_with_a_meta():
+    from dask_ml.wrappers import ParallelPostFit
+    from sklearn.linear_model import LogisticRegression
+
+    model = ParallelPostFit(
+        LogisticRegression(), predict_meta=np.array([1]), predict_proba_meta=np.array([[0.1, 0.2]]), scoring="accuracy"
+    ).fit(*samples())
+    x, y = chunked()
+    return model.predict(x).dtype, model.predict(x).sum().compute(), model.score(x, y)
+
+
+@program(raises=ValueError)
+def wrong_features_for_a_model():
+    from dask_ml.wrappers import ParallelPostFit
+    from sklearn.linear_model import LogisticRegression
+
+    model = ParallelPostFit(LogisticRegression(), predict_meta=np.array([1])).fit(*samples(features=3))
+    return model.predict(chunked()[0]).compute()
+
+
+@program
+def boosted_trees_by_scikit_learn(client):
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    x, y = samples()
+    futures = client.map(
+        lambda n: GradientBoostingRegressor(n_estimators=n, random_state=0).fit(x, y).predict(x[:5]), [1, 3]
+    )
+    return client.gather(futures)
+
+
+@program
+def joblib_with_arrays_and_batches(client):
+    import joblib
+
+    with joblib.parallel_config(backend="dask"):
+        sums = joblib.Parallel(batch_size=3)(joblib.delayed(np.sum)(np.full(10, n)) for n in range(7))
+        generated = list(joblib.Parallel(return_as="generator")(joblib.delayed(abs)(-n) for n in range(4)))
+    return sums, generated
+
+
+@program(raises=ZeroDivisionError)
+def joblib_that_fails(client):
+    import joblib
+
+    with joblib.parallel_config(backend="dask"):
+        return joblib.Parallel()(joblib.delayed(divmod)(1, n) for n in (1, 0))
