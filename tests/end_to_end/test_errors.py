@@ -589,7 +589,7 @@ def test_a_storage_server_that_is_killed(mortal, server):
     wait(kept, timeout=SECONDS_MAX)
     pending = client.submit(time.sleep, 60, pure=False)
     waiting = client.submit(inc, pending)
-    until(lambda: cluster.stats()["invocations"] >= 2, "the task runs")
+    until(lambda: cluster.stats()["invocations"] + cluster.stats()["mails"] >= 2, "the task runs")
     (process,) = processes_of(cluster, server)
     process.kill()
     for future in (pending, waiting):
