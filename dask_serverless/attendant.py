@@ -58,7 +58,7 @@ class Attendant:
         """
         await self.tailor.note_plugin(kind, name)
         if fresh:
-            await self.dispatcher.call(self.dispatcher.backend.retire, False)
+            await self.dispatcher.retire_sandboxes()
         return await self._answer(f"plugin-{name}", errand.fit, kind, name)
 
     async def run(self, function: bytes, args: bytes, kwargs: bytes | None, wait: bool) -> Any:

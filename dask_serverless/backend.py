@@ -212,6 +212,7 @@ class LocalBackend:
             "payload_bytes_max": settings.executor_payload_bytes_max,
             "ceiling": self.ceiling,
             "lease_seconds": settings.executor_lease,
+            "linger_seconds": settings.executor_linger,
             "timeout_seconds": settings.lambda_timeout,
             "larger_functions": [each.name for each in settings.function_classes[1:]],
         }

@@ -37,6 +37,8 @@ LAMBDA_EVENT_BYTES_MAX = 1_000_000
 DASK_WORKERS_MAX = 256
 #: Below this an executor that is merely slow (garbage collection, a page fault storm) looks dead.
 LEASE_SECONDS_MIN = 1.0
+#: Waiting is paid for: beyond this, invocations are cheaper.
+LINGER_SECONDS_MAX = 2.0
 #: Room in a payload beside one inlined value: the edges of a segment, names, tags.
 PAYLOAD_BYTES_MIN = 16 * 2**10
 
@@ -213,6 +215,7 @@ class Settings:
         "executor.payload-bytes-max", _bytes(PAYLOAD_BYTES_MIN, LAMBDA_EVENT_BYTES_MAX)
     )
     executor_lease: float = _setting("executor.lease", _seconds(LEASE_SECONDS_MIN))
+    executor_linger: float = _setting("executor.linger", _seconds(0.0, LINGER_SECONDS_MAX))
     allowed_failures: int = _setting("executor.allowed-failures", _allowed_failures)
     dask_workers_count: int = _setting("dask-workers.count", _count_or_none)
     dask_workers_threads: int = _setting("dask-workers.threads", _count)

@@ -40,6 +40,7 @@ from dask_serverless.job_events import (
     Submitted,
 )
 from dask_serverless.jobs import Ledger
+from dask_serverless.postings import Postings
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from dask_serverless.recovery import Recovery
 from lambda_worker.core.errors import (
@@ -53,6 +54,7 @@ from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
 from lambda_worker.driver import events_name
+from lambda_worker.lingering import mail_of, name_of, open_mail
 from lambda_worker.parcels import fit
 from lambda_worker.task_runner import describe_error
 
@@ -68,8 +70,12 @@ FREE_SECONDS = 0.01
 #: What is on its way to Lambda for longer than this is being throttled.
 LAUNCH_SECONDS_MAX = 5.0
 LISTEN_SECONDS = 1.0
+#: Mail that was not taken for so long is taken back: whoever lingers takes it within a millisecond.
+TAKE_BACK_SECONDS = 0.1
 #: Invocations under way: what became of each of them.
 Invocations: TypeAlias = Future[list[BaseException | None]]
+#: For each executor that was admitted, who was sent its mail ("": nobody); and the invocations of those others.
+Started: TypeAlias = tuple[list[str], tuple[list[Assignment], Invocations] | None]
 
 
 class Waiter(Protocol):
@@ -112,8 +118,9 @@ class Dispatcher:
         self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
         self._urgent: dict[str, bool] = {}  # jobs that go above the ceiling, and whether they have been admitted
         self.failed: PlatformError | None = None
-        self.counts: dict[str, int] = {"invocations": 0, "executors": 0, "tasks_planned": 0}
+        self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
+        self._postings = Postings()
         self._call_stacks = CallStacks(fresh_seconds=backend.settings.executor_lease)  # three heartbeats
         self._preparations: dict[str, Preparation] = {}
         self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens
@@ -237,23 +244,30 @@ class Dispatcher:
                 self.scheduler,
                 self.outfit(),
             )
-            assignments = make() if len(preparation.plan.graph) <= PREPARE_INLINE_TASKS else await self.call(make)
+            small = len(preparation.plan.graph) <= PREPARE_INLINE_TASKS
+            assignments = make() if small else await self.call(make)
             segments = None if opening is None else preparation.segments
-            splits = len(preparation.plan.graph) > 1
+            plan = preparation.plan
+            splits = len(plan.graph) - len(plan.externals) > 1  # those are there already
             places = None if urgent else self._places
-            granted, under_way = await self.call(self._start, job, segments, assignments, places, splits)
+            begin = functools.partial(self._begin, job, segments, assignments, places, splits)
+            start = begin() if small else await self.call(begin)
+            recipients, under_way = await self.call(start)
+            granted = len(recipients)
             if urgent and job in self._urgent:
                 self._urgent[job] = True
                 await self._set_places()
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
+            for recipient, assignment in zip(recipients, assignments, strict=False):
+                self._note_posted(recipient, job, assignment.executor)
             if opening is not None:
                 opening.set_result(None)
                 if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
                     preparation.segments = {}
             if under_way is not None:
-                await self._hear_refusals(assignments[:granted], under_way)
+                await self._hear_refusals(*under_way)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -262,30 +276,72 @@ class Dispatcher:
             if opening is not None and not opening.done():
                 opening.set_result(None)
 
-    def _start(
+    def _begin(
         self,
         job: str,
         segments: Mapping[int, bytes] | None,
         assignments: list[Assignment],
-        places: int,
+        places: int | None,
         splits: bool,
-    ) -> tuple[int, Invocations | None]:
-        """Do all that a launch waits for in one visit to a thread; a small job is opened here, too.
+    ) -> Callable[[], Started]:
+        """Begin to start executors, as far as that can be done without waiting; what is returned does the rest.
 
-        Returns how many executors were admitted, and their invocations under way.
+        The rest is one visit to a thread. A small job is opened along with it.
         """
         backend = self.backend
+        posting = bool(backend.settings.executor_linger)
+        mails = [mail_of(backend.secret, each) if posting else b"" for each in assignments]
         # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
         alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
-        if segments is not None and not alone:
-            backend.store.open_job(job, segments)
-        granted = backend.store.admit(assignments, places, opening=alone)
-        if not granted:
-            return 0, None
-        payload_bytes_max = backend.settings.executor_payload_bytes_max
-        return granted, backend.invoker.begin(
-            fit(assignments[:granted], backend.store, backend.secret, payload_bytes_max)
-        )
+        if alone:
+            return functools.partial(
+                self._start, assignments, backend.store.begin_admit(assignments, mails, places, opening=True)
+            )
+
+        def admit() -> list[str]:
+            if segments is not None:
+                backend.store.open_job(job, segments)
+            return backend.store.admit_and_post(assignments, mails, places)
+
+        return functools.partial(self._start, assignments, admit)
+
+    def _start(self, assignments: list[Assignment], admit: Callable[[], list[str]]) -> Started:
+        backend = self.backend
+        recipients = admit()
+        unposted = [each for name, each in zip(recipients, assignments, strict=False) if not name]
+        if not unposted:
+            return recipients, None
+        fitting = fit(unposted, backend.store, backend.secret, backend.settings.executor_payload_bytes_max)
+        return recipients, (unposted, backend.invoker.begin(fitting))
+
+    def _note_posted(self, recipient: str, job: str, executor: str) -> None:
+        """An executor came by mail, if it has a recipient; see to it later that the mail was taken."""
+        if not recipient:
+            return
+        self.counts["mails"] += 1
+        if self._is_live(job, executor):  # else it has ended before we heard that it began
+            self._postings.sent(recipient, job, executor)
+            asyncio.get_running_loop().call_later(TAKE_BACK_SECONDS, self._see_to, recipient, job, executor)
+
+    def _see_to(self, recipient: str, job: str, executor: str) -> None:
+        if (job, executor) in self._postings and not self._closing.is_set():
+            self.spawn(self._take_back(recipient))
+
+    async def _take_back(self, recipient: str) -> None:
+        """Have an executor invoked whose mail nobody takes."""
+        try:
+            mail = await self.call(self.backend.store.take_back, recipient)
+        except PlatformError as error:  # its lease will tell
+            logger.warning("mail to %s could not be taken back: %s", recipient, error)
+            return
+        if mail:
+            assignment = open_mail(self.backend.secret, mail)
+            self._postings.ended(assignment.job, assignment.executor)
+            await self._invoke([assignment])
+
+    def _is_live(self, job: str, executor: str) -> bool:
+        known = self.ledger.jobs.get(job)
+        return known is not None and executor not in known.gone
 
     async def _invoke(self, assignments: list[Assignment]) -> None:
         """Invoke on behalf of an executor."""
@@ -323,6 +379,7 @@ class Dispatcher:
         for each in [each for each in self._seceded if each[0] == close.job]:
             self._note_seceded(*each, False)
         self._call_stacks.forget(close.job)
+        self._postings.forget(close.job)
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
         self._closes.append(close)
@@ -359,6 +416,11 @@ class Dispatcher:
         if self._launches:
             await asyncio.wait(list(self._launches), timeout=LAUNCH_SECONDS_MAX)
             await self.call(self.backend.retire, True)
+
+    async def retire_sandboxes(self) -> None:
+        """Use no sandbox again that has served; those that work finish what they have."""
+        await self.call(self.backend.retire, False)
+        await self.call(self.backend.store.send_home)
 
     # -- what executors say ---------------------------------------------------------------------
 
@@ -408,6 +470,8 @@ class Dispatcher:
                 events.extend(("missing", job, task, module) for task, module in content)
             elif kind == "delegating":
                 events.append(Delegating(job, content))
+            elif kind == "posted":
+                events.append((kind, job, content))
             elif kind in ("seceded", "rejoined"):
                 events.append((kind, job, executor))
             elif kind == "stack":
@@ -433,6 +497,9 @@ class Dispatcher:
                 self._note_seceded(job, executor, word == "seceded")
             case ("stack", job, executor, task, frames):
                 self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
+            case ("posted", job, posted):
+                for recipient, executor in posted:
+                    self._note_posted(recipient, job, executor)
             case ("log", blob):  # sealed, so it is one of our executors that pickled it
                 self.waiter.task_event(*pickle.loads(blob))
             case ("missing", job, task, module):
@@ -449,9 +516,17 @@ class Dispatcher:
                 if isinstance(event, Retired):
                     self._note_seceded(event.job, event.executor, False)
                     self._call_stacks.forget(event.job, event.executor)
+                    self._postings.ended(event.job, event.executor)
                 self.feed(event)
 
     # -- what goes wrong ------------------------------------------------------------------------
+
+    async def came_by_mail(self, invoked: Assignment) -> list[tuple[str, str]]:
+        """Return who runs in an invocation that has failed, beside who was invoked; invoke who never got there."""
+        recipient = name_of(invoked)
+        if self._postings.to(recipient):
+            await self._take_back(recipient)
+        return self._postings.to(recipient)
 
     async def _keep_alive(self) -> None:
         """Nothing in the store lives for ever, except what somebody holds, as long as they hold it."""
@@ -466,6 +541,7 @@ class Dispatcher:
         """What an executor did before it died has no effect any more."""
         self._note_seceded(job, executor, False)
         self._call_stacks.forget(job, executor)
+        self._postings.ended(job, executor)
 
     async def start_again(self, assignment: Assignment) -> None:
         """Give the record of an executor that died its next attempt, and invoke that."""
@@ -474,9 +550,11 @@ class Dispatcher:
             return
         kept = preparation.segments  # perhaps nowhere else: small jobs are not stored
         again = replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
-        granted, under_way = await self.call(self._start, again.job, None, [again], self._places, True)
-        if granted and under_way is not None:
-            await self._hear_refusals([again], under_way)
+        # Not by mail: who has died deserves a fresh start.
+        admit = functools.partial(self.backend.store.admit_and_post, [again], (), self._places)
+        _, under_way = await self.call(self._start, [again], admit)
+        if under_way is not None:
+            await self._hear_refusals(*under_way)
 
     def key_of(self, job: str, task: int) -> Any:
         """Return the key of a task; None if it has none, or its job is over."""

@@ -213,8 +213,10 @@ class Proxy(SchedulerPlugin):
             return
         for key in stubs:
             self._kept[key] = submission
-        # A graph that needs nothing of others cannot be refused for what they let go: it need not wait.
-        early = bool(stubs) and not (plan.externals or plan.pointers or pinned)
+        # A graph that needs nothing of others, but what is there and held, cannot be refused for what they
+        # let go: it need not wait.
+        there = all(self.location(key) is not None and self._is_known(key) for key in plan.externals)
+        early = bool(stubs) and there and not (plan.pointers or pinned)
         if early:
             self.dispatcher.submit(self.dispatcher.new_job(), plan)
         with collector_paused():  # a task state for every stub

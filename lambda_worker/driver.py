@@ -76,6 +76,7 @@ from lambda_worker.core.wire import (
     unpack_inline,
 )
 from lambda_worker.last_words import LastWords
+from lambda_worker.lingering import Waiter, mail_of
 from lambda_worker.parcels import fit
 from lambda_worker.ports import Arrival, Clock, Invoker, Store, Succession
 from lambda_worker.task_runner import (
@@ -120,6 +121,7 @@ class World:
     beside: Beside
     wall_offset: float = 0.0  # add to `clock` for the time of day, as Dask's task stream wants it
     lease_seconds: float = 15.0
+    linger_seconds: float = 0.0
     payload_bytes_max: int = 256 * 1024
     last_words_directory: str | None = None
     name: str = ""  # of the sandbox
@@ -180,12 +182,17 @@ class Driver:
         What to run.
     seconds_left
         Until Lambda ends this process.
+    waiter
+        Lingers when this executor has retired.
     """
 
-    def __init__(self, world: World, assignment: Assignment, seconds_left: float = math.inf) -> None:
+    def __init__(
+        self, world: World, assignment: Assignment, seconds_left: float = math.inf, waiter: Waiter | None = None
+    ) -> None:
         self.world = world
         self._until = world.policy.leave_at(world.clock(), seconds_left) if seconds_left < math.inf else math.inf
         self.assignment = assignment
+        self.waiter = waiter
         self.executor = Executor(assignment, world.policy)
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Instruction | _Failed] = queue.SimpleQueue()
@@ -481,6 +488,9 @@ class Driver:
         counts = self._counts()
         if counts:
             events.append(["count", counts])
+        succession = self._succession(arrive.successor, locations)
+        # Whose place is taken by another executor leaves its sandbox to it as well.
+        lingering = self.waiter.offer() if self.waiter is not None and arrive.retire and succession is None else None
         reply = self.world.store.arrive(
             mine.job,
             mine.executor,
@@ -492,8 +502,11 @@ class Driver:
             ],
             self._seal_events(events),
             retire=arrive.retire,
-            succession=self._succession(arrive.successor, locations),
+            succession=succession,
+            lingering=lingering,
         )
+        if reply.retired and self.waiter is not None:
+            self.waiter.offered = lingering is not None and lingering.seconds > 0
         for claim in reply.claims:
             for parent, location in claim.values.items():
                 self._locations.setdefault(parent, location)
@@ -575,19 +588,28 @@ class Driver:
         for assignment, parents in zip(delegate.assignments, delegate.inputs, strict=True):
             given = {parent: locations[parent] for parent in parents}
             assignments.append(replace(assignment, given=given))
-        granted = self.world.store.delegate(mine.job, mine.executor, mine.attempt, assignments, mine.ceiling)
+        posting = bool(self.world.linger_seconds)
+        mails = [mail_of(self.world.secret, each) if posting else b"" for each in assignments]
+        recipients = self.world.store.delegate_and_post(
+            mine.job, mine.executor, mine.attempt, assignments, mails, mine.ceiling
+        )
+        granted = len(recipients)
         if not granted:
             return Delegated(0, self.world.clock())
-        fitting = fit(assignments[:granted], self.world.store, self.world.secret, self.world.payload_bytes_max)
+        posted = [(name, each) for name, each in zip(recipients, assignments, strict=False) if name]
+        unposted = [each for name, each in zip(recipients, assignments, strict=False) if not name]
+        fitting = fit(unposted, self.world.store, self.world.secret, self.world.payload_bytes_max)
         invoker = self.world.invoker
-        if self.world.policy.invoke_here(granted, invoker.warm):
+        if self.world.policy.invoke_here(len(fitting), invoker.warm):
             errors = invoker.invoke(fitting)
             refused = [assignment for assignment, error in zip(fitting, errors, strict=True) if error is not None]
         else:
             refused = fitting
         with self._lock:
-            self._counters["invocations"] = self._counters.get("invocations", 0) + granted - len(refused)
+            self._counters["invocations"] = self._counters.get("invocations", 0) + len(fitting) - len(refused)
         events: list[Any] = [["delegating", [assignment.executor for assignment in assignments[:granted]]]]
+        if posted:
+            events.append(["posted", [[name, each.executor] for name, each in posted]])
         # Their records exist: the proxy, which has more patience, invokes those that were not invoked here.
         events.extend(["invoke", assignment.to_bytes()] for assignment in refused)
         self.world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events(events))

@@ -7,7 +7,7 @@ Everything it knows of the outside comes in environment variables of the functio
 ``DASK_SERVERLESS_SECRET``         the cluster's secret, hexadecimal
 ``DASK_SERVERLESS_FUNCTION``       name of the function of the default class, for invoking others
 ``DASK_SERVERLESS_ENDPOINT``       where Lambda is, if not at AWS (set by the local service)
-``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, larger_functions, ...
+``DASK_SERVERLESS_SETTINGS``       JSON: inline_bytes_max, ceiling, lease_seconds, linger_seconds, ...
 ``DASK_SERVERLESS_LAST_WORDS``     a directory for `lambda_worker.last_words` (local only)
 ``DASK_SERVERLESS_TLS``            JSON: what tasks that are clients need to reach a scheduler with TLS
 =================================  ==============================================================
@@ -37,6 +37,7 @@ from lambda_worker.beside import Beside
 from lambda_worker.core.policy import Policy
 from lambda_worker.driver import Driver, World
 from lambda_worker.invoker import LambdaInvoker, is_loopback
+from lambda_worker.lingering import Waiter
 from lambda_worker.parcels import unfold
 from lambda_worker.payload import assignments_of
 
@@ -72,6 +73,7 @@ def make_world(environment: Mapping[str, str]) -> World:
         beside=Beside(),
         wall_offset=time.time() - time.perf_counter(),
         lease_seconds=settings.get("lease_seconds", 15.0),
+        linger_seconds=settings.get("linger_seconds", 0.0),
         payload_bytes_max=settings.get("payload_bytes_max", 256 * 1024),
         last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
         # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
@@ -107,18 +109,27 @@ def mend_output() -> None:
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
-    """Run the assignments of one invocation, one after the other.
+    """Run the assignments of one invocation, one after the other, and then what comes by mail.
 
     Returns
     -------
     dict
         For each executor, why it ended ("" when everything was done).
     """
-    mend_output()
+
+    def seconds_left() -> float:
+        return float(context.get_remaining_time_in_millis()) / 1000
+
     world = _world()
-    return {
-        assignment.executor: Driver(
-            world, unfold(assignment, world.store, world.secret), context.get_remaining_time_in_millis() / 1000
-        ).run()
-        for assignment in assignments_of(world.secret, event)
-    }
+    assignments = assignments_of(world.secret, event)
+    waiter = Waiter(assignments[-1], world.linger_seconds, seconds_left)
+    ended = {}
+    while assignments:
+        assignment = assignments.pop(0)
+        mend_output()
+        unfolded = unfold(assignment, world.store, world.secret)
+        # The last one lingers for all.
+        ended[assignment.executor] = Driver(world, unfolded, seconds_left(), None if assignments else waiter).run()
+        if waiter.offered and (came := waiter.wait(world.store, world.secret)) is not None:
+            assignments.append(came)
+    return ended

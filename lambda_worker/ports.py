@@ -23,6 +23,7 @@ __all__ = [
     "Invoker",
     "JobStore",
     "Lapsed",
+    "Lingering",
     "Reply",
     "Standing",
     "Store",
@@ -59,6 +60,14 @@ class Succession:
 
 
 @dataclass(frozen=True, slots=True)
+class Lingering:
+    """An executor that has retired waits for mail: under which name, and for how long (0: no longer)."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Lapsed:
     """A record whose lease ran out: who, and the task it last said it was running (-1: none)."""
 
@@ -85,6 +94,7 @@ class Store(Protocol):
         events: bytes = b"",
         retire: bool = False,
         succession: Succession | None = None,
+        lingering: Lingering | None = None,
     ) -> Reply:
         """Tell fan-ins that parents are done, publish events, and perhaps retire: one atomic step,
         one round trip.
@@ -96,7 +106,8 @@ class Store(Protocol):
         the record and its lease are removed, its claims are marked done, and a retirement is
         appended to the event stream, unless this call won a child (`YOURS`). With a `succession` as
         well, the place becomes another executor's in the same step: its record is created whatever the
-        ceiling, and the events of the succession are appended before the retirement. A fenced caller
+        ceiling, and the events of the succession are appended before the retirement. With `lingering`,
+        who retires can be sent mail from this step on, until that time is over. A fenced caller
         has no effect at all. The lease is renewed.
         """
         ...
@@ -109,6 +120,28 @@ class Store(Protocol):
         remembered there as given away). Returns 0 if the caller is fenced or cancelled. A record
         that exists already counts as created, and nothing changes.
         """
+        ...
+
+    def delegate_and_post(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int,
+    ) -> list[str]:
+        """Do as `delegate`, and send the mail of each new record to an executor that lingers.
+
+        Returns, for each record that exists now, the name of who was sent its mail, or "": it is to be
+        invoked. Mail is sent once. For a record with empty mail, one that lingers is sent away (its
+        place may be needed).
+        """
+        ...
+
+    def take_mail(self, name: str, seconds: float) -> bytes:
+        """Linger: wait for mail up to `seconds`, and linger no longer. Empty: there is none, or who
+        lingers is sent away."""
         ...
 
     def beat(self, runs: Sequence[tuple[str, str, int, int]]) -> list[Standing]:
@@ -163,6 +196,21 @@ class JobStore(Store, Protocol):
 
         With `opening` the job is opened along with it: for one whose segments all travel inside the
         one assignment, so that nobody will ever read them from here."""
+        ...
+
+    def admit_and_post(
+        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+    ) -> list[str]:
+        """Do as `admit`, and send mail as `delegate_and_post` does."""
+        ...
+
+    def take_back(self, name: str) -> bytes:
+        """Take back mail that was sent and has not been taken. Empty: there is none. From then on, it
+        cannot be taken."""
+        ...
+
+    def send_home(self) -> None:
+        """Send away everybody who lingers now. Who has a record now will not linger."""
         ...
 
     def set_ceiling(self, ceiling: int) -> None:

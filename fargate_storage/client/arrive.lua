@@ -5,7 +5,8 @@
 --
 -- ARGV: header, events, then one value for each edge.
 -- Header: job, executor, attempt, lease_ms, ttl, retire (0/1), digest of this call, edges (child, parent, parents, ...),
---         succession (executor, attempt, starts, assignment, events; empty: none)
+--         succession (executor, attempt, starts, assignment, events; empty: none),
+--         lingering (name, milliseconds; 0 ms or empty: it does not linger)
 -- Reply: standing, retired (0/1), {{child, verdict, parent, value, parent, value, ... (with 'yours')}, ...}
 
 local header = cmsgpack.unpack(ARGV[1])
@@ -84,6 +85,7 @@ if retired then
     redis.call('UNLINK', fan_in .. child)
     redis.call('SREM', fan_ins, child)
   end
+  local lingers = redis.call('HGET', record, 'generation') == (redis.call('GET', generation_key) or '')
   redis.call('UNLINK', record, claims)
   redis.call('SREM', key_of(job, 'executors'), executor)
   redis.call('ZREM', leases_key, lease_member(job, executor))
@@ -94,6 +96,15 @@ if retired then
   end
   redis.call('XADD', events_key, '*', 'job', job, 'executor', executor, 'attempt', attempt, 'events', '')
   redis.call('EXPIRE', events_key, ttl)
+  -- In this very step: whoever takes the place that has become free finds out that somebody lingers there.
+  local lingering = header[10]
+  if lingering[1] then
+    redis.call('UNLINK', mail_key('taken', lingering[1]))
+    if lingering[2] > 0 and lingers then
+      redis.call('ZADD', lingering_key, now_ms + lingering[2], lingering[1])
+      redis.call('EXPIRE', lingering_key, ttl)
+    end
+  end
 end
 -- Keys that this call made have no time to live yet.
 redis.call('EXPIRE', claims, ttl)

@@ -30,9 +30,25 @@ end
 -- Create the record of an executor, with its lease.
 local function create_record(job, executor, attempt, starts, assignment, lease_ms, ttl)
   local record = key_of(job, 'record:' .. executor)
-  redis.call('HSET', record, 'attempt', attempt, 'running', -1, 'starts', starts, 'assignment', assignment)
+  redis.call('HSET', record, 'attempt', attempt, 'running', -1, 'starts', starts, 'assignment', assignment,
+    'generation', redis.call('GET', generation_key) or '')
   redis.call('SADD', key_of(job, 'executors'), executor)
   renew(job, executor, lease_ms, ttl)
+end
+
+-- Send mail to the executor that came last to linger for it; return its name, or '' if there is none. Whoever is sent
+-- empty mail goes: somebody else is invoked instead, and needs the place.
+local function post(mail, lease_ms)
+  while true do
+    local latest = redis.call('ZPOPMAX', lingering_key)
+    local name = latest[1]
+    if not name then return '' end
+    if tonumber(latest[2]) > now_ms then
+      redis.call('RPUSH', mail_key('mail', name), mail)
+      redis.call('PEXPIRE', mail_key('mail', name), lease_ms) -- as long as its record lives untaken
+      return mail ~= '' and name or ''
+    end
+  end
 end
 
 -- Remove up to `limit` of a job's records with their leases; return how many are left.

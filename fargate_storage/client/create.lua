@@ -2,8 +2,8 @@
 -- The promises are in `lambda_worker.ports`.
 --
 -- ARGV[1]: job, executor, attempt of the giver ('' for the proxy), lease_ms, ttl, ceiling (-1: none),
---          records {{job, executor, attempt, starts, assignment}, ...}, whether their jobs are opened along (0/1)
--- Reply: how many of the records, from the front, exist now.
+--          records {{job, executor, attempt, starts, assignment, mail}, ...}, whether their jobs are opened along (0/1)
+-- Reply: for each of the records, from the front, that exists now: who was sent its mail ('': nobody).
 
 local header = cmsgpack.unpack(ARGV[1])
 local giver_job, giver, giver_attempt = header[1], header[2], header[3]
@@ -19,12 +19,12 @@ end
 
 local giver_record
 if giver ~= '' then
-  if enter(giver_job, giver, giver_attempt) ~= 'ok' then return 0 end
+  if enter(giver_job, giver, giver_attempt) ~= 'ok' then return {} end
   renew(giver_job, giver, lease_ms, ttl)
   giver_record = key_of(giver_job, 'record:' .. giver)
 end
 
-local count = 0
+local posted = {}
 for _, item in ipairs(records) do
   local job, executor, attempt, starts, assignment = item[1], item[2], item[3], item[4], item[5]
   if header[8] == 1 then
@@ -37,7 +37,7 @@ for _, item in ipairs(records) do
   local known = redis.call('HMGET', record, 'attempt', 'starts')
   local known_attempt = tonumber(known[1] or nil)
   local gave = giver_attempt .. ':' .. starts
-  local write = true
+  local write, recipient = true, ''
   if giver_record and redis.call('HGET', giver_record, 'gave:' .. executor) == gave then
     write = false -- this attempt's call, repeated: the new executor may even have retired since
   elseif known_attempt and giver_record then
@@ -56,8 +56,12 @@ for _, item in ipairs(records) do
       redis.call('UNLINK', record)
     end
     create_record(job, executor, attempt, starts, assignment, lease_ms, ttl)
+    recipient = post(item[6], lease_ms)
+    if recipient ~= '' then redis.call('HSET', record, 'recipient', recipient) end
+  elseif known_attempt == attempt then
+    recipient = redis.call('HGET', record, 'recipient') or '' -- a call that is repeated hears what it would have heard
   end
   if giver_record then redis.call('HSET', giver_record, 'gave:' .. executor, gave) end
-  count = count + 1
+  posted[#posted + 1] = recipient
 end
-return count
+return posted

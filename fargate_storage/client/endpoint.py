@@ -14,7 +14,8 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -35,6 +36,8 @@ Command: TypeAlias = Sequence[Argument]
 JOIN_BYTES_MAX = 16 * 1024
 #: A socket's time limit is for a whole `sendall`, so what it is given must pass a slow link within ``wait_seconds``.
 PIECE_BYTES_MAX = 256 * 1024
+#: What `begin` sends at once. A socket's buffer takes it, so that sending does not wait.
+BEGIN_BYTES_MAX = 64 * 1024
 #: redis-py reads 64 KiB at a time unless told; a megabyte is measurably faster for large values.
 READ_BYTES = 2**20
 #: How a script's error tells it before Redis 7; later it is the error's own code.
@@ -136,6 +139,7 @@ class Endpoint:
         if parts.scheme == "rediss" and config.ca_file:
             options["ssl_ca_certs"] = config.ca_file
         self._pool = redis.ConnectionPool.from_url(url, **options)
+        self._spares: deque[Any] = deque()  # connections for `begin`, which must not wait for one
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.role} at {self.address}>"
@@ -174,10 +178,59 @@ class Endpoint:
                 raise StoreUnavailable(f"the {self.role} server at {self.address} cannot be reached: {failure}")
             time.sleep(pause)
             attempt += 1
+        self._refuse_full(replies)
+        return replies
+
+    def begin(self, *commands: Command) -> Callable[[], list[Any]]:
+        """Send commands now, if that can be done without waiting; return what waits for the replies, as `call` does.
+
+        So an event loop can have the server at work before it has found a thread that waits.
+        """
+        pieces = pack_commands(commands)
+        connection = self._begin(pieces)
+
+        def replies() -> list[Any]:
+            if connection is None:
+                found = self.call(*commands)
+                if not self._spares:  # for the next time
+                    self._spares.append(self._pool.get_connection())
+                return found
+            try:
+                found = [_read(connection) for _ in commands]
+            except BaseException as error:
+                self._drop(connection)
+                if not isinstance(error, Exception):
+                    raise
+                return self.call(*commands)
+            self._spares.append(connection)
+            self._refuse_full(found)
+            return found
+
+        return replies
+
+    def _begin(self, pieces: list[bytes | memoryview]) -> Any:
+        if sum(map(len, pieces)) > BEGIN_BYTES_MAX:
+            return None
+        try:
+            connection = self._spares.popleft()
+        except IndexError:
+            return None
+        try:
+            connection.send_packed_command(pieces, check_health=False)
+        except Exception:
+            self._drop(connection)
+            return None
+        self._counters.add(round_trips=1)
+        return connection
+
+    def _drop(self, connection: Any) -> None:
+        connection.disconnect()
+        self._pool.release(connection)
+
+    def _refuse_full(self, replies: Sequence[Any]) -> None:
         for reply in replies:
             if isinstance(reply, OutOfMemoryError) or (isinstance(reply, ResponseError) and OOM in str(reply)):
                 raise StoreFull(f"the {self.role} server at {self.address} is full (limit: {self._memory_limit()})")
-        return replies
 
     def ask(self, *commands: Command) -> list[Any]:
         """Like `call`, but any error reply raises `StoreUnavailable`."""
@@ -196,6 +249,19 @@ class Endpoint:
         if isinstance(reply, NoScriptError):
             (reply,) = self.call(("EVAL", source, 1, key, *arguments))
         self._refuse_errors([reply])
+        return reply
+
+    def begin_script(self, sha: str, source: str, key: str, *arguments: Argument) -> Callable[[], Any]:
+        """Do as `script`, in two parts as `begin`."""
+        replies = self.begin(("EVALSHA", sha, 1, key, *arguments))
+
+        def reply() -> Any:
+            (found,) = replies()
+            if isinstance(found, NoScriptError):
+                return self.script(sha, source, key, *arguments)
+            self._refuse_errors([found])
+            return found
+
         return reply
 
     def info(self, section: str) -> dict[str, str]:

@@ -6,9 +6,15 @@ key                                   type     what
 ``CLUSTER:leases``                    zset     of every live executor record: the end of its lease, store ms
 ``CLUSTER:events``                    stream   what executors publish, until the proxy has read it
 ``CLUSTER:ceiling``                   string   how many executors may live, since it was last changed
+``CLUSTER:lingering``                 zset     executors that linger: when each of them leaves, store ms
+``CLUSTER:generation``                string   of executors: those of an older one do not linger
+``CLUSTER:mail:NAME``                 list     what was sent to one of them (at most one item)
+``CLUSTER:taken:NAME``                list     what it has taken
+``CLUSTER:taken-back:NAME``           list     what was taken back from it
 ``CLUSTER:{JOB}:job``                 hash     ``opened``, ``cancelled``
 ``CLUSTER:{JOB}:executors``           set      executors that have, or had, a record (to find keys again)
-``CLUSTER:{JOB}:record:EXECUTOR``     hash     ``attempt``, ``running``, ``starts``, ``assignment``, ``heard``,
+``CLUSTER:{JOB}:record:EXECUTOR``     hash     ``attempt``, ``running``, ``starts``, ``assignment``,
+                                               ``generation``, ``heard``, ``recipient`` of its mail,
                                                ``gave:EXECUTOR``
 ``CLUSTER:{JOB}:claims:EXECUTOR``     set      children that are this executor's to run
 ``CLUSTER:{JOB}:fan-in:CHILD``        hash     parent -> value, and ``owner``
@@ -30,6 +36,9 @@ LUA = """
 local leases_key = KEYS[1] .. 'leases'
 local events_key = KEYS[1] .. 'events'
 local ceiling_key = KEYS[1] .. 'ceiling'
+local lingering_key = KEYS[1] .. 'lingering'
+local generation_key = KEYS[1] .. 'generation'
+local function mail_key(what, name) return KEYS[1] .. what .. ':' .. name end
 local function key_of(job, what) return KEYS[1] .. '{' .. job .. '}:' .. what end
 local function lease_member(job, executor) return job .. '\\n' .. executor end
 """
@@ -52,10 +61,15 @@ class Keys:
         self.leases = f"{cluster}:leases"
         self.events = f"{cluster}:events"
         self.ceiling = f"{cluster}:ceiling"
+        self.lingering = f"{cluster}:lingering"
 
     def of_job(self, job: str, what: str) -> str:
         """Name a key of a job."""
         return f"{self.prefix}{{{job}}}:{what}"
+
+    def of_mail(self, what: str, name: str) -> str:
+        """Name a list of letters (``mail``, ``taken``, ``taken-back``) of an executor that lingers."""
+        return f"{self.prefix}{what}:{name}"
 
     def of_object(self, name: str, stripe: int = 0) -> str:
         """Name the key of one stripe of a stored value."""

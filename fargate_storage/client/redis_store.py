@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from lambda_worker.core.wire import (
     pack,
     unpack,
 )
-from lambda_worker.ports import Arrival, Claim, Lapsed, Reply, Standing, Succession, Verdict
+from lambda_worker.ports import Arrival, Claim, Lapsed, Lingering, Reply, Standing, Succession, Verdict
 
 #: What one step of a long removal, or of a sweep, may touch: bounds how long the server is busy with it.
 STEP_ITEMS_MAX = 1_000
@@ -99,6 +99,7 @@ class RedisStore:
         events: bytes = b"",
         retire: bool = False,
         succession: Succession | None = None,
+        lingering: Lingering | None = None,
     ) -> Reply:
         """See `lambda_worker.ports.Store.arrive`.
 
@@ -114,6 +115,7 @@ class RedisStore:
         header = scripts.header(
             *(job, executor, attempt, self._lease_ms, self.config.ttl_seconds, int(retire), digest, edges),
             [] if succession is None else [*_record_fields(succession.record)[1:], succession.events],
+            [] if lingering is None else [lingering.name, round(lingering.seconds * 1000)],
         )
         standing, retired, answers = self._run(scripts.ARRIVE, header, events, *values)
         return Reply(Standing(standing.decode()), tuple(map(_claim, answers)), bool(retired))
@@ -124,9 +126,35 @@ class RedisStore:
         A record of the same name but with other starts is not the same record: creation stops there, and the starts
         stay with the caller.
         """
+        return len(self.delegate_and_post(job, executor, attempt, records, (), ceiling))
+
+    def delegate_and_post(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int,
+    ) -> list[str]:
+        """See `lambda_worker.ports.Store.delegate_and_post`."""
         if any(record.job != job for record in records):
             raise ValueError("an executor can only give away tasks of its own job")
-        return self._create(job, executor, attempt, records, ceiling)
+        return self._create(job, executor, attempt, records, mails, ceiling)
+
+    def take_mail(self, name: str, seconds: float) -> bytes:
+        """See `lambda_worker.ports.Store.take_mail`."""
+        mail, taken = self._keys.of_mail("mail", name), self._keys.of_mail("taken", name)
+        # What was moved, but never arrived here because the connection broke, is found by the repetition.
+        wait = max(0.001, min(seconds, LISTEN_SECONDS_MAX, self.config.wait_seconds / 2))  # BLMOVE 0 would be for ever
+        before, found, _ = self._metadata.ask(
+            ("LINDEX", taken, 0),
+            ("BLMOVE", mail, taken, "LEFT", "RIGHT", f"{wait:.3f}"),
+            ("PEXPIRE", taken, self._lease_ms),
+        )
+        if before is None and found is None:
+            found = self._run(scripts.LEAVE, name, self._lease_ms)
+        return before or found or b""
 
     def beat(self, runs: Sequence[tuple[str, str, int, int]]) -> list[Standing]:
         """See `lambda_worker.ports.Store.beat`."""
@@ -180,7 +208,35 @@ class RedisStore:
         A record that exists counts as created. If `records` bring a newer attempt, it takes the new assignment, the
         older attempt is fenced, and the ceiling does not matter (it is counted already).
         """
-        return self._create("", "", 0, records, -1 if ceiling is None else ceiling, opening)
+        return len(self.admit_and_post(records, (), ceiling, opening))
+
+    def admit_and_post(
+        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+    ) -> list[str]:
+        """See `lambda_worker.ports.JobStore.admit_and_post`."""
+        return self._create("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening)
+
+    def begin_admit(
+        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+    ) -> Callable[[], list[str]]:
+        """Send what `admit_and_post` sends, if that can be done without waiting; return what waits for the answer."""
+        header = self._creation("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening)
+        answer = scripts.CREATE.begin(self._metadata, self._keys.prefix, header)
+        return lambda: _recipients(answer())
+
+    def take_back(self, name: str) -> bytes:
+        """See `lambda_worker.ports.JobStore.take_back`."""
+        mail, back = self._keys.of_mail("mail", name), self._keys.of_mail("taken-back", name)
+        _, _, found = self._metadata.ask(
+            ("LMOVE", mail, back, "LEFT", "LEFT"),
+            ("PEXPIRE", back, self._lease_ms),
+            ("LINDEX", back, 0),
+        )
+        return found or b""
+
+    def send_home(self) -> None:
+        """See `lambda_worker.ports.JobStore.send_home`."""
+        self._run(scripts.SEND_HOME, self.config.ttl_seconds, self._lease_ms)
 
     def set_ceiling(self, ceiling: int) -> None:
         """See `lambda_worker.ports.JobStore.set_ceiling`."""
@@ -293,16 +349,29 @@ class RedisStore:
         executor: str,
         attempt: int,
         records: Sequence[Assignment],
+        mails: Sequence[bytes],
         ceiling: int,
         opening: bool = False,
-    ) -> int:
+    ) -> list[str]:
         if not records:
-            return 0
-        items = [_record_fields(record) for record in records]
-        header = scripts.header(
-            job, executor, attempt, self._lease_ms, self.config.ttl_seconds, ceiling, items, int(opening)
-        )
-        return int(self._run(scripts.CREATE, header))
+            return []
+        header = self._creation(job, executor, attempt, records, mails, ceiling, opening)
+        return _recipients(self._run(scripts.CREATE, header))
+
+    def _creation(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int,
+        opening: bool,
+    ) -> bytes:
+        letters = mails or [b""] * len(records)
+        items = [[*_record_fields(record), mail] for record, mail in zip(records, letters, strict=True)]
+        ttl = self.config.ttl_seconds
+        return scripts.header(job, executor, attempt, self._lease_ms, ttl, ceiling, items, int(opening))
 
     def _next_events(self, seconds: float) -> list[Any]:
         key = self._keys.events
@@ -327,6 +396,10 @@ def _behind(entry: bytes) -> str:
 def _event(fields: Sequence[bytes]) -> tuple[str, str, int, bytes]:
     event = dict(zip(fields[::2], fields[1::2], strict=True))
     return event[b"job"].decode(), event[b"executor"].decode(), int(event[b"attempt"]), event[b"events"]
+
+
+def _recipients(answer: Sequence[bytes]) -> list[str]:
+    return [recipient.decode() for recipient in answer]
 
 
 def _record_fields(record: Assignment) -> list[Any]:

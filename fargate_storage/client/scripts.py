@@ -6,6 +6,7 @@ Scripts name keys from a prefix instead of declaring each: the metadata lives on
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +25,10 @@ class Script(NamedTuple):
     def run(self, endpoint: Endpoint, prefix: str, *arguments: Argument) -> Any:
         """Run at a server, on the keys that begin with `prefix`: one round trip once the server knows the script."""
         return endpoint.script(self.sha, self.source, prefix, *arguments)
+
+    def begin(self, endpoint: Endpoint, prefix: str, *arguments: Argument) -> Callable[[], Any]:
+        """Do as `run`, in two parts: see `Endpoint.begin`."""
+        return endpoint.begin_script(self.sha, self.source, prefix, *arguments)
 
 
 def header(*parts: Any) -> bytes:
@@ -44,4 +49,6 @@ CANCEL = _load("cancel")
 CLOSE = _load("close")
 CREATE = _load("create")
 LAPSED = _load("lapsed")
+LEAVE = _load("leave")
+SEND_HOME = _load("send_home")
 RECALL = _load("recall")

@@ -32,7 +32,7 @@ def test_defaults_are_the_documented_ones():
     assert settings.storage_ttl == 86_400
     assert settings.executor_inline_bytes_max == 64 * 2**10
     assert settings.executor_payload_bytes_max == 256 * 2**10
-    assert settings.executor_lease == 15
+    assert (settings.executor_lease, settings.executor_linger) == (15, 0.2)
     assert (settings.dask_workers_count, settings.dask_workers_threads) == (0, 1)
     assert settings.dask_workers_memory is None
     assert settings.lambda_price_gb_second == pytest.approx(1.66667e-5)
@@ -99,6 +99,8 @@ def test_units_are_accepted_as_dask_accepts_them():
         ("storage_server", "/nowhere/redis-server", "storage.server"),
         ("executor_payload_bytes_max", "6 MiB", "executor.payload-bytes-max"),
         ("executor_lease", 0, "executor.lease"),
+        ("executor_linger", "-1 ms", "executor.linger"),
+        ("executor_linger", "3 s", "executor.linger"),
         ("dask_workers_count", -1, "dask-workers.count"),
         ("dask_workers_count", 1000, "dask-workers.count"),
         ("dask_workers_threads", 0, "dask-workers.threads"),
@@ -152,6 +154,7 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "executor.inline-bytes-max": (100, 200, 300),
         "executor.payload-bytes-max": (100_000, 200_000, 300_000),
         "executor.lease": (2.0, 3.0, 4.0),
+        "executor.linger": (0.1, 0.2, 0.3),
         "executor.allowed-failures": (0, 1, 2),
         "dask-workers.count": (1, 2, 3),
         "dask-workers.threads": (2, 3, 4),

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from dask_serverless import own_annotations
 from dask_serverless.config import Settings
 from dask_serverless.dask_graph import materialise, plan_job, split
-from dask_serverless.dispatch import _advice
 from dask_serverless.plan import classes as classes_module
 from dask_serverless.plan import edges, make_classes, number, smallest_class
 from dask_serverless.preparation import Preparation
+from dask_serverless.recovery import _advice
 from lambda_worker.core.errors import BadAnnotation
 
 GIB = 2**30
@@ -241,7 +241,7 @@ def test_start_tasks_are_grouped_by_class_the_largest_first():
         ("Runtime.OutOfMemory: killed", 3, "memory_limit=", "annotate"),
         ("Task timed out after 60.00 seconds", 0, "dask.annotate(timeout='900 s'), or raise the cluster's", None),
         ("Task timed out after 900.00 seconds", 1, "timeout= (Lambda allows 15 minutes)", "annotate"),
-        ("no sign of life for 15 s", 0, "run the computation again", "annotate"),
+        ("no sign of life for 15 s", 0, "look into what this one calls", "annotate"),
     ],
 )
 def test_advice_names_the_next_class(why, function_class, said, unsaid):
