@@ -22,7 +22,7 @@ BIN := $(ENVIRONMENT)/bin
 # The stamps name this directory, for an environment that serves more than one clone.
 STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
 PYTEST_ARGS ?=
-TESTS := tests/unit tests/contract tests/process tests/end_to_end
+TESTS := tests/unit tests/contract tests/process tests/end_to_end tests/compatibility
 
 .PHONY: help quickstart test lint bench bench-latency bench-giant clean
 

@@ -101,6 +101,7 @@ class FleetWorker(Worker):
         self.stream_handlers["compute-task"] = self.handle_compute_task
         self.handlers["plugin-add"] = self.handle_plugin_add
         self.handlers["plugin-remove"] = self.handle_plugin_remove
+        self.handlers["get_logs"] = self.handle_get_logs
         self._not_worn: dict[str, bytes] = {}  # worker plugins that nothing here has needed yet
         self._wearing = asyncio.Lock()
 
@@ -307,7 +308,7 @@ class FleetWorker(Worker):
         """Run a function in an executor: this process is the user's own."""
         return self.proxy.attendant.run(function, args, kwargs, wait)
 
-    async def get_logs(self, start: float = 0, n: int | None = None, timestamps: bool = False) -> list[Any]:
+    async def handle_get_logs(self, start: float = 0, n: int | None = None, timestamps: bool = False) -> list[Any]:
         """Return what executors have printed and logged, and this worker, newest first."""
         lines = await self.proxy.dispatcher.call(self.proxy.backend.logs) if not start else []
         said = [(_level_of(line), line) for line in reversed(lines)]

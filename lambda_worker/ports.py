@@ -195,7 +195,8 @@ class JobStore(Store, Protocol):
         many. Cancelled or closed jobs admit none.
 
         With `opening` the job is opened along with it: for one whose segments all travel inside the
-        one assignment, so that nobody will ever read them from here."""
+        one assignment, so that nobody will ever read them from here: if that executor gives its task
+        away, it gives them along."""
         ...
 
     def admit_and_post(

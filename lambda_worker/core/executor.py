@@ -680,15 +680,15 @@ class Executor:
         mine = self.assignment
         self._children_named += 1
         hint = sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX]
-        # Only a rescheduled task is given away even if it is all of its job, whose segment is then stored nowhere.
-        rescheduled = any(map(self._parked.is_patient, share))
+        # A rescheduled task, or a last one, is given away even if it is all of its job: its segment is stored nowhere.
+        alone = self._leaving or any(map(self._parked.is_patient, share))
         return Assignment(
             mine.job,
             f"{mine.executor}.{mine.attempt}.{self._children_named}",
             1,
             share[::-1],
             hint=hint,
-            segments={n: mine.segments[n] for n in hint if n in mine.segments} if rescheduled else {},
+            segments={n: mine.segments[n] for n in hint if n in mine.segments} if alone else {},
             ceiling=mine.ceiling,
             scheduler=mine.scheduler,
             outfit=mine.outfit,

@@ -75,8 +75,6 @@ class Program:
     rtol: float = 1e-9
 
 
-#: Reasons that more than one program has.
-LOGS_NOT_AWAITED = "the same dump, but with a RuntimeWarning: `FleetWorker.get_logs` was never awaited"
 RUN_IS_ELSEWHERE = "`Client.run` answers for one executor; the others make the same call before their next task"
 UNPICKLABLE = "UnpicklableResult, which names the task, where Dask's gather fails with TypeError"
 

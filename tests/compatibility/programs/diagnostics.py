@@ -13,7 +13,7 @@ from dask.distributed import Client, get_worker, performance_report, progress, w
 from distributed import get_task_stream, span
 from distributed.diagnostics import MemorySampler
 
-from tests.compatibility.programs import LOGS_NOT_AWAITED, program
+from tests.compatibility.programs import program
 
 
 def inc(n):
@@ -393,7 +393,7 @@ def logs_of_one_worker(client):
     return list(client.get_worker_logs(n=2, workers=[address])) == [address]
 
 
-@program(differs=LOGS_NOT_AWAITED, covers=("Client.dump_cluster_state",))
+@program(covers=("Client.dump_cluster_state",))
 def a_dump_of_the_state(client, path):
     import gzip
 
@@ -407,7 +407,7 @@ def a_dump_of_the_state(client, path):
     return sorted(state), state["scheduler"]["tasks"]["dumped-and-kept"]["state"]
 
 
-@program(differs=LOGS_NOT_AWAITED, covers=("Client.dump_cluster_state",))
+@program(covers=("Client.dump_cluster_state",))
 def a_dump_without_parts(client, path):
     client.dump_cluster_state(str(path / "dump"), exclude=["run_spec", "events"], write_from_scheduler=True)
     return [each.name for each in path.iterdir()]

@@ -14,7 +14,7 @@ from distributed.client import (
     FutureCancelledError,
 )
 
-from tests.compatibility.programs import LOGS_NOT_AWAITED, program
+from tests.compatibility.programs import program
 from tests.compatibility.programs.futures import div, inc, slowly
 
 
@@ -131,7 +131,7 @@ def client_as_default(client):
     return default_client() is client, Client.current() is client
 
 
-@program(differs=LOGS_NOT_AWAITED, covers=("Client.dump_cluster_state",))
+@program(covers=("Client.dump_cluster_state",))
 def the_state_of_the_cluster(client, path):
     client.dump_cluster_state(str(path / "dump"))
     return [each.suffixes for each in path.iterdir()]
