@@ -1,0 +1,157 @@
+"""What an executor gives to others: shares of its ready tasks, and tasks that do not fit it. Pure.
+
+A share is offered, and the store grants it a place or not. Who was refused does not ask again at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lambda_worker.core.instructions import Delegate, Successor
+from lambda_worker.core.parked import Parked
+from lambda_worker.core.policy import Policy
+from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, Assignment, segment_of
+from lambda_worker.core.segments import Segments
+
+
+class Delegation:
+    """Tasks for other executors.
+
+    Parameters
+    ----------
+    assignment
+        Of the executor that gives them away.
+    policy
+        The numbers decisions are made from.
+    segments
+        What is known of the graph.
+    parked
+        Tasks that were rescheduled here.
+
+    Attributes
+    ----------
+    offered
+        Shares that the store has not answered for.
+    unfitting
+        Ready tasks that do not fit here, each with the class that it needs.
+    leaving
+        Whether everything is left to a successor.
+    no_room
+        Whether there was none for what does not fit, when this was last asked.
+    asked
+        Whether places were asked for since a task ended.
+    ask_again
+        Not before this time.
+
+    Examples
+    --------
+    >>> from lambda_worker.core.schedule import Edges
+    >>> segments = Segments()
+    >>> segments.add(0, Edges(first=0, parents=[[], [], []], children=[[], [], []]))
+    >>> delegation = Delegation(Assignment("job", "e", 1, starts=[0, 1, 2]), Policy(), segments, Parked())
+    >>> ready = [2, 1, 0]
+    >>> delegate = delegation.offer(ready, size=1, upto=2)
+    >>> [(mine.executor, mine.starts) for mine in delegate.assignments], ready
+    ([('e.1.1', [2]), ('e.1.2', [1])], [0])
+    >>> delegation.answered(granted=1, now=5.0), delegation.ask_again
+    (([[2]], [[1]]), 5.1)
+    """
+
+    def __init__(self, assignment: Assignment, policy: Policy, segments: Segments, parked: Parked) -> None:
+        self.offered: list[list[int]] = []
+        self.unfitting: dict[int, int] = {}
+        self.leaving = False
+        self.no_room = False
+        self.asked = False
+        self.ask_again = 0.0
+        self._assignment = assignment
+        self._policy = policy
+        self._segments = segments
+        self._parked = parked
+        self._refused_seconds = policy.refused_seconds
+        self._children_named = 0
+
+    def offer(self, ready: list[int], size: int, upto: int) -> Delegate | None:
+        """Take the tasks below `upto` from the ready ones and offer them, in shares of `size`.
+
+        The bottom of the stack is what this executor would reach last.
+        """
+        for first in range(0, upto, size):
+            share = ready[first : first + size]
+            if any(self._segments.known_parents(task) is None for task in share):
+                break
+            self.offered.append(share)
+        if not self.offered:
+            return None
+        del ready[: sum(map(len, self.offered))]
+        return self._delegate()
+
+    def offer_unfitting(self, keep_last: bool) -> Delegate | None:
+        """Offer the tasks that do not fit to executors of their classes; the last share may stay for a successor."""
+        by_class: dict[int, list[int]] = {}
+        for task in sorted(self.unfitting):
+            by_class.setdefault(self.unfitting[task], []).append(task)
+        shares: list[list[int]] = []
+        for _, tasks in sorted(by_class.items()):
+            # Nothing is known of how long they take, so all places are asked for, as when a job begins.
+            count = max(1, min(len(tasks), self._policy.ceiling * len(tasks) // len(self.unfitting)))
+            size = -(-len(tasks) // count)
+            shares += [tasks[first : first + size][::-1] for first in range(0, len(tasks), size)]
+        self.offered = shares[:-1] if keep_last else shares
+        return self._delegate() if self.offered else None
+
+    def answered(self, granted: int, now: float) -> tuple[list[list[int]], list[list[int]]]:
+        """Take in how many of the offered shares the store granted; return these, and those that it refused."""
+        given, refused = self.offered[:granted], self.offered[granted:]
+        self.offered = []
+        self.asked = True
+        self.no_room = bool(refused)
+        if refused:
+            self.ask_again = now + self._refused_seconds
+            self._refused_seconds = min(2 * self._refused_seconds, self._policy.refused_seconds_max)
+        else:
+            self._refused_seconds = self._policy.refused_seconds
+        return given, refused
+
+    def look_again(self, now: float) -> None:
+        """Once the time has come to ask again, there may be room."""
+        if self.no_room and now >= self.ask_again:
+            self.no_room = False
+
+    def successor(self) -> Successor:
+        """Leave all that does not fit to one executor that takes the place of this one."""
+        tasks = sorted(self.unfitting, reverse=True)
+        return Successor(self._assign(tasks), {task: self._segments.known_parents(task) or () for task in tasks})
+
+    def _delegate(self) -> Delegate:
+        known_parents = self._segments.known_parents
+        inputs = [sorted({p for task in share for p in known_parents(task) or ()}) for share in self.offered]
+        return Delegate([self._assign(share) for share in self.offered], inputs)
+
+    def _assign(self, share: Sequence[int]) -> Assignment:
+        """Make the assignment of a new executor for these ready tasks, of which the last comes first."""
+        mine = self._assignment
+        self._children_named += 1
+        hint = sorted({segment_of(task) for task in share})[:HINT_SEGMENTS_MAX]
+        # A rescheduled task, or a last one, is given away even if it is all of its job: its segment is stored nowhere.
+        alone = self.leaving or any(map(self._parked.is_patient, share))
+        return Assignment(
+            mine.job,
+            f"{mine.executor}.{mine.attempt}.{self._children_named}",
+            1,
+            share[::-1],
+            hint=hint,
+            segments={n: mine.segments[n] for n in hint if n in mine.segments} if alone else {},
+            ceiling=mine.ceiling,
+            scheduler=mine.scheduler,
+            outfit=mine.outfit,
+            function_class=max(map(self._class_of, share)) if mine.function_class or self.unfitting else 0,
+            without=mine.without,
+            redo=mine.redo or mine.patience > 0,
+            patience=2 * mine.patience,  # every successor of one that did not die may stay longer
+        )
+
+    def _class_of(self, task: int) -> int:
+        if task in self.unfitting:
+            return self.unfitting[task]
+        return self._segments.class_of(task)

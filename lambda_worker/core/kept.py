@@ -1,0 +1,107 @@
+"""The values that an executor needs: where those from elsewhere are, which are here, how many reasons keep each. Pure.
+
+A value is kept once for every child that may still run here, and once while it waits to be published as a
+result. When the last reason goes, it is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from lambda_worker.core.wire import Location
+
+
+class Kept:
+    """Values and the reasons to keep them, by task number.
+
+    Attributes
+    ----------
+    nbytes
+        Size of the large values among those made here and still kept.
+    released
+        Values to be forgotten: the last reason to keep them went.
+
+    Examples
+    --------
+    >>> kept = Kept({0: b"elsewhere"})
+    >>> kept.keep_all([0])
+    >>> kept.made(1, nbytes=1_000_000)
+    >>> kept.keep(1, reasons=2)
+    >>> kept.missing([0, 1]), kept.nbytes
+    ({0: b'elsewhere'}, 1000000)
+    >>> kept.release(1)
+    >>> kept.release_all([0, 1])
+    >>> kept.take_released(), kept.nbytes
+    ([0, 1], 0)
+    """
+
+    def __init__(self, located: Mapping[int, Location]) -> None:
+        self.nbytes = 0
+        self.released: list[int] = []
+        self._located = dict(located)
+        self._here: set[int] = set()
+        self._reasons: dict[int, int] = {}  # more than zero each
+        self._nbytes: dict[int, int] = {}
+
+    def made(self, task: int, nbytes: int) -> None:
+        """Note that a value was made here, and its size if it is large."""
+        self._here.add(task)
+        if nbytes:
+            self._nbytes[task] = nbytes
+            self.nbytes += nbytes
+
+    def fetched(self, tasks: Iterable[int]) -> None:
+        """Note that values from elsewhere are here."""
+        self._here.update(tasks)
+
+    def locate(self, task: int, location: Location) -> None:
+        """Note where a value is, unless it is here."""
+        if task not in self._here:
+            self._located[task] = location
+
+    def missing(self, tasks: Iterable[int]) -> dict[int, Location]:
+        """Return where those values are that are not here."""
+        here = self._here
+        return {task: self._located[task] for task in tasks if task not in here}
+
+    def keep(self, task: int, reasons: int = 1) -> None:
+        """Add reasons to keep a value; one that then has none at all goes."""
+        reasons += self._reasons.get(task, 0)
+        if reasons:
+            self._reasons[task] = reasons
+        else:
+            self._drop(task)
+
+    def keep_all(self, tasks: Iterable[int]) -> None:
+        """Add a reason to keep each of these values."""
+        for task in tasks:
+            self.keep(task)
+
+    def release(self, task: int) -> None:
+        """Take away a reason to keep a value."""
+        self.release_all((task,))
+
+    def release_all(self, tasks: Iterable[int]) -> None:
+        """Take away a reason to keep each of these values."""
+        reasons = self._reasons
+        for task in tasks:
+            left = reasons.get(task, 0) - 1
+            if left > 0:
+                reasons[task] = left
+            else:
+                self._drop(task)
+
+    def _drop(self, task: int) -> None:
+        self._reasons.pop(task, None)
+        self.nbytes -= self._nbytes.pop(task, 0)
+        if self._located.pop(task, None) is not None or task in self._here:
+            self._here.discard(task)
+            self.released.append(task)
+
+    def take_released(self) -> list[int]:
+        """Hand out what is to be forgotten.
+
+        One that a claim asked for again, in the very answer that released it, is not.
+        """
+        released, self.released = self.released, []
+        return [task for task in released if task not in self._reasons]
