@@ -1,6 +1,7 @@
 """What an executor gives to others: shares of its ready tasks, and tasks that do not fit it. Pure.
 
-A share is offered, and the store grants it a place or not. Who was refused does not ask again at once.
+A share is offered, and the store grants it a place or not. Who was refused does not ask again at once. What
+offers something returns the instruction for it, or none.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Delegation:
     >>> segments.add(0, Edges(first=0, parents=[[], [], []], children=[[], [], []]))
     >>> delegation = Delegation(Assignment("job", "e", 1, starts=[0, 1, 2]), Policy(), segments, Parked())
     >>> ready = [2, 1, 0]
-    >>> delegate = delegation.offer(ready, size=1, upto=2)
+    >>> [delegate] = delegation.offer(ready, size=1, upto=2)
     >>> [(mine.executor, mine.starts) for mine in delegate.assignments], ready
     ([('e.1.1', [2]), ('e.1.2', [1])], [0])
     >>> delegation.answered(granted=1, now=5.0), delegation.ask_again
@@ -71,7 +72,17 @@ class Delegation:
         self._refused_seconds = policy.refused_seconds
         self._children_named = 0
 
-    def offer(self, ready: list[int], size: int, upto: int) -> Delegate | None:
+    def split(self, ready: list[int], seconds_per_task: float) -> list[Delegate]:
+        """Offer shares of the ready tasks when that pays (lazy splitting)."""
+        if self.offered or len(ready) < 2:
+            return []
+        shares = self._policy.shares(len(ready), seconds_per_task)
+        if shares < 2:
+            return []
+        size = -(-len(ready) // shares)
+        return self.offer(ready, size, len(ready) - size)
+
+    def offer(self, ready: list[int], size: int, upto: int) -> list[Delegate]:
         """Take the tasks below `upto` from the ready ones and offer them, in shares of `size`.
 
         The bottom of the stack is what this executor would reach last.
@@ -82,11 +93,11 @@ class Delegation:
                 break
             self.offered.append(share)
         if not self.offered:
-            return None
+            return []
         del ready[: sum(map(len, self.offered))]
-        return self._delegate()
+        return [self._delegate()]
 
-    def offer_unfitting(self, keep_last: bool) -> Delegate | None:
+    def offer_unfitting(self, keep_last: bool) -> list[Delegate]:
         """Offer the tasks that do not fit to executors of their classes; the last share may stay for a successor."""
         by_class: dict[int, list[int]] = {}
         for task in sorted(self.unfitting):
@@ -98,7 +109,7 @@ class Delegation:
             size = -(-len(tasks) // count)
             shares += [tasks[first : first + size][::-1] for first in range(0, len(tasks), size)]
         self.offered = shares[:-1] if keep_last else shares
-        return self._delegate() if self.offered else None
+        return [self._delegate()] if self.offered else []
 
     def answered(self, granted: int, now: float) -> tuple[list[list[int]], list[list[int]]]:
         """Take in how many of the offered shares the store granted; return these, and those that it refused."""

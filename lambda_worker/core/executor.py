@@ -251,7 +251,7 @@ class Executor:
         self._release_inputs(task)
         self._segments.end(task)
         if len(self._ready) > 1 and event.now >= self._delegation.ask_again:
-            self._split(out)
+            out += self._delegation.split(self._ready, self._seconds_per_task)
 
     def _on_erred(self, event: TaskErred) -> None:
         task = event.task
@@ -285,7 +285,7 @@ class Executor:
         due = self._parked.due(now)
         self._ready[:0] = due
         if due and not self._delegation.offered and any(map(self._parked.is_patient, due)):
-            self._offer(len(due), len(due), out)  # refused, they run here
+            out += self._delegation.offer(self._ready, len(due), len(due))  # refused, they run here
         if self._parked:
             out.append(WakeAfter(self._parked.seconds_left(now)))
         self._advance(out)
@@ -334,9 +334,8 @@ class Executor:
         granted, refused = self._delegation.answered(event.granted, event.now)
         if refused:
             self._ready[:0] = [task for share in refused for task in share if task not in unfitting]
-            if (self._seceded or (unfitting and not self._idle)) and not self._wake_asked:
-                self._wake_asked = True
-                out.append(WakeAfter(self.policy.refused_seconds))
+            if self._seceded or (unfitting and not self._idle):
+                self._wake_after(self.policy.refused_seconds, out)
         for share in granted:
             for task in share:
                 self._release_inputs(task)
@@ -434,9 +433,8 @@ class Executor:
             return
         waiting = bool(self._promises.arrivals or self._results or self._errors)
         if self.running is not None and not now_or_never:
-            if waiting and not self._wake_asked:
-                self._wake_asked = True
-                out.append(WakeAfter(self.policy.publish_seconds))
+            if waiting:
+                self._wake_after(self.policy.publish_seconds, out)
             return
         idle = self._idle
         if not waiting and not idle:
@@ -446,6 +444,12 @@ class Executor:
         self._publishing = Arrive(arrivals, self._results, self._errors, retire=idle, successor=successor)
         self._results, self._errors = [], []
         out.append(self._publishing)
+
+    def _wake_after(self, seconds: float, out: list[Instruction]) -> None:
+        """Ask for an alarm, unless one is set: it serves what is to be published and what is to be offered."""
+        if not self._wake_asked:
+            self._wake_asked = True
+            out.append(WakeAfter(seconds))
 
     @property
     def _idle(self) -> bool:
@@ -459,24 +463,10 @@ class Executor:
 
     # -- what others are to do ------------------------------------------------------------------
 
-    def _split(self, out: list[Instruction]) -> None:
-        """Offer shares of the ready tasks to new executors when that pays (lazy splitting)."""
-        if self._delegation.offered or len(self._ready) < 2:
-            return
-        shares = self.policy.shares(len(self._ready), self._seconds_per_task)
-        if shares < 2:
-            return
-        size = -(-len(self._ready) // shares)
-        self._offer(size, len(self._ready) - size, out)
-
     def _offer_all(self, out: list[Instruction]) -> None:
         """While the running task waits (perhaps for one of them), nothing else shall wait for it."""
         if self._seceded and self._ready and not self._delegation.offered:
-            self._offer(len(self._ready), len(self._ready), out)
-
-    def _offer(self, size: int, upto: int, out: list[Instruction]) -> None:
-        if delegate := self._delegation.offer(self._ready, size, upto):
-            out.append(delegate)
+            out += self._delegation.offer(self._ready, len(self._ready), len(self._ready))
 
     def _offer_unfitting(self, out: list[Instruction]) -> None:
         """Offer the ready tasks that do not fit to new executors of their classes.
@@ -493,8 +483,7 @@ class Executor:
             return
         if delegation.leaving or (idle and delegation.asked):
             return
-        if delegate := delegation.offer_unfitting(keep_last=idle):
-            out.append(delegate)
+        out += delegation.offer_unfitting(keep_last=idle)
 
     def _ask_for_room_again(self, now: float, out: list[Instruction]) -> None:
         """A running task may take long: do not wait for its end to look for room for what does not fit."""
@@ -503,9 +492,8 @@ class Executor:
         self._delegation.look_again(now)
         if not self._delegation.no_room:
             self._offer_unfitting(out)
-        elif not self._wake_asked:
-            self._wake_asked = True
-            out.append(WakeAfter(self.policy.refused_seconds))  # the same alarm serves what is to be published
+        else:
+            self._wake_after(self.policy.refused_seconds, out)
 
     def _leave_to_successor(self) -> None:
         """Run nothing more: what is ready is left to the successor, and waits for nothing here."""
