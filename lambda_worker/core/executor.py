@@ -1,7 +1,7 @@
 """The executor: walks a static schedule and decides, alone, what happens next.
 
-Events go in, instructions come out (`Executor.handle`); nothing here touches a socket, a clock or
-a value. The driver performs instructions in Lambda; a simulator can perform them under virtual time.
+Events go in, instructions come out (`Executor.handle`); nothing here touches a socket, a clock or a value.
+The driver performs instructions in Lambda; a simulator can perform them under virtual time.
 
 The life of a task here::
 
@@ -9,23 +9,21 @@ The life of a task here::
                   |`--> delegated (given to a new executor)  |
                   `-------------- parked (rescheduled) <-----'
 
-* A task is **promised** when all its parents are done or promised here: nobody else can complete
-  it. A fan-in whose parents are all promised here therefore needs no store at all.
-* A fan-in that also has parents elsewhere is **shared**. Once every parent promised here is done,
-  the executor *arrives*: it publishes those parents and tells the fan-in. Exactly one of the
-  executors that arrive is told that the child is its own to run (*become*); the others forget it.
-* A task may need a larger function class (more memory, more time) than this executor has: it does not
-  *fit*. It is never promised here. Once it is ready it is delegated to an executor of its class. When the
-  ceiling leaves no room for one and nothing else is left to do here, the executor retires and a
-  *successor* of the larger class takes its place, in one step at the store: so even one place is enough.
-* An attempt that follows a death starts with everything that was given to it or that it had claimed,
-  **without** the tasks that it had given away (others run them) and those that are blamed for deaths.
-* An executor that must **leave** (its time is nearly up, or those before it died in the middle of too much)
-  runs nothing more: it publishes what it has, and a successor takes its place with what is ready.
+* A task is **promised** when all its parents are done or promised here: nobody else can complete it.
+* A fan-in that also has parents elsewhere is **shared**. Once every parent promised here is done, the executor
+  *arrives*: it publishes those parents and tells the fan-in. Exactly one of the executors that arrive is told
+  that the child is its own to run (*become*); the others forget it.
+* A task may need a larger function class (more memory, more time) than this executor has: it does not *fit*. It is
+  never promised here. Once it is ready it is delegated to an executor of its class. When the ceiling leaves no room
+  for one and nothing else is left to do here, the executor retires and a *successor* of the larger class takes its
+  place, in one step at the store: so even one place is enough.
+* An attempt that follows a death starts with everything that was given to it or that it had claimed, **without** the
+  tasks that it had given away (others run them) and those that are blamed for deaths.
+* An executor that must **leave** (its time is nearly up, or those before it died in the middle of too much) runs
+  nothing more: it publishes what it has, and a successor takes its place with what is ready.
 
-It is composed of what it knows of the graph (`segments`), the values that it keeps (`kept`), what it alone
-will complete (`promises`), what it gives to others (`delegation`) and what waits to be run again (`parked`).
-Here is what happens when, and in which order.
+Here is what happens when. It is composed of what is known of the graph (`segments`), the values that are kept (`kept`),
+what nobody else will complete (`promises`), what others are to do (`delegation`) and what runs again (`parked`).
 
 Who wins when two things could happen: an error or a halt ends things at once; a claim beats a
 retirement (the store refuses to retire an executor that has just won a child).
