@@ -52,8 +52,7 @@ from lambda_worker.core.errors import (
 )
 from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import Ref, location_from_wire, unpack, unseal
-from lambda_worker.driver import events_name
+from lambda_worker.core.wire import Ref, events_name, location_from_wire, unpack, unseal
 from lambda_worker.lingering import mail_of, name_of, open_mail
 from lambda_worker.parcels import fit
 from lambda_worker.task_runner import describe_error

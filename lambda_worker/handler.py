@@ -35,11 +35,12 @@ from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
 from lambda_worker.beside import Beside
 from lambda_worker.core.policy import Policy
-from lambda_worker.driver import Driver, World
+from lambda_worker.driver import Driver
 from lambda_worker.invoker import LambdaInvoker, is_loopback
 from lambda_worker.lingering import Waiter
 from lambda_worker.parcels import unfold
 from lambda_worker.payload import assignments_of
+from lambda_worker.world import World
 
 #: Variables that nobody but `make_world` needs, and tasks must not see.
 SECRETS = ("DASK_SERVERLESS_SECRET", "DASK_SERVERLESS_STORE", "DASK_SERVERLESS_TLS")

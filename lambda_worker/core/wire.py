@@ -56,6 +56,11 @@ def object_name(job: str, task: int, executor: str, attempt: int) -> str:
     return f"{job}/{task}/{executor}/{attempt}"
 
 
+def events_name(job: str, executor: str, attempt: int) -> str:
+    """Name the seal of the events that one attempt publishes."""
+    return f"{job}/events/{executor}/{attempt}"
+
+
 def pack(message: Any) -> bytes:
     """Encode a control message."""
     return cast(bytes, msgpack.packb(message, use_bin_type=True))

@@ -41,10 +41,11 @@ from lambda_worker.core.errors import (
 )
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import Ref, location_from_wire, pack, pack_inline, seal_frames, unpack, unseal
-from lambda_worker.driver import Driver, World, events_name
+from lambda_worker.core.wire import Ref, events_name, location_from_wire, pack, pack_inline, seal_frames, unpack, unseal
+from lambda_worker.driver import Driver
 from lambda_worker.last_words import last_words
 from lambda_worker.values import frames_to_value, value_to_frames
+from lambda_worker.world import World
 from tests.waiting import until
 
 SECRET = b"s" * 32

@@ -1,0 +1,62 @@
+"""What one executor has of its job: bodies, values, errors, and where each value is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lambda_worker.core.errors import Tampered, ValueLost
+from lambda_worker.core.instructions import Forget
+from lambda_worker.core.wire import Location
+from lambda_worker.task_runner import Bodies, describe_error, key_of
+
+
+class Belongings:
+    """What an executor has at hand, by the numbers of tasks.
+
+    Who runs tasks and who fetches inputs put things here before the executor hears of them; the publisher
+    takes them from here. What is needed no longer is forgotten when the executor says so.
+
+    Parameters
+    ----------
+    job
+        Whose tasks these are.
+    given
+        Where the values are that the executor starts with.
+    """
+
+    def __init__(self, job: str, given: Mapping[int, Location]) -> None:
+        self.job = job
+        self.bodies = Bodies()
+        self.values: dict[int, Any] = {}
+        self.errors: dict[int, bytes] = {}
+        self.unreadable: dict[int, Exception] = {}  # inputs, and why
+        self.missing: dict[int, str] = {}  # modules
+        self.durations: dict[int, tuple[float, float]] = {}
+        self.locations: dict[int, Location] = dict(given)
+
+    def __repr__(self) -> str:
+        return f"<Belongings of {self.job}: {len(self.values)} values>"
+
+    def forget(self, forget: Forget) -> None:
+        """Let go of what nobody here needs any more."""
+        for task in forget.tasks:
+            self.values.pop(task, None)
+            self.unreadable.pop(task, None)
+            self.durations.pop(task, None)
+            self.locations.pop(task, None)
+        for segment in forget.segments:
+            self.bodies.forget(segment)
+
+    def key(self, task: int) -> Any:
+        """Return the key of a task; something to say in its place if that cannot be told."""
+        try:
+            return key_of(self.bodies.get(task))
+        except Exception:  # its body cannot be unpickled: the number has to do
+            return f"#{task} of {self.job}"
+
+    def error(self, task: int, error: BaseException) -> bytes:
+        """Encode an exception as that of a task."""
+        if isinstance(error, ValueLost | Tampered):
+            error = type(error)(f"an input of task {self.key(task)!r} cannot be read: {error}")
+        return describe_error(error, self.key(task), self.durations.get(task))

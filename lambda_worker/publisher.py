@@ -1,0 +1,261 @@
+"""What an executor lets others know: values, results, errors, and what others shall go on with.
+
+Rule: data before signal. Whatever an arrival or a result mentions has been written before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lambda_worker.belongings import Belongings
+from lambda_worker.core.errors import StoreFull, UnpicklableResult, ValueTooLarge
+from lambda_worker.core.events import Answered, Delegated
+from lambda_worker.core.executor import Executor
+from lambda_worker.core.instructions import Arrive, Delegate, Successor
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import (
+    Frame,
+    Location,
+    events_name,
+    frames_nbytes,
+    location_to_wire,
+    object_name,
+    pack,
+    pack_inline,
+    seal,
+    seal_frames,
+)
+from lambda_worker.lingering import Waiter, mail_of
+from lambda_worker.parcels import fit
+from lambda_worker.ports import Arrival, Succession
+from lambda_worker.task_runner import describe_value
+from lambda_worker.values import value_to_frames
+from lambda_worker.world import World
+
+
+class Publisher:
+    """The voice of one executor. Any thread may publish.
+
+    Parameters
+    ----------
+    world
+        Ports, secret and numbers of this sandbox.
+    assignment
+        Who publishes.
+    belongings
+        What there is to publish.
+    executor
+        Counts the tasks that were run.
+    waiter
+        Lingers when this executor has retired.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        assignment: Assignment,
+        belongings: Belongings,
+        executor: Executor,
+        waiter: Waiter | None = None,
+    ) -> None:
+        self._world = world
+        self._assignment = assignment
+        self._belongings = belongings
+        self._executor = executor
+        self._waiter = waiter
+        self._lock = threading.Lock()  # of the counters
+        self._counters: dict[str, int] = {"executors": 1}
+        self._counted_runs = (0, 0)
+        self._numbers = itertools.count()
+
+    def say(self, word: str, content: Any = None) -> None:
+        """Publish one event of its own."""
+        mine = self._assignment
+        self._world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events([[word, content]]))
+
+    def arrive(self, arrive: Arrive) -> Answered:
+        """Store what is mentioned, publish results and errors, and arrive at children."""
+        mine, belongings = self._assignment, self._belongings
+        parents = [parent for _, parent, _ in arrive.arrivals]
+        copies: dict[int, int] = {}
+        for _, parent, parents_of_child in arrive.arrivals:
+            copies[parent] = max(copies.get(parent, 0), parents_of_child)
+        inputs = arrive.successor.inputs if arrive.successor is not None else {}
+        needed = [parent for parents_of_start in inputs.values() for parent in parents_of_start]
+        locations, failed = self._locate([*parents, *arrive.results, *needed], copies)
+        events: list[Any] = []
+        done = [
+            [
+                task,
+                location_to_wire(locations[task]),
+                *describe_value(belongings.values[task], self._world.types),
+                *belongings.durations[task],
+            ]
+            for task in arrive.results
+            if task in locations
+        ]
+        if done:
+            events.append(["done", done])
+        missing = {task: belongings.missing.pop(task) for task in arrive.errors if task in belongings.missing}
+        if missing:  # without its module a body cannot be read, not even for the task's name
+            events.append(["missing", list(missing.items())])
+        erred = {task: belongings.errors.pop(task) for task in arrive.errors if task not in missing} | failed
+        if erred:
+            events.append(["erred", list(erred.items())])
+        counts = self._counts()
+        if counts:
+            events.append(["count", counts])
+        succession = self._succession(arrive.successor, locations)
+        # Whose place is taken by another executor leaves its sandbox to it as well.
+        lingering = self._waiter.offer() if self._waiter is not None and arrive.retire and succession is None else None
+        reply = self._world.store.arrive(
+            mine.job,
+            mine.executor,
+            mine.attempt,
+            [
+                Arrival(child, parent, parents_of_child, locations[parent])
+                for child, parent, parents_of_child in arrive.arrivals
+                if parent in locations
+            ],
+            self._seal_events(events),
+            retire=arrive.retire,
+            succession=succession,
+            lingering=lingering,
+        )
+        if reply.retired and self._waiter is not None:
+            self._waiter.offered = lingering is not None and lingering.seconds > 0
+        for claim in reply.claims:
+            for parent, location in claim.values.items():
+                belongings.locations.setdefault(parent, location)
+        return Answered(reply.standing, reply.claims, reply.retired, self._world.clock())
+
+    def _locate(
+        self, tasks: Iterable[int], fan_ins: Mapping[int, int] | None = None
+    ) -> tuple[dict[int, Location], dict[int, bytes]]:
+        """Find out where values are, writing those that nobody else could read yet.
+
+        `fan_ins` gives the in-degree of the widest child for which each value is published.
+        Returns the locations, and an encoded error for each value that cannot be written.
+        """
+        mine, belongings = self._assignment, self._belongings
+        located: dict[int, Location] = {}
+        failed: dict[int, bytes] = {}
+        large: list[tuple[int, str, list[Frame]]] = []
+        for task in dict.fromkeys(tasks):
+            known = belongings.locations.get(task)
+            if known is not None:
+                located[task] = known
+                continue
+            name = object_name(mine.job, task, mine.executor, mine.attempt)
+            try:
+                frames = value_to_frames(belongings.values[task])
+            except Exception as error:
+                kind = type(belongings.values[task])
+                failed[task] = belongings.error(
+                    task,
+                    UnpicklableResult(
+                        f"Could not serialize object of type {kind.__qualname__}: the result of task"
+                        f" {belongings.key(task)!r} cannot be pickled ({kind.__module__}.{kind.__qualname__}): {error}."
+                        " To use it where it is made, compute both in one graph, or run them on a Dask worker:"
+                        " dask.annotate(serverless=False)"
+                    ),
+                )
+                continue
+            sealed = seal_frames(self._world.secret, name, frames)
+            if self._world.policy.inline(frames_nbytes(frames), (fan_ins or {}).get(task, 1)):
+                located[task] = pack_inline(name, sealed)
+            else:
+                large.append((task, name, sealed))
+        try:
+            refs = self._world.store.put([(name, sealed) for _, name, sealed in large]) if large else []
+            located.update((task, ref) for (task, _, _), ref in zip(large, refs, strict=True))
+        except (ValueTooLarge, StoreFull):
+            # One of them is too much: write them one by one to find out which.
+            for task, name, sealed in large:
+                try:
+                    (located[task],) = self._world.store.put([(name, sealed)])
+                except (ValueTooLarge, StoreFull) as error:
+                    said = type(error)(f"the value of task {belongings.key(task)!r}: {error}")
+                    failed[task] = belongings.error(task, said)
+        belongings.locations.update(located)
+        return located, failed
+
+    def _succession(self, successor: Successor | None, locations: Mapping[int, Location]) -> Succession | None:
+        if successor is None:
+            return None
+        # A start whose input has no location has erred with that input.
+        inputs = {start: parents for start, parents in successor.inputs.items() if locations.keys() >= set(parents)}
+        if not inputs:
+            return None
+        given = {parent: locations[parent] for parents in inputs.values() for parent in parents}
+        record = replace(
+            successor.assignment, starts=[task for task in successor.assignment.starts if task in inputs], given=given
+        )
+        (fitting,) = fit([record], self._world.store, self._world.secret, self._world.payload_bytes_max)
+        # The proxy invokes it: whoever takes a place should not begin before the place is left.
+        said = [["delegating", [record.executor]], ["invoke", fitting.to_bytes()]]
+        return Succession(record, self._seal_events(said))
+
+    def delegate(self, delegate: Delegate) -> Delegated:
+        """Start other executors with a part of the work, as many as there is room for."""
+        mine = self._assignment
+        assignments = []
+        locations, failed = self._locate(parent for parents in delegate.inputs for parent in parents)
+        if failed:  # keep the work here, where the values are
+            return Delegated(0, self._world.clock())
+        for assignment, parents in zip(delegate.assignments, delegate.inputs, strict=True):
+            given = {parent: locations[parent] for parent in parents}
+            assignments.append(replace(assignment, given=given))
+        posting = bool(self._world.linger_seconds)
+        mails = [mail_of(self._world.secret, each) if posting else b"" for each in assignments]
+        recipients = self._world.store.delegate_and_post(
+            mine.job, mine.executor, mine.attempt, assignments, mails, mine.ceiling
+        )
+        granted = len(recipients)
+        if not granted:
+            return Delegated(0, self._world.clock())
+        posted = [(name, each) for name, each in zip(recipients, assignments, strict=False) if name]
+        unposted = [each for name, each in zip(recipients, assignments, strict=False) if not name]
+        fitting = fit(unposted, self._world.store, self._world.secret, self._world.payload_bytes_max)
+        invoker = self._world.invoker
+        if self._world.policy.invoke_here(len(fitting), invoker.warm):
+            errors = invoker.invoke(fitting)
+            refused = [assignment for assignment, error in zip(fitting, errors, strict=True) if error is not None]
+        else:
+            refused = fitting
+        with self._lock:
+            self._counters["invocations"] = self._counters.get("invocations", 0) + len(fitting) - len(refused)
+        events: list[Any] = [["delegating", [assignment.executor for assignment in assignments[:granted]]]]
+        if posted:
+            events.append(["posted", [[name, each.executor] for name, each in posted]])
+        # Their records exist: the proxy, which has more patience, invokes those that were not invoked here.
+        events.extend(["invoke", assignment.to_bytes()] for assignment in refused)
+        self._world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events(events))
+        return Delegated(granted, self._world.clock())
+
+    def _seal_events(self, events: list[Any]) -> bytes:
+        if not events:
+            return b""
+        mine = self._assignment
+        name = events_name(mine.job, mine.executor, mine.attempt)
+        # The number tells two publications with the same content from one that is repeated.
+        return seal(self._world.secret, name, pack([next(self._numbers), events]))
+
+    def _counts(self) -> dict[str, int]:
+        """Count what happened since this was last asked in this sandbox."""
+        with self._lock:
+            counts, self._counters = self._counters, {}
+        for name, total in self._world.store.counters().items():
+            if total != self._world.counted.get(name, 0):
+                counts[name] = total - self._world.counted.get(name, 0)
+                self._world.counted[name] = total
+        runs = (self._executor.tasks_run, self._executor.tasks_rerun)
+        for name, now, before in zip(("tasks_run", "tasks_rerun"), runs, self._counted_runs, strict=True):
+            if now != before:
+                counts[name] = now - before
+        self._counted_runs = runs
+        return counts

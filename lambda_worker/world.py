@@ -1,0 +1,75 @@
+"""What the drivers of one sandbox share, from one invocation to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lambda_worker.beside import Beside
+from lambda_worker.core.policy import Policy
+from lambda_worker.core.wire import Frame, Location, Ref, open_frames, unpack_inline
+from lambda_worker.ports import Clock, Invoker, Store
+from lambda_worker.values import frames_to_value
+from lambda_worker.wardrobe import Wardrobe
+
+if TYPE_CHECKING:
+    from lambda_worker.dask_context import TaskWorker
+
+#: Constants kept between tasks and invocations of one sandbox, in bytes of their frames.
+CONSTANTS_BYTES_MAX = 256 * 2**20
+
+
+@dataclass
+class World:
+    """What the drivers of one sandbox share: the ports, the secret and the numbers."""
+
+    store: Store
+    invoker: Invoker
+    secret: bytes
+    policy: Policy
+    clock: Clock
+    beside: Beside
+    wall_offset: float = 0.0  # add to `clock` for the time of day, as Dask's task stream wants it
+    lease_seconds: float = 15.0
+    linger_seconds: float = 0.0
+    payload_bytes_max: int = 256 * 1024
+    last_words_directory: str | None = None
+    name: str = ""  # of the sandbox
+    worker: TaskWorker | None = None  # what Dask code finds in this sandbox, once a task has run in it
+    wardrobe: Wardrobe | None = None
+    # For tasks that are clients, see `lambda_worker.dask_context.TaskWorker`. Has a private key.
+    tls: Mapping[str, Any] | None = field(default=None, repr=False)
+    constants: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
+
+    def task_worker(self, scheduler: str, name: str) -> TaskWorker:
+        """Return the Dask worker that stands for this sandbox; it is made once."""
+        if self.worker is None or self.worker.scheduler.address != scheduler:
+            from lambda_worker.dask_context import TaskWorker  # Dask, which a Lambda loads for its first task only
+
+            self.worker = TaskWorker(scheduler, self.name or name, self.tls)
+            self.worker.wardrobe = self.wardrobe = Wardrobe(self.store, self.secret, self.worker)
+        return self.worker
+
+    def open_location(self, location: Location) -> Any:
+        """Read one value, wherever it is."""
+        if isinstance(location, Ref):
+            return self.open_value(location.name, self.store.get([location])[0])
+        return self.open_value(*unpack_inline(location))
+
+    def open_value(self, name: str, sealed: Sequence[Frame]) -> Any:
+        """Check and decode the sealed frames of a value."""
+        return frames_to_value(open_frames(self.secret, name, sealed))
+
+    def constant(self, ref: Ref) -> Any:
+        """Read a constant; it stays here for the next task, the oldest leaving first."""
+        found = self.constants.get(ref.name)
+        if found is None:
+            found = (ref.nbytes, self.open_location(ref))
+            room = CONSTANTS_BYTES_MAX - ref.nbytes
+            while self.constants and sum(size for size, _ in self.constants.values()) > room:
+                del self.constants[next(iter(self.constants))]
+            self.constants[ref.name] = found
+        return found[1]
