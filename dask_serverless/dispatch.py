@@ -1,4 +1,4 @@
-"""Performs the ledger's instructions: stores jobs, starts executors, listens to what they say.
+"""Performs the ledger's instructions, and feeds it what executors say.
 
 Lives on the proxy's event loop; everything that waits for the storage tier or for Lambda runs on
 threads. The ledger is touched on the event loop only.
@@ -11,21 +11,18 @@ import functools
 import itertools
 import logging
 import pickle
-import threading
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from dask_serverless.backend import Backend
 from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import JobPlan
+from dask_serverless.hands import Hands
 from dask_serverless.job_events import (
     Admitted,
     Close,
-    Delegating,
-    Done,
     Erred,
     Event,
     Fail,
@@ -40,7 +37,9 @@ from dask_serverless.job_events import (
     Submitted,
 )
 from dask_serverless.jobs import Ledger
-from dask_serverless.postings import Postings
+from dask_serverless.launcher import Launcher
+from dask_serverless.listener import Listener
+from dask_serverless.places import Places
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from dask_serverless.recovery import Recovery
 from lambda_worker.core.errors import (
@@ -48,18 +47,14 @@ from lambda_worker.core.errors import (
     PlatformError,
     ProtocolError,
     ServerlessError,
-    Tampered,
 )
 from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import Ref, events_name, location_from_wire, unpack, unseal
-from lambda_worker.lingering import mail_of, name_of, open_mail
-from lambda_worker.parcels import fit
+from lambda_worker.core.wire import Ref
 from lambda_worker.task_runner import describe_error
 
 logger = logging.getLogger("dask_serverless.dispatch")
 
-STORE_THREADS = 8
 #: Jobs up to this many tasks are pickled on the event loop: a thread costs more than they do.
 PREPARE_INLINE_TASKS = 64
 #: How long the rests of a finished job wait, for others to be removed along with them.
@@ -68,13 +63,6 @@ CLOSE_SECONDS = 0.05
 FREE_SECONDS = 0.01
 #: What is on its way to Lambda for longer than this is being throttled.
 LAUNCH_SECONDS_MAX = 5.0
-LISTEN_SECONDS = 1.0
-#: Mail that was not taken for so long is taken back: whoever lingers takes it within a millisecond.
-TAKE_BACK_SECONDS = 0.1
-#: Invocations under way: what became of each of them.
-Invocations: TypeAlias = Future[list[BaseException | None]]
-#: For each executor that was admitted, who was sent its mail ("": nobody); and the invocations of those others.
-Started: TypeAlias = tuple[list[str], tuple[list[Assignment], Invocations] | None]
 
 
 class Waiter(Protocol):
@@ -111,15 +99,12 @@ class Dispatcher:
         self.waiter = waiter
         self.ledger = Ledger()
         self.scheduler = scheduler
-        self.ceiling = backend.ceiling
+        self.places = Places(backend.ceiling)
         self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
         self.outfit_refs: Callable[[], list[Ref]] = list
-        self._seceded: set[tuple[str, str]] = set()  # executors whose task waits for others
-        self._urgent: dict[str, bool] = {}  # jobs that go above the ceiling, and whether they have been admitted
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
-        self._postings = Postings()
         self._call_stacks = CallStacks(fresh_seconds=backend.settings.executor_lease)  # three heartbeats
         self._preparations: dict[str, Preparation] = {}
         self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens
@@ -128,20 +113,17 @@ class Dispatcher:
         self._frees: list[Ref] = []
         self._jobs = itertools.count(1)
         self._executors = itertools.count(1)
-        self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="serverless-store")
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._launches: set[asyncio.Task[Any]] = set()
+        self._hands = Hands()
+        self.call, self.spawn = self._hands.call, self._hands.spawn
         self.recovery = Recovery(self)
-        self._closing = threading.Event()
-        self._listener: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
+        self._listener = Listener(backend.store, backend.secret, self._hands.closing, self._take, self.backend_failed)
 
     # -- life -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to listen; to be called on the event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._listener = threading.Thread(target=self._listen, name="serverless-events", daemon=True)
         self._listener.start()
         self.spawn(self.recovery.watch_failures())
         self.spawn(self.recovery.sweep())
@@ -149,19 +131,14 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Stop listening; nothing that runs is waited for (its cluster goes with it)."""
-        self._closing.set()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        await self._hands.close()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.backend.store.close)  # which wakes the listener
-        if self._listener is not None:
-            await loop.run_in_executor(None, self._listener.join)
+        await loop.run_in_executor(None, self._listener.join)
 
     def backend_failed(self, error: PlatformError) -> None:
         """The storage tier or Lambda is gone: everything that waits for it fails, by name."""
-        if self.failed is not None or self._closing.is_set():
+        if self.failed is not None or self._hands.closing.is_set():
             return
         self.failed = error
         logger.error("%s", error)
@@ -182,7 +159,7 @@ class Dispatcher:
         """
         if self.failed is None:
             if urgent:
-                self._urgent[job] = False
+                self.places.ask(job)
             if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
                 self._unopened[job] = plan
             else:
@@ -228,15 +205,15 @@ class Dispatcher:
             if preparation is None:  # closed meanwhile
                 self.feed(Admitted(job, ()))
                 return
-            groups = first_groups(len(launch.starts), max(1, self.ceiling))
-            urgent = job in self._urgent
+            groups = first_groups(len(launch.starts), max(1, self.places.ceiling))
+            urgent = self.places.is_urgent(job)
             if urgent:
                 await self._set_places()
             make = functools.partial(
                 preparation.assignments,
                 launch.starts,
                 groups,
-                self.ceiling,
+                self.places.ceiling,
                 sum(len(each.live) for each in self.ledger.jobs.values()),
                 self.backend.settings.executor_payload_bytes_max,
                 next(self._executors),
@@ -248,25 +225,24 @@ class Dispatcher:
             segments = None if opening is None else preparation.segments
             plan = preparation.plan
             splits = len(plan.graph) - len(plan.externals) > 1  # those are there already
-            places = None if urgent else self._places
-            begin = functools.partial(self._begin, job, segments, assignments, places, splits)
+            places = None if urgent else self.places.count
+            begin = functools.partial(self.launcher.begin, job, segments, assignments, places, splits)
             start = begin() if small else await self.call(begin)
             recipients, under_way = await self.call(start)
             granted = len(recipients)
-            if urgent and job in self._urgent:
-                self._urgent[job] = True
+            if self.places.take(job):
                 await self._set_places()
             starts = dict(launch.starts)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
             for recipient, assignment in zip(recipients, assignments, strict=False):
-                self._note_posted(recipient, job, assignment.executor)
+                self.launcher.note_posted(recipient, job, assignment.executor)
             if opening is not None:
                 opening.set_result(None)
                 if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
                     preparation.segments = {}
             if under_way is not None:
-                await self._hear_refusals(*under_way)
+                await self.launcher.hear_refusals(*under_way)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -275,83 +251,9 @@ class Dispatcher:
             if opening is not None and not opening.done():
                 opening.set_result(None)
 
-    def _begin(
-        self,
-        job: str,
-        segments: Mapping[int, bytes] | None,
-        assignments: list[Assignment],
-        places: int | None,
-        splits: bool,
-    ) -> Callable[[], Started]:
-        """Begin to start executors, as far as that can be done without waiting; what is returned does the rest.
-
-        The rest is one visit to a thread. A small job is opened along with it.
-        """
-        backend = self.backend
-        posting = bool(backend.settings.executor_linger)
-        mails = [mail_of(backend.secret, each) if posting else b"" for each in assignments]
-        # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
-        alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
-        if alone:
-            return functools.partial(
-                self._start, assignments, backend.store.begin_admit(assignments, mails, places, opening=True)
-            )
-
-        def admit() -> list[str]:
-            if segments is not None:
-                backend.store.open_job(job, segments)
-            return backend.store.admit_and_post(assignments, mails, places)
-
-        return functools.partial(self._start, assignments, admit)
-
-    def _start(self, assignments: list[Assignment], admit: Callable[[], list[str]]) -> Started:
-        backend = self.backend
-        recipients = admit()
-        unposted = [each for name, each in zip(recipients, assignments, strict=False) if not name]
-        if not unposted:
-            return recipients, None
-        fitting = fit(unposted, backend.store, backend.secret, backend.settings.executor_payload_bytes_max)
-        return recipients, (unposted, backend.invoker.begin(fitting))
-
-    def _note_posted(self, recipient: str, job: str, executor: str) -> None:
-        """An executor came by mail, if it has a recipient; see to it later that the mail was taken."""
-        if not recipient:
-            return
-        self.counts["mails"] += 1
-        if self._is_live(job, executor):  # else it has ended before we heard that it began
-            self._postings.sent(recipient, job, executor)
-            asyncio.get_running_loop().call_later(TAKE_BACK_SECONDS, self._see_to, recipient, job, executor)
-
-    def _see_to(self, recipient: str, job: str, executor: str) -> None:
-        if (job, executor) in self._postings and not self._closing.is_set():
-            self.spawn(self._take_back(recipient))
-
-    async def _take_back(self, recipient: str) -> None:
-        """Have an executor invoked whose mail nobody takes."""
-        try:
-            mail = await self.call(self.backend.store.take_back, recipient)
-        except PlatformError as error:  # its lease will tell
-            logger.warning("mail to %s could not be taken back: %s", recipient, error)
-            return
-        if mail:
-            assignment = open_mail(self.backend.secret, mail)
-            self._postings.ended(assignment.job, assignment.executor)
-            await self._invoke([assignment])
-
     def _is_live(self, job: str, executor: str) -> bool:
         known = self.ledger.jobs.get(job)
         return known is not None and executor not in known.gone
-
-    async def _invoke(self, assignments: list[Assignment]) -> None:
-        """Invoke on behalf of an executor."""
-        await self._hear_refusals(assignments, self.backend.invoker.begin(assignments))
-
-    async def _hear_refusals(self, assignments: Sequence[Assignment], under_way: Invocations) -> None:
-        self.counts["invocations"] += len(assignments)
-        errors = await self.backend.invoker.answers(assignments, under_way)
-        for assignment, error in zip(assignments, errors, strict=True):
-            if error is not None:
-                self.recovery.lose(assignment, error)
 
     def _job_failed(self, job: str, error: Exception) -> None:
         if not isinstance(error, ServerlessError):
@@ -366,25 +268,23 @@ class Dispatcher:
         self._frees += refs
 
     def _free(self) -> None:
-        if not self._closing.is_set():
+        if not self._hands.closing.is_set():
             refs, self._frees = self._frees, []
             self.spawn(self.call(self.backend.store.free, refs))
 
     def _close_soon(self, close: Close) -> None:
         """Clean up after a job, but not before its last values are on their way to who asked."""
         self._unopened.pop(close.job, None)
-        if self._urgent.pop(close.job, None) is not None:
+        if self.places.forget(close.job):
             self.spawn(self._set_places())
-        for each in [each for each in self._seceded if each[0] == close.job]:
-            self._note_seceded(*each, False)
         self._call_stacks.forget(close.job)
-        self._postings.forget(close.job)
+        self.launcher.forget(close.job)
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
         self._closes.append(close)
 
     def _close_jobs(self) -> None:
-        if not self._closing.is_set():
+        if not self._hands.closing.is_set():
             closes, self._closes = self._closes, []
             self.spawn(self._clean_up(closes))
 
@@ -404,7 +304,7 @@ class Dispatcher:
             try:
                 self.backend.store.close_job(close.job, close.keep)  # which fences whoever is still at work
             except PlatformError as error:
-                if self._closing.is_set():  # the whole store goes
+                if self._hands.closing.is_set():  # the whole store goes
                     return
                 logger.warning("job %s was not cleaned up: %s", close.job, error)
 
@@ -422,62 +322,6 @@ class Dispatcher:
         await self.call(self.backend.store.send_home)
 
     # -- what executors say ---------------------------------------------------------------------
-
-    def _listen(self) -> None:
-        assert self._loop is not None
-        while not self._closing.is_set():
-            try:
-                heard = self.backend.store.listen(LISTEN_SECONDS)
-            except PlatformError as error:
-                self._on_loop(self.backend_failed, error)
-                return
-            events = []
-            for each in heard:
-                try:
-                    events += self._decode(*each)
-                except Exception:  # one bad event must not cost the others
-                    logger.exception("an event of %s/%s could not be read", each[0], each[1])
-            if events:
-                self._on_loop(self._take, events)
-
-    def _on_loop(self, call: Callable[..., object], *args: Any) -> None:
-        assert self._loop is not None
-        if not self._closing.is_set():
-            try:
-                self._loop.call_soon_threadsafe(call, *args)
-            except RuntimeError:  # the loop is closed: so are we
-                self._closing.set()
-
-    def _decode(self, job: str, executor: str, attempt: int, blob: bytes) -> list[Any]:
-        """Turn what an executor published into ledger events (and pass on what is not for it)."""
-        if not blob:
-            return [Retired(job, executor)]
-        try:
-            _, said = unpack(unseal(self.backend.secret, events_name(job, executor, attempt), blob))
-        except Tampered as error:
-            logger.error("events of %s/%s were refused: %s", job, executor, error)
-            return []
-        events: list[Any] = []
-        for kind, content in said:
-            if kind == "done":
-                events.append(
-                    Done(job, [Result(task, location_from_wire(where), *rest) for task, where, *rest in content])
-                )
-            elif kind == "erred":
-                events.extend(Erred(job, task, error) for task, error in content)
-            elif kind == "missing":
-                events.extend(("missing", job, task, module) for task, module in content)
-            elif kind == "delegating":
-                events.append(Delegating(job, content))
-            elif kind == "posted":
-                events.append((kind, job, content))
-            elif kind in ("seceded", "rejoined"):
-                events.append((kind, job, executor))
-            elif kind == "stack":
-                events.append((kind, job, executor, *content))
-            else:
-                events.append((kind, content))
-        return events
 
     def _take(self, events: list[Any]) -> None:
         with collector_paused():  # thousands of results at once, and all of them stay
@@ -498,7 +342,7 @@ class Dispatcher:
                 self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
             case ("posted", job, posted):
                 for recipient, executor in posted:
-                    self._note_posted(recipient, job, executor)
+                    self.launcher.note_posted(recipient, job, executor)
             case ("log", blob):  # sealed, so it is one of our executors that pickled it
                 self.waiter.task_event(*pickle.loads(blob))
             case ("missing", job, task, module):
@@ -510,22 +354,13 @@ class Dispatcher:
                 )
                 self.feed(Erred(job, task, describe_error(error)))
             case ("invoke", blob):
-                self.spawn(self._invoke([Assignment.from_bytes(blob)]))
+                self.spawn(self.launcher.invoke([Assignment.from_bytes(blob)]))
             case _:
                 if isinstance(event, Retired):
-                    self._note_seceded(event.job, event.executor, False)
-                    self._call_stacks.forget(event.job, event.executor)
-                    self._postings.ended(event.job, event.executor)
+                    self.forget_executor(event.job, event.executor)
                 self.feed(event)
 
     # -- what goes wrong ------------------------------------------------------------------------
-
-    async def came_by_mail(self, invoked: Assignment) -> list[tuple[str, str]]:
-        """Return who runs in an invocation that has failed, beside who was invoked; invoke who never got there."""
-        recipient = name_of(invoked)
-        if self._postings.to(recipient):
-            await self._take_back(recipient)
-        return self._postings.to(recipient)
 
     async def _keep_alive(self) -> None:
         """Nothing in the store lives for ever, except what somebody holds, as long as they hold it."""
@@ -537,10 +372,10 @@ class Dispatcher:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 
     def forget_executor(self, job: str, executor: str) -> None:
-        """What an executor did before it died has no effect any more."""
+        """Whoever has retired or died runs nothing any more, and takes no place."""
         self._note_seceded(job, executor, False)
         self._call_stacks.forget(job, executor)
-        self._postings.ended(job, executor)
+        self.launcher.forget(job, executor)
 
     async def start_again(self, assignment: Assignment) -> None:
         """Give the record of an executor that died its next attempt, and invoke that."""
@@ -549,11 +384,7 @@ class Dispatcher:
             return
         kept = preparation.segments  # perhaps nowhere else: small jobs are not stored
         again = replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
-        # Not by mail: who has died deserves a fresh start.
-        admit = functools.partial(self.backend.store.admit_and_post, [again], (), self._places)
-        _, under_way = await self.call(self._start, [again], admit)
-        if under_way is not None:
-            await self._hear_refusals(*under_way)
+        await self.launcher.start_again(again, self.places.count)
 
     def key_of(self, job: str, task: int) -> Any:
         """Return the key of a task; None if it has none, or its job is over."""
@@ -593,42 +424,17 @@ class Dispatcher:
 
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once."""
-        self.ceiling = ceiling
+        self.places.ceiling = ceiling
         self.spawn(self._set_places())
 
-    @property
-    def _places(self) -> int:
-        """How many executors may live: those whose task waits for others, and urgent ones, do not count.
-
-        An urgent one makes a place when it is there. Before that, somebody else could take it.
-        """
-        return self.ceiling + len(self._seceded) + sum(self._urgent.values())
-
     def _note_seceded(self, job: str, executor: str, seceded: bool) -> None:
-        before = len(self._seceded)
-        if seceded:
-            self._seceded.add((job, executor))
-        else:
-            self._seceded.discard((job, executor))
-        if len(self._seceded) != before:
+        if self.places.note_seceded(job, executor, seceded):
             self.spawn(self._set_places())
 
     async def _set_places(self) -> None:
         try:
-            awaited = len(self._urgent) - sum(self._urgent.values())
-            await self.call(self.backend.set_concurrency, self._places + awaited)
-            await self.call(self.backend.store.set_ceiling, self._places)
+            await self.call(self.backend.set_concurrency, self.places.count + self.places.awaited)
+            await self.call(self.backend.store.set_ceiling, self.places.count)
         except PlatformError as error:
             logger.warning("executors have not heard of the new ceiling: %s", error)
         self.feed(Room())
-
-    def call(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        """Run a blocking call of the store on a thread."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *args))
-
-    def spawn(self, work: Any) -> asyncio.Task[Any]:
-        """Run a coroutine as long as this dispatcher is open."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

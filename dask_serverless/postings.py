@@ -1,4 +1,4 @@
-"""Which executors came by mail, and to whom: pure bookkeeping for `dispatch`.
+"""Which executors came by mail, and to whom: pure bookkeeping for `launcher`.
 
 Lambda answers for an invocation, not for mail. If who was sent mail dies, what Lambda says of its
 invocation is news of the executor that ran there last; if it was dead already, the mail is still in its

@@ -108,12 +108,13 @@ class Proxy(SchedulerPlugin):
     async def _start_fleet(self, predecessor: str = "") -> None:
         scheduler = self.scheduler
         address = reachable_address(scheduler)
+        nthreads = max(1, self.dispatcher.places.ceiling)
         self.fleet = FleetWorker(
             scheduler.address,
             proxy=self,
             predecessor=predecessor,
             name=FLEET,
-            nthreads=max(1, self.dispatcher.ceiling),
+            nthreads=nthreads,
             memory_limit=0,
             security=scheduler.security,
             # Not the scheduler's own address if that is inside this process: Dask workers read from the fleet worker.
@@ -124,7 +125,7 @@ class Proxy(SchedulerPlugin):
             resources=dict(self.resources) if self.resources else None,
         )
         # Shown to those who look; nothing is limited by it, since this "worker" is part of the user's process.
-        self.fleet.memory_manager.memory_limit = max(1, self.dispatcher.ceiling) * self.backend.settings.lambda_memory
+        self.fleet.memory_manager.memory_limit = nthreads * self.backend.settings.lambda_memory
         await self.fleet
         ws = scheduler.workers[self.fleet.address]
         ws.memory_limit = ShownBytes(ws.memory_limit)

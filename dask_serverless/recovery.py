@@ -72,7 +72,7 @@ class Recovery:
                 why = refusal(message) if refusal else f"{error_type}: {message}"
                 for assignment in assignments_of(self.backend.secret, event):
                     self.lose(assignment, why)
-                    for job, executor in await self.dispatcher.came_by_mail(assignment):
+                    for job, executor in await self.dispatcher.launcher.came_by_mail(assignment):
                         self.lose(Assignment(job, executor, 1, ()), why)  # later attempts do not come by mail
             except PlatformError as error:
                 logger.warning("a failure record was refused: %s", error)

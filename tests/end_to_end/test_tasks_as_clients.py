@@ -32,7 +32,7 @@ def fibonacci(n):
 def test_tasks_submit_tasks_to_any_depth(cluster, client):
     assert client.submit(fibonacci, 7).result(timeout=60) == 13
     dispatcher = cluster.scheduler.plugins["dask-serverless"].dispatcher
-    until(lambda: not dispatcher._seceded and dispatcher._places == 1, "everybody has a place again")
+    until(lambda: dispatcher.places.count == 1, "everybody has a place again")
 
 
 def test_secede_and_rejoin_by_hand(client):
@@ -116,7 +116,7 @@ def test_a_parent_that_dies_gives_its_place_back(cluster):
         future = client.submit(parent)
         assert "exit status 1" in str(future.exception(timeout=30))
         dispatcher = cluster.scheduler.plugins["dask-serverless"].dispatcher
-        until(lambda: not dispatcher._seceded)
+        until(lambda: dispatcher.places.count == dispatcher.places.ceiling)
         assert client.submit(inc, 1).result(timeout=30) == 2
 
 

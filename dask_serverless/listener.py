@@ -1,0 +1,123 @@
+"""Hears what executors say. Nothing is believed before its seal was checked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from dask_serverless.job_events import Delegating, Done, Erred, Result, Retired
+from lambda_worker.core.errors import PlatformError, Tampered
+from lambda_worker.core.wire import events_name, location_from_wire, unpack, unseal
+from lambda_worker.ports import JobStore
+
+logger = logging.getLogger("dask_serverless.listener")
+
+LISTEN_SECONDS = 1.0
+
+
+class Listener:
+    """A thread that listens at the storage tier, and passes on what it hears on the event loop.
+
+    Parameters
+    ----------
+    store
+        Where executors publish events.
+    secret
+        What events are sealed with.
+    closing
+        Set when nobody wants to hear any more; closing the store wakes the thread up.
+    hear
+        Takes events, many at once, in the order of each executor.
+    fail
+        Takes the error when the storage tier is gone; nothing is heard after that.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        secret: bytes,
+        closing: threading.Event,
+        hear: Callable[[list[Any]], None],
+        fail: Callable[[PlatformError], None],
+    ) -> None:
+        self._store = store
+        self._secret = secret
+        self._closing = closing
+        self._hear = hear
+        self._fail = fail
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to listen; to be called on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._listen, name="serverless-events", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the thread to end, if it has ever begun."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _listen(self) -> None:
+        while not self._closing.is_set():
+            try:
+                heard = self._store.listen(LISTEN_SECONDS)
+            except PlatformError as error:
+                self._on_loop(self._fail, error)
+                return
+            events = []
+            for each in heard:
+                try:
+                    events += decode(self._secret, *each)
+                except Exception:  # one bad event must not cost the others
+                    logger.exception("an event of %s/%s could not be read", each[0], each[1])
+            if events:
+                self._on_loop(self._hear, events)
+
+    def _on_loop(self, call: Callable[..., object], *args: Any) -> None:
+        assert self._loop is not None
+        if not self._closing.is_set():
+            try:
+                self._loop.call_soon_threadsafe(call, *args)
+            except RuntimeError:  # the loop is closed: so are we
+                self._closing.set()
+
+
+def decode(secret: bytes, job: str, executor: str, attempt: int, blob: bytes) -> list[Any]:
+    """Turn what an executor published into events of the ledger, and tuples for what is not for it.
+
+    Examples
+    --------
+    >>> decode(b"secret", "j1", "a", 1, b"")
+    [Retired(job='j1', executor='a')]
+    """
+    if not blob:
+        return [Retired(job, executor)]
+    try:
+        _, said = unpack(unseal(secret, events_name(job, executor, attempt), blob))
+    except Tampered as error:
+        logger.error("events of %s/%s were refused: %s", job, executor, error)
+        return []
+    events: list[Any] = []
+    for kind, content in said:
+        if kind == "done":
+            events.append(Done(job, [Result(task, location_from_wire(where), *rest) for task, where, *rest in content]))
+        elif kind == "erred":
+            events.extend(Erred(job, task, error) for task, error in content)
+        elif kind == "missing":
+            events.extend(("missing", job, task, module) for task, module in content)
+        elif kind == "delegating":
+            events.append(Delegating(job, content))
+        elif kind == "posted":
+            events.append((kind, job, content))
+        elif kind in ("seceded", "rejoined"):
+            events.append((kind, job, executor))
+        elif kind == "stack":
+            events.append((kind, job, executor, *content))
+        else:
+            events.append((kind, content))
+    return events
