@@ -43,6 +43,8 @@ def function_environment(function: FunctionConfig, address: str, inherited: Mapp
     """
     environment = {name: value for name, value in inherited.items() if not name.startswith("AWS_LAMBDA_")}
     environment.update(SINGLE_THREADED)
+    # As Dask's nanny has it: what a task frees goes back to the system, where a memory limit counts.
+    environment.setdefault("MALLOC_TRIM_THRESHOLD_", "65536")
     environment.update(
         DASK_SERVERLESS_ENDPOINT=f"http://{address}",
         AWS_EXECUTION_ENV=f"AWS_Lambda_python{sys.version_info.major}.{sys.version_info.minor}",
