@@ -7,6 +7,7 @@ for it (`wait_for_workers`). Both numbers are kept here at once; the event loop 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from dask.utils import parse_timedelta
 from distributed import Scheduler
 from distributed.core import Status
+from distributed.deploy.adaptive import Adaptive as StockAdaptive
 from distributed.deploy.cluster import Cluster
 from distributed.exceptions import WorkerStartTimeoutError
 from distributed.metrics import time
@@ -156,6 +158,8 @@ class ScalableCluster(Cluster):
         --------
         >>> cluster.adapt(minimum=0, maximum=20)  # doctest: +SKIP
         """
+        if unknown := kwargs.keys() - inspect.signature(StockAdaptive).parameters.keys():
+            raise TypeError(f"adapt() got an unexpected keyword argument {min(unknown)!r}")
         if Adaptive is not None:
             arguments.warn_no_effect("Adaptive", "Lambda adapts by itself, there is no control loop to replace")
         least, most = arguments.adaptive_bounds(

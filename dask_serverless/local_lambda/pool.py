@@ -404,10 +404,14 @@ class Pool:
             return []
         return [self._doom(idle[next(iter(idle))], now)]
 
-    def report(self) -> dict[str, float]:
-        """Return the counters, with what AWS would bill them as, and how things are now."""
+    def report(self, now: float) -> dict[str, float]:
+        """Return the counters, with what AWS would bill them as by now, and how things are."""
         counters: dict[str, float] = asdict(self.counters)
-        billed = zip(self._billed_milliseconds, self.limits, strict=True)
+        milliseconds = list(self._billed_milliseconds)
+        for sandbox in self.sandboxes.values():
+            if sandbox.invocation is not None and sandbox.served:  # under way
+                milliseconds[sandbox.function] += math.ceil((now - sandbox.busy_since) * 1000)
+        billed = zip(milliseconds, self.limits, strict=True)
         counters["gb_seconds"] = sum(ms / 1000 * limits.memory_bytes / 2**30 for ms, limits in billed)
         counters["running"] = self.running
         counters["sandboxes_idle"] = len(self._in_state[State.IDLE])

@@ -432,7 +432,7 @@ class Service:
             return self._refuse(exchange, 403, "AccessDeniedException", "This is for the service's owner.")
         what, _, query = rest.partition("?")
         if what == "counters":
-            counters = self._pool.report()
+            counters = self._pool.report(time.monotonic())
             counters["failures_queued"] = len(self._queue.queue)
             counters["failures_dropped"] = self._queue.queue.dropped
             return exchange.answer_json(200, counters)

@@ -230,7 +230,10 @@ class Endpoint:
     def _refuse_full(self, replies: Sequence[Any]) -> None:
         for reply in replies:
             if isinstance(reply, OutOfMemoryError) or (isinstance(reply, ResponseError) and OOM in str(reply)):
-                raise StoreFull(f"the {self.role} server at {self.address} is full (limit: {self._memory_limit()})")
+                raise StoreFull(
+                    f"the {self.role} server at {self.address} is full (limit: {self._memory_limit()}). Let go of "
+                    "futures that are not needed any more, or raise storage_max_memory= of the cluster"
+                )
 
     def ask(self, *commands: Command) -> list[Any]:
         """Like `call`, but any error reply raises `StoreUnavailable`."""

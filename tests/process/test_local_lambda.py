@@ -670,12 +670,13 @@ def test_pool_limits_and_bills_belong_to_the_function() -> None:
     p.ready("a", 0)
     p.ready("b", 0)
     assert p.tick(9, {"a": 100, "b": 101}) == []
+    assert p.report(9)["gb_seconds"] == pytest.approx((9 * 100 + 9 * 200) / 2**30)  # also of what is under way
     assert p.tick(10, {"b": 101}) == [Kill("a")]
     p.died("a", -9, 10)
     assert p.tick(20, {"b": 101}) == [Kill("b")]
     [finish] = p.died("b", -9, 20)
     assert isinstance(finish, Finish) and b"timed out after 20.00 seconds" in finish.outcome.payload
-    assert p.report()["gb_seconds"] == pytest.approx((10 * 100 + 20 * 200) / 2**30)
+    assert p.report(30)["gb_seconds"] == pytest.approx((10 * 100 + 20 * 200) / 2**30)
 
 
 def test_pool_who_never_comes_up_takes_an_invocation_of_its_own_function() -> None:

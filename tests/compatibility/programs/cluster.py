@@ -462,7 +462,7 @@ def a_client_that_requires_certificates(cluster):
 
 @program(
     covers=("KilledWorker",),
-    differs="an `ExecutorKilled`, which is a `KilledWorker`, at once; LocalCluster tries four workers",
+    differs="an `ExecutorKilled`, which is a `KilledWorker` too, after as many tries; it says what Lambda said",
     own_cluster=True,
 )
 def a_task_that_kills_its_process(client):
