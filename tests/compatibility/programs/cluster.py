@@ -303,7 +303,7 @@ def the_thread_of_a_task(client):
     return client.submit(lambda: threading.current_thread() is threading.main_thread()).result()
 
 
-@program(covers=("Client.write_scheduler_file", "Client"))
+@program(covers=("Client.write_scheduler_file", "Client"), own_cluster=True)
 def a_client_by_a_scheduler_file(client, path):
     client.write_scheduler_file(str(path / "scheduler.json"))
     with Client(scheduler_file=str(path / "scheduler.json"), set_as_default=False) as other:
