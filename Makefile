@@ -22,7 +22,7 @@ BIN := $(ENVIRONMENT)/bin
 # The stamps name this directory, for an environment that serves more than one clone.
 STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
 PYTEST_ARGS ?=
-TESTS := tests/unit tests/contract tests/process tests/end_to_end tests/compatibility
+TESTS := tests/unit tests/contract tests/process tests/end_to_end
 
 .PHONY: help quickstart test lint bench bench-latency bench-giant clean
 
@@ -68,7 +68,10 @@ lint: $(STAMP)-test
 	@echo "==> import contracts"
 	@$(BIN)/lint-imports --no-logo
 
+# Two processes: what the first one's tests leave in it (default clients, configuration) is not for LocalCluster's workers.
 test: lint
+	@echo "==> pytest: compatibility with LocalCluster"
+	@$(BIN)/python -m pytest tests/compatibility $(PYTEST_ARGS)
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(wildcard $(TESTS)) $(PYTEST_ARGS)
 
