@@ -18,13 +18,15 @@ from dask_serverless.hands import Hands
 from dask_serverless.postings import Postings
 from lambda_worker.core.errors import PlatformError
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.lingering import mail_of, name_of, open_mail
+from lambda_worker.lingering import mail_of, open_mail
 from lambda_worker.parcels import fit
 
 logger = logging.getLogger("dask_serverless.launcher")
 
 #: Mail that was not taken for so long is taken back: whoever lingers takes it within a millisecond.
 TAKE_BACK_SECONDS = 0.1
+#: News of mail may come a moment after the news that its recipient has died: so many deaths are remembered.
+DEAD_MAX = 1_000
 #: Invocations under way: what became of each of them.
 Invocations: TypeAlias = Future[list[BaseException | None]]
 #: For each executor that was admitted, who was sent its mail ("": nobody); and the invocations of those others.
@@ -54,7 +56,7 @@ class Launcher:
         hands: Hands,
         counts: dict[str, int],
         is_live: Callable[[str, str], bool],
-        lose: Callable[[Assignment, BaseException], None],
+        lose: Callable[[Assignment, str | BaseException], None],
     ) -> None:
         self._backend = backend
         self._hands = hands
@@ -62,6 +64,7 @@ class Launcher:
         self._is_live = is_live
         self._lose = lose
         self._postings = Postings()
+        self._dead: dict[str, str | BaseException] = {}  # whose invocations have failed, lately, and why
 
     # -- with records to be made ----------------------------------------------------------------
 
@@ -132,8 +135,12 @@ class Launcher:
         if not recipient:
             return
         self._counts["mails"] += 1
-        if self._is_live(job, executor):  # else it has ended before we heard that it began
-            self._postings.sent(recipient, job, executor)
+        if not self._is_live(job, executor):  # it has ended before we heard that it began
+            return
+        self._postings.sent(recipient, job, executor)
+        if recipient in self._dead:  # Lambda said so before we heard that mail was sent there
+            self._hands.spawn(self.recipient_died(recipient, self._dead[recipient]))
+        else:
             asyncio.get_running_loop().call_later(TAKE_BACK_SECONDS, self._see_to, recipient, job, executor)
 
     def _see_to(self, recipient: str, job: str, executor: str) -> None:
@@ -152,12 +159,15 @@ class Launcher:
             self._postings.ended(assignment.job, assignment.executor)
             await self.invoke([assignment])
 
-    async def came_by_mail(self, invoked: Assignment) -> list[tuple[str, str]]:
-        """Return who runs in an invocation that has failed, beside who was invoked; invoke who never got there."""
-        recipient = name_of(invoked)
+    async def recipient_died(self, recipient: str, why: str | BaseException) -> None:
+        """Lose who came by mail to an invocation that has failed; invoke who never got there."""
+        self._dead[recipient] = why
+        if len(self._dead) > DEAD_MAX:
+            del self._dead[next(iter(self._dead))]
         if self._postings.to(recipient):
             await self._take_back(recipient)
-        return self._postings.to(recipient)
+        for job, executor in self._postings.to(recipient):
+            self._lose(Assignment(job, executor, 1, ()), why)  # later attempts do not come by mail
 
     def forget(self, job: str, executor: str | None = None) -> None:
         """An executor is gone, or all of a job's are."""

@@ -29,6 +29,7 @@ from lambda_worker.core.errors import (
 )
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.last_words import last_words
+from lambda_worker.lingering import name_of
 from lambda_worker.payload import ProtocolMismatch, assignments_of
 from lambda_worker.ports import Lapsed
 from lambda_worker.task_runner import describe_error
@@ -72,8 +73,7 @@ class Recovery:
                 why = refusal(message) if refusal else f"{error_type}: {message}"
                 for assignment in assignments_of(self.backend.secret, event):
                     self.lose(assignment, why)
-                    for job, executor in await self.dispatcher.launcher.came_by_mail(assignment):
-                        self.lose(Assignment(job, executor, 1, ()), why)  # later attempts do not come by mail
+                    await self.dispatcher.launcher.recipient_died(name_of(assignment), why)
             except PlatformError as error:
                 logger.warning("a failure record was refused: %s", error)
             except Exception:  # our bug; the watch goes on

@@ -1,0 +1,55 @@
+"""The launcher's mail: whoever dies with it is lost by name, in whatever order the news come."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+from dask_serverless.launcher import Launcher
+
+
+class Hands:
+    """Runs everything on the loop."""
+
+    def __init__(self):
+        self.closing = asyncio.Event()
+        self.tasks = []
+
+    def spawn(self, work):
+        self.tasks.append(asyncio.ensure_future(work))
+
+    async def call(self, function, *args):
+        return function(*args)
+
+
+def make(lost, live=True):
+    backend = SimpleNamespace(store=SimpleNamespace(take_back=lambda name: b""))
+    hands = Hands()
+    counts = {"mails": 0, "invocations": 0}
+    return Launcher(backend, hands, counts, lambda job, executor: live, lambda each, why: lost.append(each)), hands
+
+
+async def test_who_came_by_mail_is_lost_with_its_recipient():
+    lost = []
+    launcher, _ = make(lost)
+    launcher.note_posted("j1/a/1", "j2", "b")
+    await launcher.recipient_died("j1/a/1", "signal: killed")
+    assert [(each.job, each.executor) for each in lost] == [("j2", "b")]
+
+
+async def test_also_when_the_death_is_heard_of_before_the_mail():
+    lost = []
+    launcher, hands = make(lost)
+    await launcher.recipient_died("j1/a/1", "signal: killed")
+    assert lost == []
+    launcher.note_posted("j1/a/1", "j2", "b")
+    await asyncio.gather(*hands.tasks)
+    assert [(each.job, each.executor) for each in lost] == [("j2", "b")]
+
+
+async def test_who_has_ended_is_not_lost():
+    lost = []
+    launcher, hands = make(lost, live=False)
+    await launcher.recipient_died("j1/a/1", "signal: killed")
+    launcher.note_posted("j1/a/1", "j2", "b")
+    assert hands.tasks == [] and lost == []
