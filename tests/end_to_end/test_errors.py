@@ -106,12 +106,6 @@ def cluster(place):
     assert not [name for name in left if name.startswith(("serverless", "dask-serverless", "executor"))]
 
 
-@pytest.fixture
-def client(cluster):
-    with Client(cluster) as client:
-        yield client
-
-
 @pytest.fixture(autouse=True)
 def still_works(request):
     """Whatever a test did to the cluster, it answers afterwards."""

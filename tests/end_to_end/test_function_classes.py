@@ -11,7 +11,6 @@ import dask.config
 import numpy as np
 import pytest
 from dask import delayed
-from distributed import Client
 
 from dask_serverless import ServerlessCluster
 from lambda_worker.core.errors import BadAnnotation, ExecutorLost
@@ -29,12 +28,6 @@ def cluster(request):
         ServerlessCluster(n_workers=request.param, memory_limit="256 MiB", timeout="3 s", dashboard_address=None) as it,
     ):
         yield it
-
-
-@pytest.fixture
-def client(cluster):
-    with Client(cluster) as client:
-        yield client
 
 
 def memory_mb(*values):

@@ -30,12 +30,6 @@ def cluster():
         yield cluster
 
 
-@pytest.fixture
-def client(cluster):
-    with Client(cluster) as client:
-        yield client
-
-
 def die_once(marker, value):
     """End the process that runs this, the first time."""
     try:
