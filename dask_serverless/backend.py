@@ -263,10 +263,8 @@ class LocalBackend:
             )
 
     def set_ceiling(self, ceiling: int) -> None:
-        """Change how many executors may live at once."""
+        """Change how many executors may live at once; the proxy tells the service."""
         self.ceiling = ceiling
-        if self.service is not None and not self._closed:
-            self.service.set_concurrency(ceiling)
 
     def counters(self) -> dict[str, float]:
         """Return what Lambda did, and what is in the store now."""

@@ -24,10 +24,8 @@ from distributed.utils import NoOpAwaitable
 
 from dask_serverless import cluster_arguments as arguments
 from dask_serverless.adaptive import CeilingAdaptive
-from dask_serverless.beside_loop import in_thread
 from dask_serverless.config import Settings
 from dask_serverless.dask_workers import DaskWorkers
-from lambda_worker.core.errors import PlatformError
 
 logger = logging.getLogger("dask_serverless.cluster")
 
@@ -109,15 +107,12 @@ class ScalableCluster(Cluster):
     async def _apply_ceiling(self) -> None:
         if self.status != Status.running or self._proxy is None:
             return
+        self._local.set_ceiling(self._ceiling)
         self._proxy.set_ceiling(self._ceiling)
         fleet = getattr(self._proxy, "fleet", None)
         if fleet is not None and self.scheduler is not None and fleet.address in self.scheduler.workers:
             identity = self.scheduler.workers[fleet.address].identity()
             self._update_worker_status("add", {"workers": {fleet.address: identity}})
-        try:
-            await in_thread(self._local.set_ceiling, self._ceiling)
-        except PlatformError as error:  # dead: the health check says so to who can do something
-            logger.warning("the ceiling could not be set: %s", error)
 
     async def _apply_dask_workers(self) -> None:
         if self.status != Status.running or self._dask_workers is None:

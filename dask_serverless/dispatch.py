@@ -100,6 +100,7 @@ class Dispatcher:
         self.ledger = Ledger()
         self.scheduler = scheduler
         self.places = Places(backend.ceiling)
+        self._setting_places = asyncio.Lock()
         self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
         self.outfit_refs: Callable[[], list[Ref]] = list
         self.failed: PlatformError | None = None
@@ -432,9 +433,10 @@ class Dispatcher:
             self.spawn(self._set_places())
 
     async def _set_places(self) -> None:
-        try:
-            await self.call(self.backend.set_concurrency, self.places.count + self.places.awaited)
-            await self.call(self.backend.store.set_ceiling, self.places.count)
-        except PlatformError as error:
-            logger.warning("executors have not heard of the new ceiling: %s", error)
+        async with self._setting_places:  # one by one: threads that overtook each other would leave an old number
+            try:
+                await self.call(self.backend.set_concurrency, self.places.count + self.places.awaited)
+                await self.call(self.backend.store.set_ceiling, self.places.count)
+            except PlatformError as error:
+                logger.warning("executors have not heard of the new ceiling: %s", error)
         self.feed(Room())
