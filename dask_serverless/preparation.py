@@ -81,7 +81,8 @@ class Preparation:
                 inline = {}
             name = f"{serial}-{number}"
             assignment = Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room)
-            made.append(replace(assignment, scheduler=scheduler, function_class=function_class, outfit=outfit))
+            assignment = replace(assignment, scheduler=scheduler, function_class=function_class, outfit=outfit)
+            made.append(replace(assignment, home=group.home) if group.home is not None else assignment)
         return made
 
 

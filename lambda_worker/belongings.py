@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lambda_worker.cache import Cache
 from lambda_worker.core.errors import Tampered, ValueLost
 from lambda_worker.core.instructions import Forget
-from lambda_worker.core.wire import Location
+from lambda_worker.core.wire import Location, Ref
 from lambda_worker.task_runner import Bodies, describe_error, key_of
+
+_ABSENT = object()
 
 
 class Belongings:
@@ -23,10 +26,13 @@ class Belongings:
         Whose tasks these are.
     given
         Where the values are that the executor starts with.
+    cache
+        Takes in stored values when they are forgotten.
     """
 
-    def __init__(self, job: str, given: Mapping[int, Location]) -> None:
+    def __init__(self, job: str, given: Mapping[int, Location], cache: Cache) -> None:
         self.job = job
+        self._cache = cache
         self.bodies = Bodies()
         self.values: dict[int, Any] = {}
         self.errors: dict[int, bytes] = {}
@@ -41,10 +47,12 @@ class Belongings:
     def forget(self, forget: Forget) -> None:
         """Let go of what nobody here needs any more."""
         for task in forget.tasks:
-            self.values.pop(task, None)
+            value = self.values.pop(task, _ABSENT)
             self.unreadable.pop(task, None)
             self.durations.pop(task, None)
-            self.locations.pop(task, None)
+            location = self.locations.pop(task, None)
+            if isinstance(location, Ref) and value is not _ABSENT:
+                self._cache.put(location.name, value, location.nbytes)
         for segment in forget.segments:
             self.bodies.forget(segment)
 

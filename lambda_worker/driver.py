@@ -109,7 +109,7 @@ class Driver:
         self.executor = Executor(assignment, world.policy)
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Instruction | _Failed] = queue.SimpleQueue()
-        self._belongings = Belongings(assignment.job, assignment.given)
+        self._belongings = Belongings(assignment.job, assignment.given, world.cache)
         self._publisher = Publisher(world, assignment, self._belongings, self.executor, waiter)
         self._words: LastWords | None = None
         self._context: TaskWorker | None = None
@@ -323,24 +323,31 @@ class Driver:
     # -- values in ------------------------------------------------------------------------------
 
     def _fetch(self, task: int, values: Iterable[tuple[int, Location]]) -> Event:
-        wanted = [(parent, location) for parent, location in values if parent not in self._belongings.values]
+        began = self.world.clock()
+        found = self._belongings.values
+        wanted = [(parent, location) for parent, location in values if parent not in found]
+        stored = [(parent, location) for parent, location in wanted if isinstance(location, Ref)]
+        for parent, ref in stored:
+            if ref.name in self.world.cache:
+                found[parent] = self.world.cache.get(ref.name)
+        stored = [(parent, ref) for parent, ref in stored if parent not in found]
+        nbytes = sum(ref.nbytes for _, ref in stored)
         try:
-            stored = [(parent, location) for parent, location in wanted if isinstance(location, Ref)]
             frames = self.world.store.get([ref for _, ref in stored]) if stored else []
             for (parent, ref), sealed in zip(stored, frames, strict=True):
-                self._belongings.values[parent] = self.world.open_value(ref.name, sealed)
+                found[parent] = self.world.open_value(ref.name, sealed)
             for parent, location in wanted:
                 if not isinstance(location, Ref):
-                    self._belongings.values[parent] = self.world.open_location(location)
+                    found[parent] = self.world.open_location(location)
         except StoreUnavailable:
             raise
         except Exception:
             # Lost, tampered with, or not to be unpickled here. One by one, since others need the good ones.
             for parent, location in wanted:
-                if parent not in self._belongings.values:
+                if parent not in found:
                     self._fetch_one(parent, location)
         self._belongings.locations.update(wanted)
-        return InputsFetched(task)
+        return InputsFetched(task, nbytes, self.world.clock() - began)
 
     def _fetch_one(self, parent: int, location: Location) -> None:
         try:

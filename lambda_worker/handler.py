@@ -34,6 +34,7 @@ from typing import Any
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
 from lambda_worker.beside import Beside
+from lambda_worker.cache import Cache
 from lambda_worker.core.policy import Policy
 from lambda_worker.driver import Driver
 from lambda_worker.invoker import LambdaInvoker, is_loopback
@@ -50,11 +51,13 @@ def make_world(environment: Mapping[str, str]) -> World:
     """Connect a sandbox to its cluster, from the function's environment."""
     settings = json.loads(environment.get("DASK_SERVERLESS_SETTINGS", "{}"))
     secret = bytes.fromhex(environment["DASK_SERVERLESS_SECRET"])
+    memory = int(environment.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 1024)) * 2**20
     policy = Policy(
         ceiling=settings.get("ceiling", 1),
         inline_bytes_max=settings.get("inline_bytes_max", 65536),
         # A quarter: a task needs room for its inputs and its own work, too.
-        kept_bytes_max=int(environment.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 1024)) * 2**20 // 4,
+        kept_bytes_max=memory // 4,
+        **settings.get("policy", {}),
     )
     # Another endpoint than AWS's own: the local service, or an emulator such as LocalStack.
     endpoint_url = environment.get("DASK_SERVERLESS_ENDPOINT") or environment.get("AWS_ENDPOINT_URL")
@@ -79,6 +82,7 @@ def make_world(environment: Mapping[str, str]) -> World:
         last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
         # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
         name=hashlib.sha256(environment.get("AWS_LAMBDA_LOG_STREAM_NAME", "").encode()).hexdigest()[:12],
+        cache=Cache(memory // 8 if settings.get("cache", True) else 0),
         tls=json.loads(environment.get("DASK_SERVERLESS_TLS", "null")),
     )
 

@@ -34,12 +34,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A parent is done for a child. `parents` is the child's in-degree."""
+    """A parent is done for a child. `parents` is the child's in-degree. Without a `value` (it is held by who
+    arrives) this only asks for the child."""
 
     child: int
     parent: int
     parents: int
-    value: Location
+    value: Location | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,9 @@ class Store(Protocol):
 
         Setting an edge twice is setting it once. Exactly one executor is told `YOURS` for a child;
         the same executor hears it again at any attempt, with the same values. The first value
-        that arrives for an edge is the one that stays. A claimed child is added to the record. `events`
+        that arrives for an edge is the one that stays. Whoever only asks for a child wins it if all edges
+        are there beside those asked with, hears the values of the others, and has no effect otherwise; a child is
+        arrived at or asked for in one call, not both. A claimed child is added to the record. `events`
         (opaque, sealed by the caller; empty: none) are appended to the event stream. With `retire`
         the record and its lease are removed, its claims are marked done, and a retirement is
         appended to the event stream, unless this call won a child (`YOURS`). With a `succession` as
@@ -230,7 +233,10 @@ class JobStore(Store, Protocol):
 
     def recall(self, job: str, executor: str) -> Assignment | None:
         """Return what an executor was given and has claimed but not given away, as its newest attempt was
-        told (without segments): what the next attempt has to do. None if there is no record (any more)."""
+        told (without segments): what the next attempt has to do. None if there is no record (any more).
+
+        A child that was won by asking needs values that died with the attempt: it has no owner any more, and
+        is arrived at again."""
         ...
 
     def drop(self, job: str, executor: str) -> None:

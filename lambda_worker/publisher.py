@@ -86,7 +86,9 @@ class Publisher:
             copies[parent] = max(copies.get(parent, 0), parents_of_child)
         inputs = arrive.successor.inputs if arrive.successor is not None else {}
         needed = [parent for parents_of_start in inputs.values() for parent in parents_of_start]
-        locations, failed = self._locate([*parents, *arrive.results, *needed], copies)
+        began = self._world.clock()
+        locations, failed, nbytes = self._locate([*parents, *arrive.results, *needed], copies)
+        seconds = self._world.clock() - began
         events: list[Any] = []
         done = [
             [
@@ -120,7 +122,8 @@ class Publisher:
                 Arrival(child, parent, parents_of_child, locations[parent])
                 for child, parent, parents_of_child in arrive.arrivals
                 if parent in locations
-            ],
+            ]
+            + [Arrival(child, parent, parents_of_child, None) for child, parent, parents_of_child in arrive.asks],
             self._seal_events(events),
             retire=arrive.retire,
             succession=succession,
@@ -131,15 +134,15 @@ class Publisher:
         for claim in reply.claims:
             for parent, location in claim.values.items():
                 belongings.locations.setdefault(parent, location)
-        return Answered(reply.standing, reply.claims, reply.retired, self._world.clock())
+        return Answered(reply.standing, reply.claims, reply.retired, self._world.clock(), nbytes, seconds)
 
     def _locate(
         self, tasks: Iterable[int], fan_ins: Mapping[int, int] | None = None
-    ) -> tuple[dict[int, Location], dict[int, bytes]]:
+    ) -> tuple[dict[int, Location], dict[int, bytes], int]:
         """Find out where values are, writing those that nobody else could read yet.
 
         `fan_ins` gives the in-degree of the widest child for which each value is published.
-        Returns the locations, and an encoded error for each value that cannot be written.
+        Returns the locations, an encoded error for each value that cannot be written, and how many bytes were.
         """
         mine, belongings = self._assignment, self._belongings
         located: dict[int, Location] = {}
@@ -174,6 +177,7 @@ class Publisher:
             refs = self._world.store.put([(name, sealed) for _, name, sealed in large]) if large else []
             located.update((task, ref) for (task, _, _), ref in zip(large, refs, strict=True))
         except (ValueTooLarge, StoreFull):
+            refs = []
             # One of them is too much: write them one by one to find out which.
             for task, name, sealed in large:
                 try:
@@ -182,7 +186,7 @@ class Publisher:
                     said = type(error)(f"the value of task {belongings.key(task)!r}: {error}")
                     failed[task] = belongings.error(task, said)
         belongings.locations.update(located)
-        return located, failed
+        return located, failed, sum(ref.nbytes for ref in refs)
 
     def _succession(self, successor: Successor | None, locations: Mapping[int, Location]) -> Succession | None:
         if successor is None:
@@ -204,7 +208,7 @@ class Publisher:
         """Start other executors with a part of the work, as many as there is room for."""
         mine = self._assignment
         assignments = []
-        locations, failed = self._locate(parent for parents in delegate.inputs for parent in parents)
+        locations, failed, _ = self._locate(parent for parents in delegate.inputs for parent in parents)
         if failed:  # keep the work here, where the values are
             return Delegated(0, self._world.clock())
         for assignment, parents in zip(delegate.assignments, delegate.inputs, strict=True):

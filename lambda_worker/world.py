@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lambda_worker.beside import Beside
+from lambda_worker.cache import Cache
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.wire import Frame, Location, Ref, open_frames, unpack_inline
 from lambda_worker.ports import Clock, Invoker, Store
@@ -16,8 +17,10 @@ from lambda_worker.wardrobe import Wardrobe
 if TYPE_CHECKING:
     from lambda_worker.dask_context import TaskWorker
 
-#: Constants kept between tasks and invocations of one sandbox, in bytes of their frames.
-CONSTANTS_BYTES_MAX = 256 * 2**20
+#: Values kept between tasks and invocations of one sandbox, unless something else is said.
+CACHE_BYTES_MAX = 256 * 2**20
+
+_ABSENT = object()
 
 
 @dataclass
@@ -40,7 +43,7 @@ class World:
     wardrobe: Wardrobe | None = None
     # For tasks that are clients, see `lambda_worker.dask_context.TaskWorker`. Has a private key.
     tls: Mapping[str, Any] | None = field(default=None, repr=False)
-    constants: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    cache: Cache = field(default_factory=lambda: Cache(CACHE_BYTES_MAX))
     counted: dict[str, int] = field(default_factory=dict)
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
 
@@ -64,12 +67,9 @@ class World:
         return frames_to_value(open_frames(self.secret, name, sealed))
 
     def constant(self, ref: Ref) -> Any:
-        """Read a constant; it stays here for the next task, the oldest leaving first."""
-        found = self.constants.get(ref.name)
-        if found is None:
-            found = (ref.nbytes, self.open_location(ref))
-            room = CONSTANTS_BYTES_MAX - ref.nbytes
-            while self.constants and sum(size for size, _ in self.constants.values()) > room:
-                del self.constants[next(iter(self.constants))]
-            self.constants[ref.name] = found
-        return found[1]
+        """Read a constant; it stays here for the next task."""
+        found = self.cache.get(ref.name, _ABSENT)
+        if found is _ABSENT:
+            found = self.open_location(ref)
+            self.cache.put(ref.name, found, ref.nbytes)
+        return found

@@ -3,7 +3,10 @@
 -- A fan-in is a set of edges and an owner, never a count: an edge that is set twice is set once, and whoever makes
 -- the set complete becomes the owner, for good. A repeated call therefore hears what the first one heard.
 --
--- ARGV: header, events, then one value for each edge.
+-- An edge without a value asks: its parent is held by the caller, who wins the child if all other edges are there,
+-- and leaves no trace otherwise.
+--
+-- ARGV: header, events, then one value for each edge (empty: it asks).
 -- Header: job, executor, attempt, lease_ms, ttl, retire (0/1), digest of this call, edges (child, parent, parents, ...),
 --         succession (executor, attempt, starts, assignment, events; empty: none),
 --         lingering (name, milliseconds; 0 ms or empty: it does not linger)
@@ -27,12 +30,12 @@ local done = key_of(job, 'done')
 local fan_ins = key_of(job, 'fan-ins')
 local fan_in = key_of(job, 'fan-in:')
 
-local children, verdict, degree, added = {}, {}, {}, {}
+local children, verdict, degree, added, held = {}, {}, {}, {}, {}
 for i = 1, #edges, 3 do
   local child = edges[i]
   if not verdict[child] then
     children[#children + 1] = child
-    degree[child], added[child] = edges[i + 2], 0
+    degree[child], added[child], held[child] = edges[i + 2], 0, 0
     if redis.call('GETBIT', done, child) == 1 then
       verdict[child] = 'done'
     else
@@ -42,7 +45,12 @@ for i = 1, #edges, 3 do
   end
   -- Once there is an owner the values are settled: it must hear the same ones again.
   if verdict[child] == 'wait' then
-    added[child] = added[child] + redis.call('HSETNX', fan_in .. child, edges[i + 1], ARGV[2 + (i + 2) / 3])
+    local value = ARGV[2 + (i + 2) / 3]
+    if value == '' then
+      held[child] = held[child] + 1 - redis.call('HEXISTS', fan_in .. child, edges[i + 1])
+    else
+      added[child] = added[child] + redis.call('HSETNX', fan_in .. child, edges[i + 1], value)
+    end
   end
 end
 
@@ -51,9 +59,10 @@ for i, child in ipairs(children) do
   local key = fan_in .. child
   if verdict[child] == 'wait' then
     local present = redis.call('HLEN', key)
-    if present == added[child] then redis.call('SADD', fan_ins, child) end
-    if present >= degree[child] then
+    if present > 0 and present == added[child] then redis.call('SADD', fan_ins, child) end
+    if present + held[child] >= degree[child] then
       redis.call('HSET', key, 'owner', executor)
+      if held[child] > 0 then redis.call('HSET', key, 'held', 1) end
       verdict[child] = 'yours'
     end
     redis.call('EXPIRE', key, ttl)

@@ -17,7 +17,7 @@ key                                   type     what
                                                ``generation``, ``heard``, ``recipient`` of its mail,
                                                ``gave:EXECUTOR``
 ``CLUSTER:{JOB}:claims:EXECUTOR``     set      children that are this executor's to run
-``CLUSTER:{JOB}:fan-in:CHILD``        hash     parent -> value, and ``owner``
+``CLUSTER:{JOB}:fan-in:CHILD``        hash     parent -> value, ``owner``, and ``held`` if it holds values
 ``CLUSTER:{JOB}:fan-ins``             set      children that have a fan-in (to find keys again)
 ``CLUSTER:{JOB}:done``                bitmap   children whose owner retired
 ``CLUSTER:{JOB}:segments``            hash     on each shard: segment number -> sealed segment

@@ -108,7 +108,7 @@ class RedisStore:
         differ (a sequence number will do).
         """
         edges = [part for arrival in arrivals for part in (arrival.child, arrival.parent, arrival.parents)]
-        values = [_location_to_store(arrival.value) for arrival in arrivals]
+        values = [b"" if arrival.value is None else _location_to_store(arrival.value) for arrival in arrivals]
         digest = hashlib.blake2b(pack([attempt, edges, retire]) + events, digest_size=8).hexdigest() if events else ""
         if succession is not None and succession.record.job != job:
             raise ValueError("an executor can only be succeeded in its own job")
@@ -422,7 +422,11 @@ def _claim(answer: Sequence[Any]) -> Claim:
     return Claim(child, Verdict(verdict.decode()), _values(values[0]) if values else {})
 
 
+#: What else there is in the hash of a fan-in.
+_NO_PARENTS = (b"owner", b"held")
+
+
 def _values(flat: Sequence[bytes]) -> dict[int, Location]:
     """Read the values of a fan-in, as the server keeps them (beside its owner)."""
     pairs = zip(flat[::2], flat[1::2], strict=True)
-    return {int(parent): _location_from_store(value) for parent, value in pairs if parent != b"owner"}
+    return {int(parent): _location_from_store(value) for parent, value in pairs if parent not in _NO_PARENTS}

@@ -30,9 +30,11 @@ class SegmentsLoaded:
 
 @dataclass(frozen=True, slots=True)
 class InputsFetched:
-    """The values that a task needs from elsewhere are here."""
+    """The values that a task needs from elsewhere are here; so many bytes of them were read in so many seconds."""
 
     task: int
+    nbytes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,14 @@ class Rescheduled:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The store answered an `Arrive`."""
+    """The store answered an `Arrive`; for it, so many bytes of values were written in so many seconds."""
 
     standing: Standing
     claims: Sequence[Claim]
     retired: bool
     now: float
+    nbytes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

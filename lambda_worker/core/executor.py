@@ -19,11 +19,13 @@ The life of a task here::
   place, in one step at the store: so even one place is enough.
 * An attempt that follows a death starts with everything that was given to it or that it had claimed, **without** the
   tasks that it had given away (others run them) and those that are blamed for deaths.
+* A large value for a fan-in that is at home here is **held** back from the store for a while: the others may arrive.
 * An executor that must **leave** (its time is nearly up, or those before it died in the middle of too much) runs
   nothing more: it publishes what it has, and a successor takes its place with what is ready.
 
-Here is what happens when. It is composed of what is known of the graph (`segments`), the values that are kept (`kept`),
-what nobody else will complete (`promises`), what others are to do (`delegation`) and what runs again (`parked`).
+Here is what happens when. It is composed of what is known of the graph (`segments`), the values at hand (`kept`),
+what nobody else will complete (`promises`), what waits to be published (`outbox`) or is held back from it (`held`), what
+others are to do (`delegation`) and what runs again (`parked`).
 
 Who wins when two things could happen: an error or a halt ends things at once; a claim beats a
 retirement (the store refuses to retire an executor that has just won a child).
@@ -36,6 +38,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Set
+from operator import attrgetter
 
 from lambda_worker.core.delegation import Delegation
 from lambda_worker.core.errors import ProtocolError
@@ -53,8 +56,9 @@ from lambda_worker.core.events import (
     TaskErred,
     Woken,
 )
+from lambda_worker.core.held import Edge, Held
 from lambda_worker.core.instructions import (
-    Arrive,
+    Delegate,
     Fetch,
     Finish,
     Forget,
@@ -65,11 +69,13 @@ from lambda_worker.core.instructions import (
     WakeAfter,
 )
 from lambda_worker.core.kept import Kept
+from lambda_worker.core.outbox import Outbox
 from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.promises import Promises
 from lambda_worker.core.schedule import Assignment, Edges, segment_of
 from lambda_worker.core.segments import READ_AHEAD_SEGMENTS, Segments
+from lambda_worker.core.speed import Speed
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
 
 
@@ -95,7 +101,7 @@ class Executor:
     >>> executor.handle(TaskDone(0, seconds=0.1, now=0.1))
     [Run(task=1, parents=[0])]
     >>> executor.handle(TaskDone(1, seconds=0.1, now=0.2))
-    [Forget(tasks=[0]), Arrive(arrivals=[], results=[1], errors=[], retire=True, successor=None)]
+    [Forget(tasks=[0]), Arrive(arrivals=[], results=[1], errors=[], retire=True, successor=None, asks=())]
     """
 
     def __init__(self, assignment: Assignment, policy: Policy) -> None:
@@ -121,10 +127,10 @@ class Executor:
         self._late_starts: dict[int, list[int]] = {}  # by segment that is not here yet
         self._fetching: set[int] = set()
         self._fetched: list[int] = []
-        # What waits to be published (beside the arrivals), and what is on its way.
-        self._results: list[int] = []
-        self._errors: list[int] = []
-        self._publishing: Arrive | None = None
+        self._outbox = Outbox()
+        self._held = Held(policy)
+        self._speed = Speed(policy.bandwidth)
+        self._now = 0.0
         self._wake_asked = False
         self._tries: dict[int, int] = {}
         self._place_given = False
@@ -146,6 +152,7 @@ class Executor:
             case TaskDone():
                 self._on_done(event, out)
             case Woken(now):
+                self._now = now
                 self._wake_asked = False
                 self._unpark(now, out)
                 self._publish(out, now_or_never=True)
@@ -154,7 +161,8 @@ class Executor:
                 return out
             case Answered():
                 self._on_answered(event, out)
-            case InputsFetched(task):
+            case InputsFetched(task, nbytes, seconds):
+                self._speed.moved(nbytes, seconds)
                 self._on_fetched(task)
             case SegmentsLoaded(edges):
                 self._on_loaded(edges.items())
@@ -165,6 +173,7 @@ class Executor:
             case Delegated():
                 self._on_delegated(event, out)
             case Began(now, edges, until):
+                self._now = now
                 self._leave_at = min(until, now + (self.assignment.patience or math.inf))
                 self._on_began(now, edges, out)
             case Seceded():
@@ -237,6 +246,8 @@ class Executor:
 
     def _on_done(self, event: TaskDone, out: list[Instruction]) -> None:
         task = event.task
+        self._now = event.now
+        self._held.stir(event.now)
         self._leave(task)
         self.tasks_run += 1
         mean = self._seconds_per_task
@@ -249,7 +260,7 @@ class Executor:
         self._release_inputs(task)
         self._segments.end(task)
         if len(self._ready) > 1 and event.now >= self._delegation.ask_again:
-            out += self._delegation.split(self._ready, self._seconds_per_task)
+            out += self._split()
 
     def _on_erred(self, event: TaskErred) -> None:
         task = event.task
@@ -266,7 +277,7 @@ class Executor:
             return
         # Its descendants can never run; the proxy, which holds the whole graph, tells their
         # waiters. Values kept for them are dropped with the executor.
-        self._errors.append(task)
+        self._outbox.errors.append(task)
         self._release_inputs(task)
         self._segments.end(task)
 
@@ -300,10 +311,9 @@ class Executor:
         self._fetched.append(task)
 
     def _on_answered(self, event: Answered, out: list[Instruction]) -> None:
-        sent = self._publishing
-        if sent is None:
-            raise ProtocolError("an answer without a publication")
-        self._publishing = None
+        sent = self._outbox.answered()
+        self._now = event.now
+        self._speed.moved(event.nbytes, event.seconds)
         if event.standing is not Standing.OK or event.retired:
             self._finish("" if event.retired else event.standing.value, out)
             return
@@ -311,10 +321,16 @@ class Executor:
         parents_sent: dict[int, set[int]] = {}
         for child, parent, _ in sent.arrivals:
             parents_sent.setdefault(child, set()).add(parent)
-        for claim in event.claims:
-            self._on_claim(claim, parents_sent.get(claim.child, frozenset()))
+        for claim in sorted(event.claims, key=attrgetter("child"), reverse=True):  # the first one ends on top
+            if claim.verdict is Verdict.WAIT:
+                self._kept.release_all(parents_sent.get(claim.child, ()))
+            elif claim.child in self._held:
+                self._on_claim(claim, self._held.settle(claim.child, event.now))
+            else:
+                self._on_claim(claim, parents_sent.get(claim.child) or self._outbox.withdraw(claim.child))
 
     def _on_claim(self, claim: Claim, sent: Set[int]) -> None:
+        """Take in what the store says of a child, for which parents (`sent`) are kept here."""
         child = claim.child
         if claim.verdict is not Verdict.YOURS or not self._promises.win(child):
             self._kept.release_all(sent)
@@ -353,7 +369,7 @@ class Executor:
             children = [child for child in children if child not in self._settled]
         reasons = len(children)
         if task in edges.visible and not given_from_elsewhere:
-            self._results.append(task)
+            self._outbox.results.append(task)
             reasons += 1
         self._kept.keep(task, reasons)
         fan_ins = edges.fan_ins
@@ -387,10 +403,8 @@ class Executor:
 
     def _advance(self, out: list[Instruction]) -> None:
         """Start the next task, and have the inputs of those after it on their way."""
-        if self._kept.nbytes > self.policy.kept_bytes_max and (
-            self._publishing is not None or self._promises.arrivals or self._results
-        ):
-            return  # what is published need not be kept: first that
+        if self._kept.nbytes > self.policy.kept_bytes_max and self._makes_room():
+            return
         while self._fetched or self._ready:
             if self._fetched and self.running is None:
                 self._run(self._fetched.pop(), out)
@@ -427,21 +441,60 @@ class Executor:
 
     def _publish(self, out: list[Instruction], now_or_never: bool = False) -> None:
         """Publish what waits: at once when no task is running, otherwise after a short while."""
-        if self._publishing is not None:
+        outbox, held = self._outbox, self._held
+        self._hold_back()
+        if outbox.on_its_way is not None:
             return
-        waiting = bool(self._promises.arrivals or self._results or self._errors)
+        if held:
+            outbox.arrivals += held.overdue(self._now, self._kept.nbytes_of(held.parents()), self._speed.bandwidth)
         if self.running is not None and not now_or_never:
-            if waiting:
-                self._wake_after(self.policy.publish_seconds, out)
+            if outbox or held:
+                pause = self.policy.publish_seconds
+                self._wake_after(pause if outbox else max(pause, held.seconds_left(self._now)), out)
             return
         idle = self._idle
-        if not waiting and not idle:
-            return
-        successor = self._delegation.successor() if idle and self._delegation.unfitting else None
+        asks = held.ask(self._now) if held.due(self._now) else ()
+        if outbox or asks or idle:
+            successor = self._delegation.successor() if idle and self._delegation.unfitting else None
+            out.append(outbox.send(idle, successor, asks))
+        elif held:
+            self._wake_after(held.seconds_left(self._now), out)
+
+    def _hold_back(self) -> None:
+        """Sort what is to arrive: some of it is held for a while."""
         arrivals = self._promises.take_arrivals()
-        self._publishing = Arrive(arrivals, self._results, self._errors, retire=idle, successor=successor)
-        self._results, self._errors = [], []
-        out.append(self._publishing)
+        home = self.assignment.home
+        if home is None or not self.policy.hold or self._delegation.leaving:
+            self._outbox.arrivals += arrivals
+            if self._delegation.leaving:
+                self._outbox.arrivals += self._held.release()
+            return
+        by_child: dict[int, list[Edge]] = {}
+        for edge in arrivals:
+            by_child.setdefault(edge[0], []).append(edge)
+        for child, edges in by_child.items():
+            if child in self._held or (home[0] <= child < home[1] and self._worth_holding(child, edges)):
+                self._held.hold(edges, self._now)
+            else:
+                self._outbox.arrivals += edges
+
+    def _worth_holding(self, child: int, edges: Iterable[Edge]) -> bool:
+        parents = [parent for _, parent, _ in edges]
+        if self._kept.nbytes_of(parents) < self.policy.hold_bytes_min:
+            return False
+        known = [self._segments.here[segment_of(parent)] for parent in parents]
+        if any(parent in each.visible for parent, each in zip(parents, known, strict=True)):
+            return False  # it is written in any case
+        return known[0].classes.get(child, 0) <= self.assignment.function_class
+
+    def _makes_room(self) -> bool:
+        """Have values published that need not be kept then; tell whether anything is."""
+        self._hold_back()
+        outbox, kept = self._outbox, self._kept
+        if not outbox and outbox.on_its_way is None and self._held:
+            excess = kept.nbytes - self.policy.kept_bytes_max
+            outbox.arrivals += self._held.release_some(excess, lambda parent: kept.nbytes_of((parent,)))
+        return bool(outbox) or outbox.on_its_way is not None
 
     def _wake_after(self, seconds: float, out: list[Instruction]) -> None:
         """Ask for an alarm, unless one is set: it serves what is to be published and what is to be offered."""
@@ -451,7 +504,7 @@ class Executor:
 
     @property
     def _idle(self) -> bool:
-        return self._quiet and not self._parked
+        return self._quiet and not self._parked and not self._held
 
     @property
     def _quiet(self) -> bool:
@@ -460,6 +513,22 @@ class Executor:
         )
 
     # -- what others are to do ------------------------------------------------------------------
+
+    def _split(self) -> list[Delegate]:
+        """Offer shares of the ready tasks if that pays, of those that may be parted from their inputs."""
+        seconds = self._seconds_per_task
+        if not self._kept.nbytes:
+            return self._delegation.split(self._ready, seconds)
+        movable = [task for task in self._ready if self._moves(task, seconds)]
+        offers = self._delegation.split(movable, seconds)
+        if offers:
+            offered = {task for share in self._delegation.offered for task in share}
+            self._ready = [task for task in self._ready if task not in offered]
+        return offers
+
+    def _moves(self, task: int, seconds: float) -> bool:
+        nbytes = self._kept.nbytes_of(self._segments.known_parents(task) or ())
+        return not nbytes or self.policy.moves(nbytes, seconds, self._speed.bandwidth)
 
     def _offer_all(self, out: list[Instruction]) -> None:
         """While the running task waits (perhaps for one of them), nothing else shall wait for it."""

@@ -58,7 +58,8 @@ class Arrive:
 
     `arrivals` are (child, parent, in-degree of the child); `results` and `errors` are visible
     tasks and erred tasks. An executor that retires may leave its place to a `successor`, in the same
-    step. Answered by `Answered`.
+    step. With `asks` (edges as in `arrivals`) nothing is stored: each child is won if all its other edges
+    are there, and else nobody hears of them. Answered by `Answered`.
     """
 
     arrivals: Sequence[tuple[int, int, int]]
@@ -66,6 +67,7 @@ class Arrive:
     errors: Sequence[int]
     retire: bool
     successor: Successor | None = None
+    asks: Sequence[tuple[int, int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)

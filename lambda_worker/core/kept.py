@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from lambda_worker.core.wire import Location
+from lambda_worker.core.wire import Location, Ref
 
 
 class Kept:
@@ -17,7 +17,7 @@ class Kept:
     Attributes
     ----------
     nbytes
-        Size of the large values among those made here and still kept.
+        Size of the large values that are here.
     released
         Values to be forgotten: the last reason to keep them went.
 
@@ -52,7 +52,18 @@ class Kept:
 
     def fetched(self, tasks: Iterable[int]) -> None:
         """Note that values from elsewhere are here."""
-        self._here.update(tasks)
+        for task in tasks:
+            if task not in self._here:
+                self._here.add(task)
+                location = self._located.get(task)
+                if isinstance(location, Ref):
+                    self._nbytes[task] = location.nbytes
+                    self.nbytes += location.nbytes
+
+    def nbytes_of(self, tasks: Iterable[int]) -> int:
+        """Return the size of those of these values that are here and large."""
+        sizes = self._nbytes
+        return sum(sizes.get(task, 0) for task in tasks) if sizes else 0
 
     def locate(self, task: int, location: Location) -> None:
         """Note where a value is, unless it is here."""

@@ -48,6 +48,19 @@ class Policy:
     kept_bytes_max
         With more than this in values of its own, an executor publishes what waits before it runs another task: else
         who makes values faster than they can be written keeps all of them.
+    bandwidth
+        Between an executor and the store, in bytes per second, until it was measured. A Lambda has 75 MiB/s once
+        its burst is used up.
+    hold
+        Whether large values are held back for fan-ins that are at home here (delayed I/O).
+    hold_bytes_min
+        Who would save less than this holds nothing back.
+    hold_seconds_min, hold_seconds_max
+        How long an executor with nothing else to do waits for what it holds, within these bounds.
+    ask_seconds_min, ask_seconds_max
+        The time between two looks at what is held: doubled each time, within these bounds.
+    group
+        Whether ready tasks stay with their large inputs (task clustering).
     """
 
     ceiling: int = 1
@@ -64,6 +77,14 @@ class Policy:
     fetch_ahead: int = 2
     reserve_seconds_max: float = 30.0
     kept_bytes_max: int = 256 * 1024 * 1024
+    bandwidth: float = 75 * 2**20
+    hold: bool = True
+    hold_bytes_min: int = 256 * 1024
+    hold_seconds_min: float = 0.25
+    hold_seconds_max: float = 5.0
+    ask_seconds_min: float = 0.002
+    ask_seconds_max: float = 0.05
+    group: bool = True
 
     @property
     def publish_seconds(self) -> float:
@@ -101,6 +122,31 @@ class Policy:
         (True, False)
         """
         return nbytes <= self.inline_bytes_max and nbytes * siblings <= self.fan_in_bytes_max
+
+    def hold_seconds(self, nbytes: int, bandwidth: float) -> float:
+        """Decide how long an executor waits, with nothing else to do, for the fan-ins whose inputs it holds.
+
+        As long as it takes to write the values and read them elsewhere, twice over: who waits for about
+        what giving up costs never pays much more than who knew the future (the ski rental problem).
+
+        Examples
+        --------
+        >>> Policy().hold_seconds(100_000_000, bandwidth=100e6), Policy().hold_seconds(0, bandwidth=100e6)
+        (4.0, 0.25)
+        """
+        return min(max(4 * nbytes / bandwidth, self.hold_seconds_min), self.hold_seconds_max)
+
+    def moves(self, nbytes: int, seconds: float, bandwidth: float) -> bool:
+        """Decide whether a ready task with inputs of this size here may run elsewhere (else it is grouped with them).
+
+        Not if writing and reading the inputs takes longer than the task.
+
+        Examples
+        --------
+        >>> Policy().moves(0, 1e-6, bandwidth=1e8), Policy().moves(10_000_000, 0.1, bandwidth=1e8)
+        (True, False)
+        """
+        return not self.group or 2 * nbytes <= seconds * bandwidth
 
     def invoke_here(self, executors: int, warm: bool) -> bool:
         """Decide who invokes new executors: the one that delegates, or the proxy on its behalf.

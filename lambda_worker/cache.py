@@ -1,0 +1,69 @@
+"""Values and constants that were at hand lately: reading them again costs nothing while they stay.
+
+What is stored never changes under its name, so what is kept here under that name stays right: for the
+next task, and, in a warm sandbox, for the next job.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+
+class Cache:
+    """Values by the names under which they are stored; the one used longest ago leaves first.
+
+    Parameters
+    ----------
+    bytes_max
+        Size of all values, at most. Larger ones are not kept at all.
+
+    Examples
+    --------
+    >>> cache = Cache(bytes_max=100)
+    >>> cache.put("a", "first", 60), cache.put("b", "second", 30)
+    (None, None)
+    >>> cache.get("a"), cache.put("c", "third", 30)
+    ('first', None)
+    >>> cache.get("b"), "a" in cache, cache.nbytes
+    (None, True, 90)
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.nbytes = 0
+        self._values: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()  # tasks and input run on different threads
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a value, or `default`."""
+        with self._lock:
+            found = self._values.get(name)
+            if found is None:
+                return default
+            self._values.move_to_end(name)
+            return found[0]
+
+    def put(self, name: str, value: Any, nbytes: int) -> None:
+        """Keep a value for as long as there is room."""
+        with self._lock:
+            if name in self._values:
+                self._values.move_to_end(name)
+                return
+            if nbytes > self.bytes_max:
+                return
+            self._values[name] = (value, nbytes)
+            self.nbytes += nbytes
+            while self.nbytes > self.bytes_max:
+                _, (_, size) = self._values.popitem(last=False)
+                self.nbytes -= size
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._values.clear()
+            self.nbytes = 0
