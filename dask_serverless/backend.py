@@ -39,6 +39,8 @@ HEAVY_LIBRARIES = frozenset({"dask", "dask_ml", "numba", "numpy", "pandas", "pya
 #: so that no real credentials of the user are looked up, or sent to it.
 LOCAL_CREDENTIALS = ("dask-serverless", "dask-serverless")
 LOGS_LINES = 1_000
+#: Settings that executors' decisions take as they are.
+POLICY_SWITCHES = ("hold", "group", "split", "prefetch", "locality")
 _MIB = 2**20
 
 
@@ -208,7 +210,9 @@ class LocalBackend:
         settings = self.settings
         assert self.directory is not None
         executor_settings = {
-            "inline_bytes_max": settings.executor_inline_bytes_max,
+            "inline_bytes_max": settings.executor_inline_bytes_max if settings.policy_inline else -1,
+            "policy": {name: getattr(settings, f"policy_{name}") for name in POLICY_SWITCHES},
+            "cache": settings.policy_cache,
             "payload_bytes_max": settings.executor_payload_bytes_max,
             "ceiling": self.ceiling,
             "lease_seconds": settings.executor_lease,

@@ -170,6 +170,12 @@ def _allowed_failures(value: Any) -> int:
     return value
 
 
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Refused("true or false")
+    return value
+
+
 def _dask_worker_memory(value: Any) -> int | None:
     return None if value is None else _bytes(64 * MiB)(value)
 
@@ -217,6 +223,13 @@ class Settings:
     executor_lease: float = _setting("executor.lease", _seconds(LEASE_SECONDS_MIN))
     executor_linger: float = _setting("executor.linger", _seconds(0.0, LINGER_SECONDS_MAX))
     allowed_failures: int = _setting("executor.allowed-failures", _allowed_failures)
+    policy_hold: bool = _setting("policy.hold", _switch)
+    policy_group: bool = _setting("policy.group", _switch)
+    policy_split: bool = _setting("policy.split", _switch)
+    policy_cache: bool = _setting("policy.cache", _switch)
+    policy_prefetch: bool = _setting("policy.prefetch", _switch)
+    policy_inline: bool = _setting("policy.inline", _switch)
+    policy_locality: bool = _setting("policy.locality", _switch)
     dask_workers_count: int = _setting("dask-workers.count", _count_or_none)
     dask_workers_threads: int = _setting("dask-workers.threads", _count)
     dask_workers_memory: int | None = _setting("dask-workers.memory", _dask_worker_memory)

@@ -325,12 +325,13 @@ class Driver:
     def _fetch(self, task: int, values: Iterable[tuple[int, Location]]) -> Event:
         began = self.world.clock()
         found = self._belongings.values
-        wanted = [(parent, location) for parent, location in values if parent not in found]
+        anew = not self.world.policy.locality
+        wanted = [(parent, location) for parent, location in values if anew or parent not in found]
         stored = [(parent, location) for parent, location in wanted if isinstance(location, Ref)]
         for parent, ref in stored:
             if ref.name in self.world.cache:
                 found[parent] = self.world.cache.get(ref.name)
-        stored = [(parent, ref) for parent, ref in stored if parent not in found]
+        stored = [(parent, ref) for parent, ref in stored if anew or parent not in found]
         nbytes = sum(ref.nbytes for _, ref in stored)
         try:
             frames = self.world.store.get([ref for _, ref in stored]) if stored else []

@@ -24,7 +24,7 @@ The life of a task here::
   nothing more: it publishes what it has, and a successor takes its place with what is ready.
 
 Here is what happens when. It is composed of what is known of the graph (`segments`), the values at hand (`kept`),
-what nobody else will complete (`promises`), what waits to be published (`outbox`) or is held back from it (`held`), what
+what nobody else will complete (`promises`), what waits to be published (`outbox`) or is held back (`held`), what
 others are to do (`delegation`) and what runs again (`parked`).
 
 Who wins when two things could happen: an error or a halt ends things at once; a claim beats a
@@ -335,11 +335,15 @@ class Executor:
         if claim.verdict is not Verdict.YOURS or not self._promises.win(child):
             self._kept.release_all(sent)
             return
+        edges = self._segments.here[segment_of(next(iter(sent), child))]
+        if not self.policy.locality:
+            self._kept.release_all(sent)
+            sent = frozenset()
         for parent, location in claim.values.items():
             if parent not in sent:
                 self._kept.keep(parent)
             self._kept.locate(parent, location)
-        self._make_ready(child, self._segments.here[segment_of(next(iter(sent), child))])
+        self._make_ready(child, edges)
         if child not in self._delegation.unfitting:
             self._promises.promise((child,))
 
@@ -373,6 +377,9 @@ class Executor:
             reasons += 1
         self._kept.keep(task, reasons)
         fan_ins = edges.fan_ins
+        if not self.policy.locality:
+            self._promises.arrivals += [(child, task, fan_ins.get(child, 1)) for child in children]
+            return
         for child in reversed(children):  # the lowest number ends on top: it runs next
             if child not in fan_ins:
                 self._make_ready(child, edges)
@@ -423,6 +430,8 @@ class Executor:
                 return
             if missing and len(self._fetching) >= self.policy.fetch_ahead:
                 return
+            if not self.policy.prefetch and (self._fetching or self.running is not None):
+                return
             self._ready.pop()
             if not missing:
                 self._run(task, out)
@@ -464,7 +473,7 @@ class Executor:
         """Sort what is to arrive: some of it is held for a while."""
         arrivals = self._promises.take_arrivals()
         home = self.assignment.home
-        if home is None or not self.policy.hold or self._delegation.leaving:
+        if home is None or not (self.policy.hold and self.policy.locality) or self._delegation.leaving:
             self._outbox.arrivals += arrivals
             if self._delegation.leaving:
                 self._outbox.arrivals += self._held.release()

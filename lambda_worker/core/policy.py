@@ -61,6 +61,13 @@ class Policy:
         The time between two looks at what is held: doubled each time, within these bounds.
     group
         Whether ready tasks stay with their large inputs (task clustering).
+    split
+        Whether ready tasks are shared with other executors.
+    prefetch
+        Whether inputs are read while a task runs.
+    locality
+        Whether an executor goes on with the children of what it ran. Otherwise every value goes through the store,
+        and its children to whoever arrives last: what the other decisions are compared with.
     """
 
     ceiling: int = 1
@@ -85,6 +92,9 @@ class Policy:
     ask_seconds_min: float = 0.002
     ask_seconds_max: float = 0.05
     group: bool = True
+    split: bool = True
+    prefetch: bool = True
+    locality: bool = True
 
     @property
     def publish_seconds(self) -> float:
@@ -170,6 +180,8 @@ class Policy:
         >>> Policy(ceiling=8).shares(ready=100, seconds_per_task=1e-5)
         1
         """
+        if not self.split:
+            return 1
         worth = int(ready * seconds_per_task / max(2 * self.invoke_seconds, self.share_seconds_min))
         return max(1, min(self.ceiling, ready, worth))
 

@@ -312,6 +312,24 @@ def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, in
     assert len(world.runs) == len(graph)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    dags(),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+    st.sampled_from(["hold", "group", "split", "prefetch", "locality"]),
+)
+def test_what_an_executor_may_not_do_changes_no_value(dag, groups, seed, switch):
+    graph, _ = graph_of(*dag)
+    policy = Policy(ceiling=4, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001)
+    world = World(graph, replace(policy, **{switch: False}), seed)
+    world.large = 0.5
+    world.start(groups)
+    world.run()
+    assert world.results == world.expected()
+    assert set(world.runs.values()) == {1}
+
+
 @settings(max_examples=500, deadline=None)
 @given(
     dags(),
