@@ -195,7 +195,7 @@ def test_the_whole_precedence_for_every_key(tmp_path):
 
 def test_the_packaged_defaults_obey_the_schema():
     def check(value, schema, where):
-        kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+        kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
         allowed = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         fits = any(value is None if kind == "null" else isinstance(value, kinds[kind]) for kind in allowed)
         assert fits, f"{where} is {value!r}, the schema says {allowed}"

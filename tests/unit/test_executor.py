@@ -716,7 +716,9 @@ def test_what_publishing_cannot_free_stops_nobody():
     assert (forget.tasks, run) == ([1], Run(2, [0]))
 
 
-@pytest.mark.parametrize("name", ["delegation", "executor", "kept", "parked", "promises", "segments"])
+@pytest.mark.parametrize(
+    "name", ["delegation", "executor", "held", "kept", "outbox", "parked", "policy", "promises", "segments", "speed"]
+)
 def test_examples(name):
     results = doctest.testmod(importlib.import_module(f"lambda_worker.core.{name}"))
     assert results.attempted and not results.failed
