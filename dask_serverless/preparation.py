@@ -82,7 +82,7 @@ class Preparation:
             name = f"{serial}-{number}"
             assignment = Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room)
             assignment = replace(assignment, scheduler=scheduler, function_class=function_class, outfit=outfit)
-            made.append(replace(assignment, home=group.home) if group.home is not None else assignment)
+            made.append(replace(assignment, home=group.home) if group.home else assignment)
         return made
 
 

@@ -15,7 +15,8 @@ Rules kept here:
 from dask_serverless.plan.classes import FunctionClass, make_classes, smallest_class
 from dask_serverless.plan.explain import Explanation, explain
 from dask_serverless.plan.graph import Graph, number
-from dask_serverless.plan.partition import SHARED, Group, assign_starts, edges, owners
+from dask_serverless.plan.homes import SHARED
+from dask_serverless.plan.partition import Group, assign_starts, edges, owners
 
 __all__ = [
     "SHARED",

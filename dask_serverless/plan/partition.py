@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from dask_serverless.plan.graph import Graph
+from dask_serverless.plan.homes import SHARED, find_homes
 from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges, segment_of
-
-#: The owner of a task that more than one group leads to (or none of them).
-SHARED = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +33,13 @@ class Group:
     tasks
         How many tasks only these starts lead to, themselves included.
     home
-        Tasks ``first <= task < end`` that had better run where this group runs, see `homes`.
+        Ranges of tasks that had better run where this group runs, see `dask_serverless.plan.homes`.
     """
 
     starts: Sequence[int]
     segments: Sequence[int]
     tasks: int
-    home: tuple[int, int] | None = None
+    home: Sequence[int] = ()
 
 
 def edges(graph: Graph) -> Iterator[Edges]:
@@ -125,7 +123,7 @@ def assign_starts(graph: Graph, groups: int, starts: Iterable[int] | None = None
     >>> from dask_serverless.plan import number
     >>> graph, _ = number({"a": (), "b": (), "ab": ("a", "b"), "c": (), "d": ("ab", "c")}, ["d"])
     >>> assign_starts(graph, 2)
-    [Group(starts=[0, 1], segments=[0], tasks=3, home=(0, 4)), Group(starts=[3], segments=[0], tasks=1, home=(4, 5))]
+    [Group(starts=[0, 1], segments=[0], tasks=3, home=[4, 5]), Group(starts=[3], segments=[0], tasks=1, home=[])]
     """
     if groups < 1:
         raise ValueError(f"groups must be at least 1, not {groups}")
@@ -148,28 +146,8 @@ def assign_starts(graph: Graph, groups: int, starts: Iterable[int] | None = None
             seen.append(segment)
     # Groups of a part of the starts only: the others may have found homes for the same tasks.
     whole = len(chosen) == len(graph.starts) and len(cut_starts) > 1
-    places = homes(owner, len(cut_starts)) if whole else [None] * len(cut_starts)
+    places = find_homes(graph, owner, len(cut_starts)) if whole else [[] for _ in cut_starts]
     return [Group(*fields) for fields in zip(cut_starts, segments, tasks, places, strict=True)]
-
-
-def homes(owner: Sequence[int], groups: int) -> list[tuple[int, int] | None]:
-    """Cut the tasks that groups share into ranges, one for each group.
-
-    Groups meet at these tasks. As many are at home with each, and those that are close to each other in
-    number order, and so in the graph, have the same home: what they both need travels once.
-
-    Examples
-    --------
-    >>> homes([0, 0, 1, 1, SHARED, SHARED, SHARED, SHARED], 2)
-    [(0, 6), (6, 8)]
-    >>> homes([0, 1], 2)
-    [None, None]
-    """
-    shared = [task for task, group in enumerate(owner) if group == SHARED]
-    if not shared:
-        return [None] * groups
-    ends = [*(shared[len(shared) * group // groups] for group in range(1, groups)), len(owner)]
-    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def _cuts(graph: Graph, starts: Sequence[int], groups: int) -> list[int]:

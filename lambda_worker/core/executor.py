@@ -37,6 +37,7 @@ edge set and an owner in place of the counter (numpywren's ``conditional_increme
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Set
 from operator import attrgetter
 
@@ -473,7 +474,7 @@ class Executor:
         """Sort what is to arrive: some of it is held for a while."""
         arrivals = self._promises.take_arrivals()
         home = self.assignment.home
-        if home is None or not (self.policy.hold and self.policy.locality) or self._delegation.leaving:
+        if not home or not (self.policy.hold and self.policy.locality) or self._delegation.leaving:
             self._outbox.arrivals += arrivals
             if self._delegation.leaving:
                 self._outbox.arrivals += self._held.release()
@@ -482,7 +483,7 @@ class Executor:
         for edge in arrivals:
             by_child.setdefault(edge[0], []).append(edge)
         for child, edges in by_child.items():
-            if child in self._held or (home[0] <= child < home[1] and self._worth_holding(child, edges)):
+            if child in self._held or (bisect_right(home, child) % 2 and self._worth_holding(child, edges)):
                 self._held.hold(edges, self._now)
             else:
                 self._outbox.arrivals += edges

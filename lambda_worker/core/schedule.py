@@ -125,8 +125,8 @@ class Assignment:
     outfit
         Version of what the executor shall wear, and where it is (see `lambda_worker.core.outfit`).
     home
-        Tasks ``first <= task < end`` that had better run here than elsewhere, if they lie where executors
-        meet: large values for them are held back (see `lambda_worker.core.held`). None: there are none.
+        Ascending numbers ``[first, end, first, end, ...]``. Fan-ins ``first <= task < end`` at which this executor
+        meets others had better run here: large values for them are held back (see `lambda_worker.core.held`).
     """
 
     job: str
@@ -146,7 +146,7 @@ class Assignment:
     stored: Ref | None = None
     function_class: int = 0
     outfit: tuple[int, Ref] | None = None
-    home: tuple[int, int] | None = None
+    home: Sequence[int] = ()
 
     def to_bytes(self) -> bytes:
         """Encode."""
@@ -168,8 +168,8 @@ class Assignment:
             seldom["class"] = self.function_class
         if self.outfit is not None:
             seldom["outfit"] = [self.outfit[0], *self.outfit[1]]
-        if self.home is not None:
-            seldom["home"] = list(self.home)
+        if self.home:
+            seldom["home"] = self.home
         return pack([*fields, seldom] if seldom else fields)
 
     @classmethod
@@ -195,7 +195,7 @@ class Assignment:
             stored=Ref(*seldom["stored"]) if "stored" in seldom else None,
             function_class=seldom.get("class", 0),
             outfit=(seldom["outfit"][0], Ref(*seldom["outfit"][1:])) if "outfit" in seldom else None,
-            home=(seldom["home"][0], seldom["home"][1]) if "home" in seldom else None,
+            home=tuple(seldom.get("home", ())),
         )
 
 

@@ -33,7 +33,7 @@ def test_who_is_at_home_asks_and_others_arrive():
     assert asks == [Arrive([], [], [], retire=False, asks=[(2, 0, 2)])]
     arrives = begun(home=(3, 4)).handle(TaskDone(0, 0.1, 0.1, LARGE))
     assert arrives == [Arrive([(2, 0, 2)], [], [], retire=True)]
-    assert begun(home=None).handle(TaskDone(0, 0.1, 0.1, LARGE)) == arrives
+    assert begun(home=()).handle(TaskDone(0, 0.1, 0.1, LARGE)) == arrives
     assert begun(replace(POLICY, hold=False)).handle(TaskDone(0, 0.1, 0.1, LARGE)) == arrives
 
 
