@@ -17,6 +17,7 @@ from itertools import accumulate
 
 from dask_serverless.plan.graph import Graph
 from dask_serverless.plan.homes import SHARED, find_homes
+from dask_serverless.plan.paths import heights, longest_first
 from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges, segment_of
 
 
@@ -27,7 +28,7 @@ class Group:
     Parameters
     ----------
     starts
-        The tasks to begin with, ascending.
+        The tasks to begin with: those of much longer paths first, else ascending.
     segments
         Segments worth reading at once, ascending, at most `HINT_SEGMENTS_MAX`.
     tasks
@@ -147,6 +148,9 @@ def assign_starts(graph: Graph, groups: int, starts: Iterable[int] | None = None
     # Groups of a part of the starts only: the others may have found homes for the same tasks.
     whole = len(chosen) == len(graph.starts) and len(cut_starts) > 1
     places = find_homes(graph, owner, len(cut_starts)) if whole else [[] for _ in cut_starts]
+    if len(cut_starts) > 1:  # one that runs everything may do so in any order
+        height = heights(graph)
+        cut_starts = [longest_first(each, height) for each in cut_starts]
     return [Group(*fields) for fields in zip(cut_starts, segments, tasks, places, strict=True)]
 
 

@@ -6,6 +6,7 @@ prefetching, price) has its room here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 #: What starting another executor costs before it does useful work, until something better is known.
@@ -166,12 +167,12 @@ class Policy:
         """
         return warm or executors >= self.invoke_here_min
 
-    def shares(self, ready: int, seconds_per_task: float) -> int:
+    def shares(self, ready: int, seconds_per_task: float, seconds_left: float = math.inf) -> int:
         """Decide into how many shares ready tasks are split (1: keep them all here).
 
         Splitting pays when the work left here takes longer than starting somebody else (lazy
         splitting): a share must be worth several invocations. The store grants only what the
-        ceiling allows, so this may ask for too much.
+        ceiling allows, so this may ask for too much. Nor is more kept than fits into `seconds_left`.
 
         Examples
         --------
@@ -179,10 +180,14 @@ class Policy:
         8
         >>> Policy(ceiling=8).shares(ready=100, seconds_per_task=1e-5)
         1
+        >>> Policy(ceiling=8).shares(ready=4, seconds_per_task=0.1, seconds_left=0.2)
+        2
         """
         if not self.split:
             return 1
         worth = int(ready * seconds_per_task / max(2 * self.invoke_seconds, self.share_seconds_min))
+        if seconds_left < math.inf:
+            worth = max(worth, math.ceil(ready * seconds_per_task / max(seconds_left, seconds_per_task, 1e-9)))
         return max(1, min(self.ceiling, ready, worth))
 
 

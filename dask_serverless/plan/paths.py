@@ -1,0 +1,40 @@
+"""Longest paths: what is begun first. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dask_serverless.plan.graph import Graph
+
+
+def heights(graph: Graph) -> list[int]:
+    """Return for each task how many tasks the longest path from it on has, itself included.
+
+    Examples
+    --------
+    >>> from dask_serverless.plan import number
+    >>> graph, _ = number({"a": (), "b": ("a",), "c": (), "d": ("b", "c")}, ["d"])
+    >>> heights(graph)
+    [3, 2, 2, 1]
+    """
+    found = [1] * len(graph)
+    children = graph.children
+    for task in range(len(graph) - 1, -1, -1):
+        row = children[task]
+        if row:
+            found[task] = 1 + (found[row[0]] if len(row) == 1 else max([found[child] for child in row]))
+    return found
+
+
+def longest_first(starts: Sequence[int], height: Sequence[int]) -> list[int]:
+    """Put the starts of much longer paths in front; those of about the same length stay in order.
+
+    Who begins a long path last ends alone, with nothing left to share. But number order is depth-first and keeps
+    memory low; so only a path of twice the length counts as longer.
+
+    Examples
+    --------
+    >>> longest_first([0, 1, 2, 3], [1, 9, 1, 8])
+    [1, 3, 0, 2]
+    """
+    return sorted(starts, key=lambda start: -height[start].bit_length())
