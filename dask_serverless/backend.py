@@ -211,7 +211,8 @@ class LocalBackend:
         assert self.directory is not None
         executor_settings = {
             "inline_bytes_max": settings.executor_inline_bytes_max if settings.policy_inline else -1,
-            "policy": {name: getattr(settings, f"policy_{name}") for name in POLICY_SWITCHES},
+            "policy": {name: getattr(settings, f"policy_{name}") for name in POLICY_SWITCHES}
+            | {"threads": settings.executor_threads},
             "cache": settings.policy_cache,
             "payload_bytes_max": settings.executor_payload_bytes_max,
             "ceiling": self.ceiling,

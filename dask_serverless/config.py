@@ -32,6 +32,7 @@ MiB = 2**20
 #: service must not allow more either.
 LAMBDA_MEMORY_BYTES_MIN, LAMBDA_MEMORY_BYTES_MAX = 128 * MiB, 10_240 * MiB
 LAMBDA_TIMEOUT_SECONDS_MAX = 900.0
+EXECUTOR_THREADS_MAX = 64
 LAMBDA_EVENT_BYTES_MAX = 1_000_000
 #: More of them are a slip: each is a process of some 100 MiB.
 DASK_WORKERS_MAX = 256
@@ -170,6 +171,12 @@ def _allowed_failures(value: Any) -> int:
     return value
 
 
+def _threads(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= EXECUTOR_THREADS_MAX:
+        raise _Refused(f"a whole number between 1 and {EXECUTOR_THREADS_MAX}")
+    return value
+
+
 def _switch(value: Any) -> bool:
     if not isinstance(value, bool):
         raise _Refused("true or false")
@@ -222,6 +229,7 @@ class Settings:
     )
     executor_lease: float = _setting("executor.lease", _seconds(LEASE_SECONDS_MIN))
     executor_linger: float = _setting("executor.linger", _seconds(0.0, LINGER_SECONDS_MAX))
+    executor_threads: int = _setting("executor.threads", _threads)
     allowed_failures: int = _setting("executor.allowed-failures", _allowed_failures)
     policy_hold: bool = _setting("policy.hold", _switch)
     policy_group: bool = _setting("policy.group", _switch)

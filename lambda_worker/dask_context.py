@@ -169,7 +169,6 @@ class TaskWorker:
         self._host: Host | None = None
         self._waiting: deque[tuple[Any, Any]] = deque(maxlen=EVENTS_WAITING_MAX)
         self._seat = _Seat(self._on_leave, self._on_return)
-        self._key: Hashable = None
 
     def __repr__(self) -> str:
         return f"<TaskWorker {self.name}, in process {os.getpid()}>"
@@ -208,7 +207,6 @@ class TaskWorker:
     def begin(self, key: Hashable) -> None:
         """Surround the task that this thread runs next."""
         _worker_cvar.set(self)  # type: ignore[arg-type]
-        self._key = key
         thread_state.key = key
         thread_state.start_time = time.time()
         pool_state.executor = self._seat
@@ -221,12 +219,13 @@ class TaskWorker:
 
     def end(self, error: BaseException | None = None) -> None:
         """The task that this thread ran has ended."""
-        task = self.state.tasks.get(self._key)
+        key = thread_state.key
+        task = self.state.tasks.get(key)
         if task is not None:
             if error is not None:
                 task.exception, task.traceback = error, error.__traceback__
-            self._transition(self._key, "executing", "memory" if error is None else "error")
-            del self.state.tasks[self._key]
+            self._transition(key, "executing", "memory" if error is None else "error")
+            del self.state.tasks[key]
 
     def _transition(self, key: Hashable, start: str, finish: str) -> None:
         self.state.tasks[key].state = finish
@@ -238,7 +237,7 @@ class TaskWorker:
 
     def get_current_task(self) -> Hashable:
         """Return the key of the task that runs."""
-        return self._key
+        return getattr(thread_state, "key", None)
 
     def log_event(self, topic: Any, message: Any) -> None:
         """Log an event on the scheduler; so `distributed.print` and `warn` reach the client."""

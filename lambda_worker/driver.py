@@ -13,6 +13,7 @@ import math
 import queue
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,8 @@ class Driver:
         self._words: LastWords | None = None
         self._context: TaskWorker | None = None
         self._main_thread = 0
+        self._pool: ThreadPoolExecutor | None = None  # of task threads, where there are several
+        self._thread_of: dict[int, int] = {}  # of each task that runs on one of them
 
     def run(self) -> str:
         """Run; return why it ended ("" when everything was done).
@@ -131,12 +134,16 @@ class Driver:
                 )
         self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
+        if self.world.policy.threads > 1:
+            self._pool = ThreadPoolExecutor(self.world.policy.threads, thread_name_prefix="executor-task")
         try:
             self._dress()
             reason = self._loop(self._handle(Began(self.world.clock(), edges, self._until)))
         finally:
             # An alarm may hold this object a little longer: it must not beat for a dead executor.
             self.executor.finished = True
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)  # a task that runs is waited for, as where there is one thread
             self._belongings.values.clear()
             if self._context is not None:
                 self._context.attach(None)
@@ -167,6 +174,10 @@ class Driver:
                 if isinstance(item, _Failed):
                     raise item.error
                 run, others = self._sort([item])
+            if run is not None and self._pool is not None:
+                self._pool.submit(self._run_on_thread, run)
+                todo = others
+                continue
             if run is not None:
                 for instruction in others:
                     self.world.beside.submit(self._perform_beside, instruction)
@@ -180,16 +191,31 @@ class Driver:
             event = self._perform(mine)
             todo = [] if event is None else self._handle(event)
 
-    @staticmethod
-    def _sort(todo: Iterable[Instruction]) -> tuple[Run | None, list[Instruction]]:
+    def _sort(self, todo: Iterable[Instruction]) -> tuple[Run | None, list[Instruction]]:
+        """Part the task to run now from all else; where there are several threads, others run the other tasks."""
         run: Run | None = None
         others: list[Instruction] = []
         for instruction in todo:
             if isinstance(instruction, Run):
+                if run is not None and self._pool is not None:
+                    self._pool.submit(self._run_on_thread, run)
                 run = instruction
             else:
                 others.append(instruction)
         return run, others
+
+    def _run_on_thread(self, run: Run | None) -> None:
+        """Run a task, and those that follow from it, on a task thread."""
+        try:
+            while run is not None:
+                self._thread_of[run.task] = threading.get_ident()
+                event = self._run(run)
+                self._thread_of.pop(run.task, None)
+                run, others = self._sort(self._handle(event))
+                for instruction in others:
+                    self.world.beside.submit(self._perform_beside, instruction)
+        except BaseException as error:
+            self._inbox.put(_Failed(error))
 
     def _run(self, run: Run) -> Event:
         task = run.task
@@ -199,7 +225,7 @@ class Driver:
                 self._belongings.errors[task] = self._belongings.error(task, self._belongings.unreadable[parent])
                 return TaskErred(task, clock(), final=True)
         if self._words is not None:
-            self._words.say(task)
+            self._words.say(task if self.executor.alone else -1)  # who is not alone is not to blame
         started = clock()
         try:
             body = self._belongings.bodies.get(task)
@@ -247,6 +273,10 @@ class Driver:
             todo = [instruction]
             while todo:
                 mine, *rest = todo
+                if isinstance(mine, Run) and self._pool is not None:
+                    self._pool.submit(self._run_on_thread, mine)
+                    todo = rest
+                    continue
                 if isinstance(mine, Run | Finish):
                     self._inbox.put(mine)
                     todo = rest
@@ -292,7 +322,8 @@ class Driver:
                 [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
             )
             if running is not None and standing is Standing.OK:
-                self._publisher.say("stack", [running, call_stack(self._main_thread)])
+                thread = self._thread_of.get(running, self._main_thread)
+                self._publisher.say("stack", [running, call_stack(thread)])
         except StoreUnavailable:
             standing = Standing.OK  # the next one may get through; the lease decides
         if standing is Standing.OK:

@@ -111,7 +111,9 @@ class Executor:
         self.finished = False
         self.tasks_run = 0
         self.tasks_rerun = 0
-        self.running: int | None = None
+        self._running: dict[int, None] = {}  # in the order in which they began
+        # After a death one task at a time: then it is known which one was running if this one dies, too.
+        self._threads = policy.threads if assignment.attempt == 1 else 1
         # Ready tasks, the next one last: depth-first keeps few values alive.
         self._ready: list[int] = []
         # An attempt after a death: tasks that are not run here, and those that wait for nothing that is.
@@ -141,8 +143,18 @@ class Executor:
     def __repr__(self) -> str:
         return (
             f"<Executor {self.assignment.job}/{self.assignment.executor}#{self.assignment.attempt}"
-            f" ready={len(self._ready)} running={self.running} run={self.tasks_run}>"
+            f" ready={len(self._ready)} running={[*self._running]} run={self.tasks_run}>"
         )
+
+    @property
+    def running(self) -> int | None:
+        """The task that has been running for the longest time; None: none is."""
+        return next(iter(self._running), None)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no more than one task is running."""
+        return len(self._running) <= 1
 
     def handle(self, event: Event) -> list[Instruction]:
         """Take in one event and return what to do now, in order."""
@@ -403,9 +415,9 @@ class Executor:
     # -- what next ------------------------------------------------------------------------------
 
     def _leave(self, task: int) -> None:
-        if task != self.running:
-            raise ProtocolError(f"task {task} ended while {self.running} was running")
-        self.running = None
+        if task not in self._running:
+            raise ProtocolError(f"task {task} ended while {[*self._running]} were running")
+        del self._running[task]
         self._seceded = False
         self._delegation.asked = False
 
@@ -414,7 +426,8 @@ class Executor:
         if self._kept.nbytes > self.policy.kept_bytes_max and self._makes_room():
             return
         while self._fetched or self._ready:
-            if self._fetched and self.running is None:
+            free = len(self._running) < self._threads
+            if self._fetched and free:
                 self._run(self._fetched.pop(), out)
                 continue
             if not self._ready or self._fetched:
@@ -427,11 +440,11 @@ class Executor:
                 return
             parents = edges.parents[task - edges.first]
             missing = self._kept.missing(parents)
-            if self.running is not None and not missing:
+            if not free and not missing:
                 return
             if missing and len(self._fetching) >= self.policy.fetch_ahead:
                 return
-            if not self.policy.prefetch and (self._fetching or self.running is not None):
+            if not self.policy.prefetch and (self._fetching or not free):
                 return
             self._ready.pop()
             if not missing:
@@ -441,7 +454,7 @@ class Executor:
                 out.append(Fetch(task, missing))
 
     def _run(self, task: int, out: list[Instruction]) -> None:
-        self.running = task
+        self._running[task] = None
         if self._place_given:
             self._place_given = False
             out.append(TakePlace())
@@ -457,7 +470,7 @@ class Executor:
             return
         if held:
             outbox.arrivals += held.overdue(self._now, self._kept.nbytes_of(held.parents()), self._speed.bandwidth)
-        if self.running is not None and not now_or_never:
+        if self._running and not now_or_never:
             if outbox or held:
                 pause = self.policy.publish_seconds
                 self._wake_after(pause if outbox else max(pause, held.seconds_left(self._now)), out)
@@ -518,7 +531,7 @@ class Executor:
 
     @property
     def _quiet(self) -> bool:
-        return self.running is None and not (
+        return not self._running and not (
             self._ready or self._fetched or self._fetching or self._segments.loading or self._delegation.offered
         )
 

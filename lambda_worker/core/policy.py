@@ -60,6 +60,8 @@ class Policy:
         How long an executor with nothing else to do waits for what it holds, within these bounds.
     ask_seconds_min, ask_seconds_max
         The time between two looks at what is held: doubled each time, within these bounds.
+    threads
+        Tasks that an executor runs at the same time.
     group
         Whether ready tasks stay with their large inputs (task clustering).
     split
@@ -92,6 +94,7 @@ class Policy:
     hold_seconds_max: float = 5.0
     ask_seconds_min: float = 0.002
     ask_seconds_max: float = 0.05
+    threads: int = 1
     group: bool = True
     split: bool = True
     prefetch: bool = True

@@ -155,6 +155,7 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "executor.payload-bytes-max": (100_000, 200_000, 300_000),
         "executor.lease": (2.0, 3.0, 4.0),
         "executor.linger": (0.1, 0.2, 0.3),
+        "executor.threads": (2, 3, 4),
         "executor.allowed-failures": (0, 1, 2),
         "policy.hold": (False, True, False),
         "policy.group": (False, True, False),

@@ -292,15 +292,24 @@ def dags(draw):
 
 #: How many of the values are large enough to be held back.
 LARGE = st.sampled_from([0.0, 0.5, 1.0])
+#: How many tasks an executor runs at the same time.
+THREADS = st.sampled_from([1, 1, 3])
 
 
 @settings(max_examples=300, deadline=None)
-@given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.integers(1, 9), LARGE)
-def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, inline, ceiling, large):
+@given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.integers(1, 9), LARGE, THREADS)
+def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, inline, ceiling, large, threads):
     graph, _ = graph_of(*dag)
     world = World(
         graph,
-        Policy(ceiling=ceiling, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001),
+        Policy(
+            ceiling=ceiling,
+            threads=threads,
+            invoke_seconds=1e-4,
+            share_seconds_min=0,
+            full_seconds=0,
+            refused_seconds=0.001,
+        ),
         seed,
         inline,
     )
@@ -339,12 +348,20 @@ def test_what_an_executor_may_not_do_changes_no_value(dag, groups, seed, switch)
     st.integers(1, 12),
     st.sampled_from([0.0, 0.003, 0.01]),
     LARGE,
+    THREADS,
 )
 def test_executors_that_die_anywhere_are_tried_again_and_nothing_is_lost(
-    dag, groups, seed, ceiling, deaths, patience, large
+    dag, groups, seed, ceiling, deaths, patience, large, threads
 ):
     graph, _ = graph_of(*dag)
-    policy = Policy(ceiling=ceiling, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001)
+    policy = Policy(
+        ceiling=ceiling,
+        threads=threads,
+        invoke_seconds=1e-4,
+        share_seconds_min=0,
+        full_seconds=0,
+        refused_seconds=0.001,
+    )
     world = World(graph, policy, seed)
     world.deaths = deaths
     world.patience = patience
