@@ -17,6 +17,7 @@ thread of its own that is started when it is first needed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
@@ -55,14 +56,17 @@ EVENTS_WAITING_MAX = 1_000
 class Host(Protocol):
     """The executor that runs in a sandbox now."""
 
-    def seceded(self) -> None:
+    def seceded(self, thread: int) -> None:
         """The running task leaves its place."""
 
-    def rejoined(self) -> None:
+    def rejoined(self, thread: int) -> None:
         """The running task takes a place again."""
 
     def log_event(self, topic: Any, message: Any) -> None:
         """The running task, or a plugin, logs an event."""
+
+
+_STARTING_LOOP = threading.Lock()
 
 
 @functools.cache
@@ -78,7 +82,7 @@ def _event_loop() -> IOLoop:
 class _Seat:
     """Stands for the thread pool that a task may leave and join again."""
 
-    def __init__(self, on_leave: Callable[[], None], on_return: Callable[[], None]) -> None:
+    def __init__(self, on_leave: Callable[[int], None], on_return: Callable[[int], None]) -> None:
         self._threads: set[threading.Thread] = set()
         self._rejoin_lock = threading.Lock()
         self._rejoin_list: list[tuple[threading.Thread, threading.Event]] = []
@@ -86,7 +90,7 @@ class _Seat:
         self._on_return = on_return
 
     def _adjust_thread_count(self) -> None:
-        self._on_leave()
+        self._on_leave(threading.get_ident())
 
     def submit(self, call: Callable[[], None]) -> None:
         """Let whoever waits to join again do so; there is always room for them."""
@@ -94,7 +98,7 @@ class _Seat:
             waiting, self._rejoin_list = self._rejoin_list, []
         for thread, event in waiting:
             self._threads.add(thread)
-            self._on_return()
+            self._on_return(thread.ident or 0)
             event.set()
 
 
@@ -153,6 +157,7 @@ class TaskWorker:
         self.name = self.id = name
         self.address = self.contact_address = f"serverless://{name}"
         self.nthreads = 1
+        self._making_client = threading.Lock()
         self.status = Status.running
         self.data: dict[Hashable, Any] = {}
         self.plugins: dict[str, Any] = {}
@@ -176,7 +181,8 @@ class TaskWorker:
     @property
     def loop(self) -> IOLoop:
         """The event loop of this process, in a thread of its own: of its client, and of asynchronous tasks."""
-        return _event_loop()
+        with _STARTING_LOOP:
+            return _event_loop()
 
     io_loop = loop
 
@@ -248,13 +254,13 @@ class TaskWorker:
         else:
             self._host.log_event(topic, message)
 
-    def _on_leave(self) -> None:
+    def _on_leave(self, thread: int) -> None:
         if self._host is not None:
-            self._host.seceded()
+            self._host.seceded(thread)
 
-    def _on_return(self) -> None:
+    def _on_return(self, thread: int) -> None:
         if self._host is not None:
-            self._host.rejoined()
+            self._host.rejoined(thread)
 
     # -- the outfit -----------------------------------------------------------------------------
 
@@ -340,6 +346,11 @@ class TaskWorker:
     def _get_client(self, timeout: float | None = None) -> Client:
         address, loop = self.scheduler.address, self.loop
         on_loop = in_async_call(loop)
+        # Several tasks may ask at once. On the loop nobody may wait for who waits for the loop.
+        with contextlib.nullcontext() if on_loop else self._making_client:
+            return self._find_client(address, loop, on_loop, timeout)
+
+    def _find_client(self, address: str, loop: IOLoop, on_loop: bool, timeout: float | None) -> Client:
         client = self._clients.get(address)
         if client is None or client.status in ("closing", "closed"):
             client = self._clients[address] = _TaskClient(

@@ -115,6 +115,9 @@ class Driver:
         self._words: LastWords | None = None
         self._context: TaskWorker | None = None
         self._main_thread = 0
+        self._away: set[int] = set()  # threads whose task waits for others
+        self._told_away = False
+        self._telling = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None  # of task threads, where there are several
         self._thread_of: dict[int, int] = {}  # of each task that runs on one of them
 
@@ -182,6 +185,8 @@ class Driver:
                 for instruction in others:
                     self.world.beside.submit(self._perform_beside, instruction)
                 todo = self._handle(self._run(run))
+                if self._away:
+                    self.rejoined(self._main_thread)  # it ended without
                 continue
             *beside, mine = others
             if isinstance(mine, Finish):
@@ -211,9 +216,13 @@ class Driver:
                 self._thread_of[run.task] = threading.get_ident()
                 event = self._run(run)
                 self._thread_of.pop(run.task, None)
+                if threading.get_ident() in self._away:
+                    self.rejoined(threading.get_ident())
                 run, others = self._sort(self._handle(event))
                 for instruction in others:
                     self.world.beside.submit(self._perform_beside, instruction)
+                if self._away:  # more run beside those that wait, or fewer
+                    self._tell_away()
         except BaseException as error:
             self._inbox.put(_Failed(error))
 
@@ -225,7 +234,7 @@ class Driver:
                 self._belongings.errors[task] = self._belongings.error(task, self._belongings.unreadable[parent])
                 return TaskErred(task, clock(), final=True)
         if self._words is not None:
-            self._words.say(task if self.executor.alone else -1)  # who is not alone is not to blame
+            self._words.say(task if self.executor.tasks_running == 1 else -1)  # who is not alone is not to blame
         started = clock()
         try:
             body = self._belongings.bodies.get(task)
@@ -332,15 +341,30 @@ class Driver:
             for instruction in self._handle(Halted(standing)):
                 self._inbox.put(instruction)
 
-    def seceded(self) -> None:
-        """The running task waits for others: make room for them, here and below the ceiling."""
-        self._publisher.say("seceded")
-        for instruction in self._handle(Seceded()):
-            self.world.beside.submit(self._perform_beside, instruction)
+    def seceded(self, thread: int) -> None:
+        """The task on a thread waits for others: make room for them, here and below the ceiling."""
+        with self._lock:
+            self._away.add(thread)
+        self._tell_away()
 
-    def rejoined(self) -> None:
-        """The running task goes on, and takes its place below the ceiling again."""
-        self._publisher.say("rejoined")
+    def rejoined(self, thread: int) -> None:
+        """The task on a thread goes on, or has ended."""
+        with self._lock:
+            self._away.discard(thread)
+        self._tell_away()
+
+    def _tell_away(self) -> None:
+        """Let others have this executor's place while every task that runs here waits for others."""
+        with self._telling:  # one after the other: the last word counts
+            with self._lock:
+                away = 0 < len(self._away) >= self.executor.tasks_running
+                if away == self._told_away:
+                    return
+                self._told_away = away
+            self._publisher.say("seceded" if away else "rejoined")
+        if away:
+            for instruction in self._handle(Seceded()):
+                self.world.beside.submit(self._perform_beside, instruction)
 
     def log_event(self, topic: Any, message: Any) -> None:
         """Publish what a task or a plugin logs as an event of Dask's."""

@@ -152,9 +152,9 @@ class Executor:
         return next(iter(self._running), None)
 
     @property
-    def alone(self) -> bool:
-        """Whether no more than one task is running."""
-        return len(self._running) <= 1
+    def tasks_running(self) -> int:
+        """How many tasks are running."""
+        return len(self._running)
 
     def handle(self, event: Event) -> list[Instruction]:
         """Take in one event and return what to do now, in order."""

@@ -8,8 +8,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, get_worker
-from distributed.worker import get_client
+from distributed import Client, get_worker, worker_client
 
 from dask_serverless import ServerlessCluster
 from dask_serverless.errors import ExecutorKilled
@@ -46,8 +45,9 @@ def test_graphs_have_the_values_they_have_elsewhere(client):
 
 
 def key_and_more(number):
-    worker = get_worker()
-    return worker.get_current_task(), get_client().submit(lambda n: n + 1, number).result()
+    key = get_worker().get_current_task()
+    with worker_client() as client:  # all of them wait at the same time
+        return key, client.submit(lambda n: n + 1, number).result()
 
 
 def test_every_task_knows_its_own_key_and_may_be_a_client(client):

@@ -290,6 +290,8 @@ def dags(draw):
     return parents, wanted
 
 
+#: Shares everything at once, and asks again and again.
+EAGER = Policy(invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001)
 #: How many of the values are large enough to be held back.
 LARGE = st.sampled_from([0.0, 0.5, 1.0])
 #: How many tasks an executor runs at the same time.
@@ -330,7 +332,7 @@ def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, in
 )
 def test_what_an_executor_may_not_do_changes_no_value(dag, groups, seed, switch):
     graph, _ = graph_of(*dag)
-    policy = Policy(ceiling=4, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001)
+    policy = replace(EAGER, ceiling=4)
     world = World(graph, replace(policy, **{switch: False}), seed)
     world.large = 0.5
     world.start(groups)
@@ -376,7 +378,7 @@ def test_executors_that_die_anywhere_are_tried_again_and_nothing_is_lost(
 @given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.sampled_from([0.0005, 0.005, 0.02]), LARGE)
 def test_executors_whose_time_is_up_leave_the_rest_to_a_successor(dag, groups, seed, inline, seconds_left, large):
     graph, _ = graph_of(*dag)
-    policy = Policy(ceiling=4, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001)
+    policy = replace(EAGER, ceiling=4)
     world = World(graph, policy, seed, inline)
     world.seconds_left = seconds_left
     world.large = large
