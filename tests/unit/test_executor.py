@@ -367,6 +367,20 @@ def test_what_an_executor_may_not_do_changes_no_value(dag, groups, seed, switch)
     LARGE,
     THREADS,
 )
+@example(  # who arrived at a fan-in that was taken runs all of its parents once more: that is no promise to run it
+    dag=(
+        {0: [], 1: [], 2: [0], 3: [0, 1], 4: [1, 2], 5: [2, 4], 6: [], 7: [0, 1, 5], 8: [], 9: [0, 7, 1], 10: [7]}
+        | {11: [1], 15: [3, 6, 7, 8], 17: [5, 6, 7], 18: [11, 17], 21: [15, 9, 10]},
+        {1, 3, 4, 5, 18, 21},
+    ),
+    groups=4,
+    seed=109,
+    ceiling=1,
+    deaths=6,
+    patience=0.01,
+    large=0.5,
+    threads=1,
+)
 def test_executors_that_die_anywhere_are_tried_again_and_nothing_is_lost(
     dag, groups, seed, ceiling, deaths, patience, large, threads
 ):
