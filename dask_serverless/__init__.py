@@ -22,8 +22,9 @@ from dask_serverless._version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from dask_serverless.cluster import ServerlessCluster
+    from dask_serverless.explaining import explain
 
-__all__ = ["ServerlessCluster", "__version__"]
+__all__ = ["ServerlessCluster", "__version__", "explain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from dask_serverless.cluster import ServerlessCluster
 
         return ServerlessCluster
+    if name == "explain":
+        from dask_serverless.explaining import explain
+
+        return explain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -37,8 +37,8 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from dask_serverless import cluster_arguments as arguments
 from dask_serverless.backend import Backend, LocalBackend
 from dask_serverless.beside_loop import bounded, in_thread
-from dask_serverless.cluster_size import ScalableCluster
 from dask_serverless.dask_workers import DaskWorkers, local_dask_worker, local_options
+from dask_serverless.inquiring import InquirableCluster
 from dask_serverless.stock_scheduler import (
     executors_tls,
     make_scheduler,
@@ -84,7 +84,7 @@ STATS = (
 _LAMBDA_STATS = ("invocations", "sandboxes_cold", "sandboxes_warm", "gb_seconds", "store_keys", "store_bytes")
 
 
-class ServerlessCluster(ScalableCluster):
+class ServerlessCluster(InquirableCluster):
     """A Dask cluster whose tasks run in Lambda functions that schedule among themselves.
 
     A drop-in for `distributed.LocalCluster`. This kind runs on this machine: a stock scheduler in this

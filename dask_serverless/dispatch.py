@@ -19,6 +19,7 @@ from dask_serverless.backend import Backend
 from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import JobPlan
+from dask_serverless.experience import Experience
 from dask_serverless.hands import Hands
 from dask_serverless.job_events import (
     Admitted,
@@ -48,7 +49,6 @@ from lambda_worker.core.errors import (
     ProtocolError,
     ServerlessError,
 )
-from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref
 from lambda_worker.task_runner import describe_error
@@ -106,6 +106,7 @@ class Dispatcher:
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
+        self.experience = Experience()
         self._call_stacks = CallStacks(fresh_seconds=backend.settings.executor_lease)  # three heartbeats
         self._preparations: dict[str, Preparation] = {}
         self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens
@@ -161,6 +162,8 @@ class Dispatcher:
         if self.failed is None:
             if urgent:
                 self.places.ask(job)
+            else:
+                self.experience.log.begin(job, len(plan.graph) - len(plan.externals), plan.visible)
             if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
                 self._unopened[job] = plan
             else:
@@ -206,8 +209,11 @@ class Dispatcher:
             if preparation is None:  # closed meanwhile
                 self.feed(Admitted(job, ()))
                 return
-            groups = first_groups(len(launch.starts), max(1, self.places.ceiling))
             urgent = self.places.is_urgent(job)
+            if not (urgent or self.experience.knows(job)):  # a first launch, and not an errand
+                self.experience.begin(job, preparation.prefixes)
+            places, starts_in_all = max(1, self.places.ceiling), len(preparation.plan.graph.starts)
+            groups = self.experience.first_groups(job, len(launch.starts), starts_in_all, places)
             if urgent:
                 await self._set_places()
             make = functools.partial(
@@ -220,14 +226,15 @@ class Dispatcher:
                 next(self._executors),
                 self.scheduler,
                 self.outfit(),
+                self.experience.told(job),
             )
             small = len(preparation.plan.graph) <= PREPARE_INLINE_TASKS
             assignments = make() if small else await self.call(make)
             segments = None if opening is None else preparation.segments
             plan = preparation.plan
             splits = len(plan.graph) - len(plan.externals) > 1  # those are there already
-            places = None if urgent else self.places.count
-            begin = functools.partial(self.launcher.begin, job, segments, assignments, places, splits)
+            room = None if urgent else self.places.count
+            begin = functools.partial(self.launcher.begin, job, segments, assignments, room, splits)
             start = begin() if small else await self.call(begin)
             recipients, under_way = await self.call(start)
             granted = len(recipients)
@@ -341,6 +348,8 @@ class Dispatcher:
                 self._note_seceded(job, executor, word == "seceded")
             case ("stack", job, executor, task, frames):
                 self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
+            case ("report", job, executor, report):
+                self.experience.take(job, executor, report, self.key_of)
             case ("posted", job, posted):
                 for recipient, executor in posted:
                     self.launcher.note_posted(recipient, job, executor)

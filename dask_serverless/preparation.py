@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_serverless.bodies import segment_bodies
 from dask_serverless.dask_graph import JobPlan
-from dask_serverless.plan.partition import assign_starts, edges
+from dask_serverless.plan.partition import assign_by_class, edges
+from dask_serverless.plan.prefixes import Prefixes
+from dask_serverless.prefixes import prefixes_of
 from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
 from lambda_worker.core.wire import Location, Ref, seal_frames
@@ -23,11 +25,12 @@ KEEP_SEGMENTS_BYTES = 2**20
 @dataclass(slots=True)
 class Preparation:
     """A job ready to run. `segments` are sealed, by number; those of a large job are let go once
-    they are stored."""
+    they are stored. Its key `prefixes` are numbered."""
 
     job: str
     plan: JobPlan
     segments: dict[int, bytes]
+    prefixes: Prefixes
 
     def assignments(
         self,
@@ -39,6 +42,7 @@ class Preparation:
         serial: int,
         scheduler: str = "",
         outfit: tuple[int, Ref] | None = None,
+        learned: Mapping[int, Sequence[float]] = {},  # noqa: B006
     ) -> list[Assignment]:
         """Group start tasks into assignments for new executors.
 
@@ -62,13 +66,11 @@ class Preparation:
             Address of the Dask scheduler, for tasks that are clients themselves ("": they cannot be).
         outfit
             What executors shall wear.
+        learned
+            Seconds and bytes to be expected of a task, by prefix number.
         """
         values = dict(starts)
-        found = [
-            (function_class, group)
-            for function_class, tasks in _by_class(self.plan.graph.classes, values)
-            for group in assign_starts(self.plan.graph, max(1, groups * len(tasks) // len(values)), tasks)
-        ]
+        found = assign_by_class(self.plan.graph, groups, values)
         made = []
         room = max(0, ceiling - live - len(found))
         for number, (function_class, group) in enumerate(found):
@@ -82,16 +84,8 @@ class Preparation:
             name = f"{serial}-{number}"
             assignment = Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room)
             assignment = replace(assignment, scheduler=scheduler, function_class=function_class, outfit=outfit)
-            made.append(replace(assignment, home=group.home) if group.home else assignment)
+            made.append(replace(assignment, home=group.home, learned=learned) if group.home or learned else assignment)
         return made
-
-
-def _by_class(classes: Mapping[int, int], starts: Iterable[int]) -> list[tuple[int, list[int]]]:
-    """Part start tasks by function class, the largest first: what needs more most likely takes longer."""
-    found: dict[int, list[int]] = {}
-    for start in sorted(starts):
-        found.setdefault(classes.get(start, 0), []).append(start)
-    return sorted(found.items(), reverse=True)
 
 
 def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparation:
@@ -103,8 +97,9 @@ def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparat
         Naming the task or the data.
     """
     constants = _store_constants(job, plan, secret, store)
-    segments = dict(_sealed_segments(job, plan, constants, secret))
-    return Preparation(job, replace(plan, bodies=(), constants={}), segments)
+    prefixes = prefixes_of(plan)
+    segments = dict(_sealed_segments(job, plan, constants, prefixes, secret))
+    return Preparation(job, replace(plan, bodies=(), constants={}), segments, prefixes)
 
 
 def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparation:
@@ -116,24 +111,27 @@ def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore) ->
     UnpicklableTask, ValueTooLarge, StoreFull, StoreUnavailable
     """
     constants = _store_constants(job, plan, secret, store)
+    prefixes = prefixes_of(plan)
     parcel: dict[int, bytes] = {}
     nbytes = 0
     kept = True  # all segments are in this one parcel
-    for number, segment in _sealed_segments(job, plan, constants, secret):
+    for number, segment in _sealed_segments(job, plan, constants, prefixes, secret):
         parcel[number] = segment
         nbytes += len(segment)
         if nbytes > KEEP_SEGMENTS_BYTES:
             store.open_job(job, parcel)
             parcel, nbytes, kept = {}, 0, False
     store.open_job(job, parcel)
-    return Preparation(job, replace(plan, bodies=(), constants={}), parcel if kept else {})
+    return Preparation(job, replace(plan, bodies=(), constants={}), parcel if kept else {}, prefixes)
 
 
 def _sealed_segments(
-    job: str, plan: JobPlan, constants: Mapping[Any, Sequence[Any]], secret: bytes
+    job: str, plan: JobPlan, constants: Mapping[Any, Sequence[Any]], prefixes: Prefixes, secret: bytes
 ) -> Iterator[tuple[int, bytes]]:
     count = len(plan.graph)
     for number, each in enumerate(edges(plan.graph)):
+        if prefixes.runs[number]:
+            each = replace(each, prefixes=prefixes.runs[number])
         bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants)
         yield number, seal_segment(secret, job, number, Segment(each.to_bytes(), bodies))
 

@@ -242,6 +242,7 @@ class Driver:
                 self._context.begin(key_of(body))
             values = [self._belongings.values[parent] for parent in run.parents]
             run_coroutine = None if self._context is None else self._context.run_coroutine
+            started = clock()  # what it took to load the task is not the task's time
             result = run_body(body, values, self.world.constant, run_coroutine)
         except (SystemExit, KeyboardInterrupt):
             raise  # as in Dask: they end the process, not the task

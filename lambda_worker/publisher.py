@@ -16,10 +16,12 @@ from lambda_worker.core.errors import StoreFull, UnpicklableResult, ValueTooLarg
 from lambda_worker.core.events import Answered, Delegated
 from lambda_worker.core.executor import Executor
 from lambda_worker.core.instructions import Arrive, Delegate, Successor
+from lambda_worker.core.journal import Journal
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import (
     Frame,
     Location,
+    Ref,
     events_name,
     frames_nbytes,
     location_to_wire,
@@ -67,7 +69,8 @@ class Publisher:
         self._belongings = belongings
         self._executor = executor
         self._waiter = waiter
-        self._lock = threading.Lock()  # of the counters
+        self._lock = threading.Lock()  # of the counters and the journal
+        self._journal = Journal()
         self._counters: dict[str, int] = {"executors": 1}
         self._counted_runs = (0, 0)
         self._numbers = itertools.count()
@@ -114,6 +117,11 @@ class Publisher:
         succession = self._succession(arrive.successor, locations)
         # Whose place is taken by another executor leaves its sandbox to it as well.
         lingering = self._waiter.offer() if self._waiter is not None and arrive.retire and succession is None else None
+        if lingering is not None and lingering.seconds > 0:
+            self._note("linger", seconds=lingering.seconds)
+        report = self._report(arrive)
+        if report:
+            events.append(["report", report])
         reply = self._world.store.arrive(
             mine.job,
             mine.executor,
@@ -169,7 +177,10 @@ class Publisher:
                 )
                 continue
             sealed = seal_frames(self._world.secret, name, frames)
-            if self._world.policy.inline(frames_nbytes(frames), (fan_ins or {}).get(task, 1)):
+            nbytes, readers = frames_nbytes(frames), (fan_ins or {}).get(task, 1)
+            inline = self._world.policy.inline(nbytes, readers)
+            self._note("inline" if inline else "store", task=task, nbytes=nbytes, meeting=readers)
+            if inline:
                 located[task] = pack_inline(name, sealed)
             else:
                 large.append((task, name, sealed))
@@ -185,6 +196,10 @@ class Publisher:
                 except (ValueTooLarge, StoreFull) as error:
                     said = type(error)(f"the value of task {belongings.key(task)!r}: {error}")
                     failed[task] = belongings.error(task, said)
+        for task, _, _ in large:
+            ref = located.get(task)
+            if isinstance(ref, Ref) and ref.stripes > 1:
+                self._note("stripe", task=task, nbytes=ref.nbytes, stripes=ref.stripes)
         belongings.locations.update(located)
         return located, failed, sum(ref.nbytes for ref in refs)
 
@@ -248,6 +263,19 @@ class Publisher:
         name = events_name(mine.job, mine.executor, mine.attempt)
         # The number tells two publications with the same content from one that is repeated.
         return seal(self._world.secret, name, pack([next(self._numbers), events]))
+
+    def _note(self, decision: str, **numbers: float) -> None:
+        with self._lock:
+            self._journal.note(decision, **numbers)
+
+    def _report(self, arrive: Arrive) -> list[Any]:
+        """Say what was observed of tasks, and what was decided, when the executor says so."""
+        decided, samples = arrive.journal
+        if not decided:  # nor was anything observed: it is the journal that says that this is a report
+            return []
+        with self._lock:
+            mine, more = self._journal.take()
+        return [arrive.observed, decided | mine, [*samples, *more]]
 
     def _counts(self) -> dict[str, int]:
         """Count what happened since this was last asked in this sandbox."""

@@ -46,19 +46,20 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [
-            f"{_count(self.tasks, 'task')} and {_count(self.edges, 'edge')} in {_count(self.segments, 'segment')}",
-            f"{_count(self.starts, 'start')} ({self.externals} given from elsewhere), "
-            f"{_count(self.visible, 'visible key')}",
-            f"{_count(self.fan_ins, 'fan-in')} (widest {self.fan_in_max}), "
-            f"{_count(self.fan_outs, 'fan-out')} (widest {self.fan_out_max})",
-            f"critical path: {_count(self.depth, 'task')}, so at most {self.tasks / max(self.depth, 1):.1f} times "
+            f"{count_of(self.tasks, 'task')} and {count_of(self.edges, 'edge')} "
+            f"in {count_of(self.segments, 'segment')}",
+            f"{count_of(self.starts, 'start')} ({self.externals} given from elsewhere), "
+            f"{count_of(self.visible, 'visible key')}",
+            f"{count_of(self.fan_ins, 'fan-in')} (widest {self.fan_in_max}), "
+            f"{count_of(self.fan_outs, 'fan-out')} (widest {self.fan_out_max})",
+            f"critical path: {count_of(self.depth, 'task')}, so at most {self.tasks / max(self.depth, 1):.1f} times "
             "faster than one after the other (if all tasks take as long)",
         ]
         if self.groups:
             sizes = sorted(self.groups)
             lines.append(
-                f"{_count(len(sizes), 'group')} to begin with, of {sizes[0]} to {sizes[-1]} tasks "
-                f"(median {sizes[len(sizes) // 2]}); {_count(self.shared, 'task')} beyond them"
+                f"{count_of(len(sizes), 'group')} to begin with, of {sizes[0]} to {sizes[-1]} tasks "
+                f"(median {sizes[len(sizes) // 2]}); {count_of(self.shared, 'task')} beyond them"
             )
         return "\n".join(lines)
 
@@ -104,5 +105,6 @@ def _depth(graph: Graph) -> int:
     return max(depths, default=0)
 
 
-def _count(amount: int, noun: str) -> str:
+def count_of(amount: int, noun: str) -> str:
+    """Say how many of something there are."""
     return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"

@@ -52,7 +52,7 @@ def edges(graph: Graph) -> Iterator[Edges]:
     >>> graph, _ = number({"a": (), "b": (), "c": ("a", "b")}, ["c"], retries={"b": 2})
     >>> list(edges(graph))
     [Edges(first=0, parents=[(), (), [0, 1]], children=[[2], [2], []], fan_ins={2: 2}, visible=frozenset({2}), \
-retries={1: 2}, classes={})]
+retries={1: 2}, classes={}, prefixes=())]
     """
     parents, children = graph.parents, graph.children
     fan_ins = {task: len(row) for task, row in enumerate(parents) if len(row) > 1}
@@ -152,6 +152,29 @@ def assign_starts(graph: Graph, groups: int, starts: Iterable[int] | None = None
         height = heights(graph)
         cut_starts = [longest_first(each, height) for each in cut_starts]
     return [Group(*fields) for fields in zip(cut_starts, segments, tasks, places, strict=True)]
+
+
+def assign_by_class(graph: Graph, groups: int, starts: Iterable[int] | None = None) -> list[tuple[int, Group]]:
+    """Cut start tasks into about `groups` groups, each of one function class; return the class of each group, too.
+
+    The largest class comes first: what needs more most likely takes longer.
+
+    Examples
+    --------
+    >>> from dask_serverless.plan import number
+    >>> graph, _ = number({"a": (), "b": (), "c": ()}, ["a", "b", "c"], classes={"b": 1})
+    >>> [(function_class, group.starts) for function_class, group in assign_by_class(graph, 3)]
+    [(1, [1]), (0, [0]), (0, [2])]
+    """
+    by_class: dict[int, list[int]] = {}
+    chosen = sorted(graph.starts if starts is None else starts)
+    for start in chosen:
+        by_class.setdefault(graph.classes.get(start, 0), []).append(start)
+    return [
+        (function_class, group)
+        for function_class, tasks in sorted(by_class.items(), reverse=True)
+        for group in assign_starts(graph, max(1, groups * len(tasks) // len(chosen)), tasks)
+    ]
 
 
 def _cuts(graph: Graph, starts: Sequence[int], groups: int) -> list[int]:

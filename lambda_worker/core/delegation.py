@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lambda_worker.core.instructions import Delegate, Successor
+from lambda_worker.core.journal import Journal
+from lambda_worker.core.observed import Observed
 from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, Assignment, segment_of
@@ -28,6 +30,10 @@ class Delegation:
         What is known of the graph.
     parked
         Tasks that were rescheduled here.
+    observed
+        What tasks are expected to take.
+    journal
+        Of the executor.
 
     Attributes
     ----------
@@ -58,7 +64,15 @@ class Delegation:
     (([[2]], [[1]]), 5.1)
     """
 
-    def __init__(self, assignment: Assignment, policy: Policy, segments: Segments, parked: Parked) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        policy: Policy,
+        segments: Segments,
+        parked: Parked,
+        observed: Observed | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         self.offered: list[list[int]] = []
         self.unfitting: dict[int, int] = {}
         self.leaving = False
@@ -69,16 +83,25 @@ class Delegation:
         self._policy = policy
         self._segments = segments
         self._parked = parked
+        self._observed = Observed({}, {}) if observed is None else observed
+        self._journal = Journal() if journal is None else journal
         self._refused_seconds = policy.refused_seconds
         self._children_named = 0
 
-    def split(self, ready: list[int], seconds_per_task: float) -> list[Delegate]:
+    def split(self, ready: list[int]) -> list[Delegate]:
         """Offer shares of the ready tasks when that pays (lazy splitting)."""
-        if self.offered or len(ready) < 2:
+        count = len(ready)
+        if self.offered or count < 2:
             return []
-        shares = self._policy.shares(len(ready), seconds_per_task)
+        seconds = self._observed.longest
+        shares = self._policy.shares(count, seconds)
+        if shares > 1:  # if all were as long as the longest
+            seconds = self._observed.seconds(ready) / count
+            shares = self._policy.shares(count, seconds)
         if shares < 2:
+            self._journal.note("keep", ready=count, seconds_per_task=seconds)
             return []
+        self._journal.note("split", ready=count, seconds_per_task=seconds, shares=shares)
         size = -(-len(ready) // shares)
         return self.offer(ready, size, len(ready) - size)
 
@@ -109,6 +132,7 @@ class Delegation:
             size = -(-len(tasks) // count)
             shares += [tasks[first : first + size][::-1] for first in range(0, len(tasks), size)]
         self.offered = shares[:-1] if keep_last else shares
+        self._journal.note("larger", tasks=len(self.unfitting), shares=len(self.offered))
         return [self._delegate()] if self.offered else []
 
     def answered(self, granted: int, now: float) -> tuple[list[list[int]], list[list[int]]]:
@@ -117,7 +141,10 @@ class Delegation:
         self.offered = []
         self.asked = True
         self.no_room = bool(refused)
+        if given:
+            self._journal.note("delegated", executors=granted, tasks=sum(map(len, given)))
         if refused:
+            self._journal.note("refused", executors=len(refused), tasks=sum(map(len, refused)))
             self.ask_again = now + self._refused_seconds
             self._refused_seconds = min(2 * self._refused_seconds, self._policy.refused_seconds_max)
         else:
@@ -131,6 +158,7 @@ class Delegation:
 
     def successor(self) -> Successor:
         """Leave all that does not fit to one executor that takes the place of this one."""
+        self._journal.note("hand-over", tasks=len(self.unfitting))
         tasks = sorted(self.unfitting, reverse=True)
         return Successor(self._assign(tasks), {task: self._segments.known_parents(task) or () for task in tasks})
 
@@ -159,6 +187,7 @@ class Delegation:
             function_class=max(map(self._class_of, share)) if mine.function_class or self.unfitting else 0,
             without=mine.without,
             redo=mine.redo or mine.patience > 0,
+            learned=self._observed.known(),
             patience=2 * mine.patience,  # every successor of one that did not die may stay longer
         )
 

@@ -69,7 +69,9 @@ from lambda_worker.core.instructions import (
     TakePlace,
     WakeAfter,
 )
+from lambda_worker.core.journal import Journal, Report
 from lambda_worker.core.kept import Kept
+from lambda_worker.core.observed import Observed, Sums
 from lambda_worker.core.outbox import Outbox
 from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
@@ -124,7 +126,9 @@ class Executor:
         self._kept = Kept(assignment.given)
         self._promises = Promises(self._segments, assignment.function_class, self._without, self._settled)
         self._parked = Parked()
-        self._delegation = Delegation(assignment, policy, self._segments, self._parked)
+        self.journal = Journal()
+        self._observed = Observed(self._segments.here, assignment.learned)
+        self._delegation = Delegation(assignment, policy, self._segments, self._parked, self._observed, self.journal)
         self._leave_at = math.inf
         self._begun = False
         self._late_starts: dict[int, list[int]] = {}  # by segment that is not here yet
@@ -138,7 +142,6 @@ class Executor:
         self._tries: dict[int, int] = {}
         self._place_given = False
         self._seceded = False
-        self._seconds_per_task = 0.0
 
     def __repr__(self) -> str:
         return (
@@ -228,6 +231,7 @@ class Executor:
 
     def _begin_starts(self) -> None:
         self._begun = True
+        self.journal.count("began")
         given = self._done_before
         waiting = self.assignment.starts
         if self._without:
@@ -263,8 +267,7 @@ class Executor:
         self._held.stir(event.now)
         self._leave(task)
         self.tasks_run += 1
-        mean = self._seconds_per_task
-        self._seconds_per_task = event.seconds if mean == 0.0 else mean + 0.2 * (event.seconds - mean)
+        observed = self._observed.note(task, event.seconds, event.nbytes, event.now)
         self._kept.made(task, event.nbytes)
         if event.now >= self._leave_at:
             self._delegation.leaving = True
@@ -272,7 +275,7 @@ class Executor:
         self._complete(task)
         self._release_inputs(task)
         self._segments.end(task)
-        if len(self._ready) > 1 and event.now >= self._delegation.ask_again:
+        if observed and len(self._ready) > 1 and event.now >= self._delegation.ask_again:
             out += self._split()
 
     def _on_erred(self, event: TaskErred) -> None:
@@ -348,6 +351,8 @@ class Executor:
         if claim.verdict is not Verdict.YOURS or not self._promises.win(child):
             self._kept.release_all(sent)
             return
+        elsewhere = len(claim.values.keys() - sent)
+        self.journal.note("become", task=child, parents_here=len(sent), parents_elsewhere=elsewhere)
         edges = self._segments.here[segment_of(next(iter(sent), child))]
         if not self.policy.locality:
             self._kept.release_all(sent)
@@ -451,6 +456,7 @@ class Executor:
                 self._run(task, out)
             else:
                 self._fetching.add(task)
+                self.journal.note("fetch" if self.running is None else "prefetch", task=task, values=len(missing))
                 out.append(Fetch(task, missing))
 
     def _run(self, task: int, out: list[Instruction]) -> None:
@@ -469,7 +475,7 @@ class Executor:
         if outbox.on_its_way is not None:
             return
         if held:
-            outbox.arrivals += held.overdue(self._now, self._kept.nbytes_of(held.parents()), self._speed.bandwidth)
+            self._flush(held.overdue(self._now, self._kept.nbytes_of(held.parents()), self._speed.bandwidth))
         if self._running and not now_or_never:
             if outbox or held:
                 pause = self.policy.publish_seconds
@@ -479,9 +485,21 @@ class Executor:
         asks = held.ask(self._now) if held.due(self._now) else ()
         if outbox or asks or idle:
             successor = self._delegation.successor() if idle and self._delegation.unfitting else None
-            out.append(outbox.send(idle, successor, asks))
+            out.append(outbox.send(idle, successor, asks, *self._report(idle)))
         elif held:
             self._wake_after(held.seconds_left(self._now), out)
+
+    def _report(self, retires: bool) -> tuple[Mapping[int, Sums], Report]:
+        """Count what is to be published; hand out what was observed and decided, at the end or when it is due."""
+        outbox = self._outbox
+        if outbox.arrivals:
+            self.journal.count("arrive", len({child for child, _, _ in outbox.arrivals}))
+        arrivals, results = len(outbox.arrivals), len(outbox.results)
+        if outbox or retires:
+            self.journal.note("publish", arrivals=arrivals, results=results, ready=len(self._ready))
+        else:
+            self.journal.count("ask")
+        return (self._observed.take(), self.journal.take()) if retires or self._observed.due else ({}, ({}, []))
 
     def _hold_back(self) -> None:
         """Sort what is to arrive: some of it is held for a while."""
@@ -490,13 +508,15 @@ class Executor:
         if not home or not (self.policy.hold and self.policy.locality) or self._delegation.leaving:
             self._outbox.arrivals += arrivals
             if self._delegation.leaving:
-                self._outbox.arrivals += self._held.release()
+                self._flush(self._held.release())
             return
         by_child: dict[int, list[Edge]] = {}
         for edge in arrivals:
             by_child.setdefault(edge[0], []).append(edge)
         for child, edges in by_child.items():
             if child in self._held or (bisect_right(home, child) % 2 and self._worth_holding(child, edges)):
+                nbytes = self._kept.nbytes_of(parent for _, parent, _ in edges)
+                self.journal.note("hold", task=child, values=len(edges), nbytes=nbytes)
                 self._held.hold(edges, self._now)
             else:
                 self._outbox.arrivals += edges
@@ -516,8 +536,15 @@ class Executor:
         outbox, kept = self._outbox, self._kept
         if not outbox and outbox.on_its_way is None and self._held:
             excess = kept.nbytes - self.policy.kept_bytes_max
-            outbox.arrivals += self._held.release_some(excess, lambda parent: kept.nbytes_of((parent,)))
+            self._flush(self._held.release_some(excess, lambda parent: kept.nbytes_of((parent,))))
         return bool(outbox) or outbox.on_its_way is not None
+
+    def _flush(self, edges: list[Edge]) -> None:
+        """Let go of what was held."""
+        if edges:
+            nbytes = self._kept.nbytes_of(parent for _, parent, _ in edges)
+            self.journal.note("flush", values=len(edges), nbytes=nbytes, kept=self._kept.nbytes)
+            self._outbox.arrivals += edges
 
     def _wake_after(self, seconds: float, out: list[Instruction]) -> None:
         """Ask for an alarm, unless one is set: it serves what is to be published and what is to be offered."""
@@ -539,19 +566,20 @@ class Executor:
 
     def _split(self) -> list[Delegate]:
         """Offer shares of the ready tasks if that pays, of those that may be parted from their inputs."""
-        seconds = self._seconds_per_task
         if not self._kept.nbytes:
-            return self._delegation.split(self._ready, seconds)
-        movable = [task for task in self._ready if self._moves(task, seconds)]
-        offers = self._delegation.split(movable, seconds)
+            return self._delegation.split(self._ready)
+        movable = [task for task in self._ready if self._moves(task)]
+        if len(movable) < len(self._ready):
+            self.journal.note("group", ready=len(self._ready), stay=len(self._ready) - len(movable))
+        offers = self._delegation.split(movable)
         if offers:
             offered = {task for share in self._delegation.offered for task in share}
             self._ready = [task for task in self._ready if task not in offered]
         return offers
 
-    def _moves(self, task: int, seconds: float) -> bool:
+    def _moves(self, task: int) -> bool:
         nbytes = self._kept.nbytes_of(self._segments.known_parents(task) or ())
-        return not nbytes or self.policy.moves(nbytes, seconds, self._speed.bandwidth)
+        return not nbytes or self.policy.moves(nbytes, self._observed.seconds((task,)), self._speed.bandwidth)
 
     def _offer_all(self, out: list[Instruction]) -> None:
         """While the running task waits (perhaps for one of them), nothing else shall wait for it."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from lambda_worker.core.journal import Report
+from lambda_worker.core.observed import Sums
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Location
 
@@ -59,7 +61,8 @@ class Arrive:
     `arrivals` are (child, parent, in-degree of the child); `results` and `errors` are visible
     tasks and erred tasks. An executor that retires may leave its place to a `successor`, in the same
     step. With `asks` (edges as in `arrivals`) nothing is stored: each child is won if all its other edges
-    are there, and else nobody hears of them. Answered by `Answered`.
+    are there, and else nobody hears of them. Answered by `Answered`. What was `observed` and decided
+    (`journal`) since the last report goes along.
     """
 
     arrivals: Sequence[tuple[int, int, int]]
@@ -68,6 +71,8 @@ class Arrive:
     retire: bool
     successor: Successor | None = None
     asks: Sequence[tuple[int, int, int]] = ()
+    observed: Mapping[int, Sums] = field(default_factory=dict, repr=False, compare=False)
+    journal: Report = field(default=({}, []), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,13 @@ One publication is on its way at a time; the next one carries everything that ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lambda_worker.core.errors import ProtocolError
 from lambda_worker.core.held import Edge
 from lambda_worker.core.instructions import Arrive, Successor
+from lambda_worker.core.journal import Report
+from lambda_worker.core.observed import Sums
 
 
 class Outbox:
@@ -43,9 +45,17 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self.arrivals or self.results or self.errors)
 
-    def send(self, retire: bool = False, successor: Successor | None = None, asks: Sequence[Edge] = ()) -> Arrive:
+    def send(
+        self,
+        retire: bool = False,
+        successor: Successor | None = None,
+        asks: Sequence[Edge] = (),
+        observed: Mapping[int, Sums] = {},  # noqa: B006
+        journal: Report = ({}, []),
+    ) -> Arrive:
         """Publish everything that waits."""
-        self.on_its_way = Arrive(self.arrivals, self.results, self.errors, retire, successor, asks)
+        waiting = self.arrivals, self.results, self.errors
+        self.on_its_way = Arrive(*waiting, retire, successor, asks, observed, journal)
         self.arrivals, self.results, self.errors = [], [], []
         return self.on_its_way
 

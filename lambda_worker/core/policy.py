@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 #: What starting another executor costs before it does useful work, until something better is known.
 INVOKE_SECONDS = 0.01
+#: What an executor spends on a task beside running it.
+TASK_SECONDS = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +197,16 @@ class Policy:
 
 
 def first_groups(
-    starts: int, permits: int, seconds_per_task: float | None = None, invoke_seconds: float = INVOKE_SECONDS
+    starts: int,
+    permits: int,
+    seconds_per_task: float | None = None,
+    invoke_seconds: float = INVOKE_SECONDS,
+    unknown: int = 0,
 ) -> int:
     """Decide how many executors a job begins with.
 
     Without a measured task time every start may be long, so all permits are used; with one, no
-    more than pay for their invocation.
+    more than pay for their invocation. If so many tasks are `unknown`, each of them may be long and pay for one.
 
     Examples
     --------
@@ -208,8 +214,10 @@ def first_groups(
     200
     >>> first_groups(starts=2000, permits=200, seconds_per_task=1e-5, invoke_seconds=0.01)
     1
+    >>> first_groups(starts=2000, permits=200, seconds_per_task=1e-5, unknown=3)
+    4
     """
     groups = min(starts, permits)
     if seconds_per_task is not None:
-        groups = min(groups, int(starts * seconds_per_task / (2 * invoke_seconds)))
+        groups = min(groups, unknown + int(starts * seconds_per_task / (2 * invoke_seconds)))
     return max(1, groups)

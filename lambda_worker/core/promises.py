@@ -103,7 +103,9 @@ class Promises:
                 if child in fan_ins:
                     fan_in = self._fan_ins.get(child) or self._open(child, fan_ins[child])
                     fan_in.expected += 1
-                    if fan_in.expected < fan_in.parents:
+                    # Who has arrived must wait for the answer: another executor may have run the child, after a
+                    # death, from parents that were run here once more.
+                    if fan_in.expected < fan_in.parents or fan_in.arrived:
                         continue
                 if not classes or classes.get(child, 0) <= self._function_class:
                     stack.append(child)

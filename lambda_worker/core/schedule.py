@@ -24,6 +24,9 @@ SEGMENT_TASKS = 256
 #: Segments named in an assignment as worth reading at once, at most.
 HINT_SEGMENTS_MAX = 64
 
+#: Key prefixes of a job that are told apart, at most.
+PREFIXES_MAX = 64
+
 
 def segment_of(task: int) -> int:
     """Return the number of the segment that holds a task."""
@@ -50,6 +53,9 @@ class Edges:
     classes
         For each of these tasks and of their children: the number of the function class it needs, where
         that is not the default one. Classes ascend: who has a larger one runs tasks of a smaller.
+    prefixes
+        The numbers of the tasks' key prefixes, in order, each followed by how many tasks have it; empty: all
+        have number 0. They are numbers of the job, and below `PREFIXES_MAX`.
     """
 
     first: int
@@ -59,17 +65,20 @@ class Edges:
     visible: frozenset[int] = frozenset()
     retries: Mapping[int, int] = field(default_factory=dict)
     classes: Mapping[int, int] = field(default_factory=dict)
+    prefixes: Sequence[int] = ()
 
     def to_bytes(self) -> bytes:
         """Encode."""
         fields = [self.first, self.parents, self.children, self.fan_ins, sorted(self.visible), self.retries]
-        return pack([*fields, self.classes] if self.classes else fields)  # most jobs have only the default class
+        if self.classes or self.prefixes:  # most jobs have only the default class, and small ones one prefix
+            fields += [self.classes, self.prefixes] if self.prefixes else [self.classes]
+        return pack(fields)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Edges:
         """Undo `to_bytes`."""
-        first, parents, children, fan_ins, visible, retries, *classes = unpack(blob)
-        return cls(first, parents, children, fan_ins, frozenset(visible), retries, *classes)
+        first, parents, children, fan_ins, visible, retries, *seldom = unpack(blob)
+        return cls(first, parents, children, fan_ins, frozenset(visible), retries, *seldom)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,8 @@ class Assignment:
     home
         Ascending numbers ``[first, end, first, end, ...]``. Fan-ins ``first <= task < end`` at which this executor
         meets others had better run here: large values for them are held back (see `lambda_worker.core.held`).
+    learned
+        Seconds and bytes to be expected of a task, by number of its key prefix, as far as they are known.
     """
 
     job: str
@@ -147,6 +158,7 @@ class Assignment:
     function_class: int = 0
     outfit: tuple[int, Ref] | None = None
     home: Sequence[int] = ()
+    learned: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Encode."""
@@ -170,6 +182,8 @@ class Assignment:
             seldom["outfit"] = [self.outfit[0], *self.outfit[1]]
         if self.home:
             seldom["home"] = self.home
+        if self.learned:
+            seldom["learned"] = self.learned
         return pack([*fields, seldom] if seldom else fields)
 
     @classmethod
@@ -196,6 +210,7 @@ class Assignment:
             function_class=seldom.get("class", 0),
             outfit=(seldom["outfit"][0], Ref(*seldom["outfit"][1:])) if "outfit" in seldom else None,
             home=tuple(seldom.get("home", ())),
+            learned=seldom.get("learned", {}),
         )
 
 

@@ -113,6 +113,7 @@ class Outcome:
     delegated: list = dataclasses.field(default_factory=list)
     reasons: dict = dataclasses.field(default_factory=dict)
     stacks: dict = dataclasses.field(default_factory=dict)
+    reports: list = dataclasses.field(default_factory=list)
 
     def value(self, key):
         return self.fleet.world().open_location(self.where[key])
@@ -250,6 +251,8 @@ class Fleet:
         elif kind == "invoke":  # as the proxy does for those who left it that
             outcome.fleet.invoke([Assignment.from_bytes(content)])
             outcome.fleet.join()
+        elif kind == "report":
+            outcome.reports.append(content)
         elif kind == "stack":
             task, frames = content
             outcome.stacks[outcome.keys[task]] = frames
@@ -400,6 +403,70 @@ def test_a_value_that_stays_with_its_executor_is_not_written(fleet):
     outcome = fleet.compute({"large": (bytes, 1_000_000), "size": (len, "large")}, ["size"])
     assert outcome.value("size") == 1_000_000
     assert "objects_written" not in outcome.counts
+
+
+def reported(outcome):
+    """Add up what executors reported: decisions, and tasks, seconds and bytes by prefix."""
+    counts, observed = {}, {}
+    for sums_by_prefix, decisions, _ in outcome.reports:
+        for decision, count in decisions.items():
+            counts[decision] = counts.get(decision, 0) + count
+        for number, (tasks, seconds, _, nbytes, *_) in sums_by_prefix.items():
+            observed.setdefault(number, []).append((tasks, seconds, nbytes))
+    return counts, observed
+
+
+def test_executors_report_what_they_observed_and_decided_when_they_retire(fleet):
+    MEETINGS["reports"] = threading.Barrier(2)
+    tasks = {
+        "meet-1": (meet, "reports", 1),
+        "meet-2": (meet, "reports", 2),
+        "bytes-1": (lambda number: bytes(100_000 * number), "meet-1"),
+        "last": (lambda number, value: number + len(value), "meet-2", "bytes-1"),
+    }
+    outcome = fleet.compute(tasks, ["last"], groups=2)
+    assert outcome.value("last") == 100_002
+    counts, observed = reported(outcome)
+    assert counts["began"] == 2
+    assert counts["become"] == 1
+    assert counts["inline"] + counts.get("store", 0) >= 2
+    seen = [nbytes for sums in observed.values() for _, _, nbytes in sums if nbytes]
+    assert all(nbytes >= 100_000 for nbytes in seen)
+    words = {decision for _, _, samples in outcome.reports for decision, _, _ in samples}
+    assert {"become", "publish", "inline"} <= words
+
+
+class LoadsSlowly:
+    """It takes a hundred seconds to unpickle one, by the clock of the sandbox."""
+
+    late = 0.0
+
+    def __reduce__(self):
+        return _loaded, ()
+
+    def __call__(self):
+        return 1
+
+
+def _loaded():
+    LoadsSlowly.late += 100.0
+    return LoadsSlowly()
+
+
+def test_what_it_takes_to_load_a_task_is_not_its_time(fleet, monkeypatch):
+    new_world = fleet.new_world
+
+    def late_world():
+        world = new_world()
+        world.clock = lambda: time.perf_counter() + LoadsSlowly.late
+        return world
+
+    monkeypatch.setattr(fleet, "new_world", late_world)
+    outcome = fleet.compute({"x": (LoadsSlowly(),)}, ["x"])
+    assert outcome.value("x") == 1
+    assert LoadsSlowly.late >= 100.0
+    ((_, seconds, _),) = reported(outcome)[1][0]
+    assert seconds < 100.0
 
 
 def test_two_executors_meet_at_a_fan_in_and_one_goes_on(fleet):

@@ -85,6 +85,9 @@ class World:
         self.large = 0.0  # how many of the values are large
         self.held: set[int] = set()  # children won by asking
         self.stored: set[int] = set()  # tasks whose value somebody wrote
+        self.learned: dict[int, tuple[float, float]] = {}  # what executors are told of key prefixes
+        self.decided: dict[str, int] = {}
+        self.observed = 0.0  # tasks
 
     @property
     def live(self):
@@ -99,6 +102,7 @@ class World:
             assignment = Assignment(
                 "job", str(n), 1, group.starts, mine, group.segments, function_class=needs, home=group.home
             )
+            assignment = replace(assignment, learned=self.learned)
             self.invoke(assignment, inline)
 
     def invoke(self, assignment, inline=()):
@@ -236,6 +240,9 @@ class Actor:
         world, me = self.world, self.executor.assignment.executor
         world.round_trips += 1
         world.arrivals += len(arrive.arrivals)
+        for decision, count in arrive.journal[0].items():
+            world.decided[decision] = world.decided.get(decision, 0) + count
+        world.observed += sum(sums[0] for sums in arrive.observed.values())
         touched = {}
         for child, parent, parents in arrive.arrivals:
             world.fan_ins.setdefault(child, {}).setdefault(parent, self.location(parent))
@@ -297,10 +304,13 @@ LARGE = st.sampled_from([0.0, 0.5, 1.0])
 #: How many tasks an executor runs at the same time.
 THREADS = st.sampled_from([1, 1, 3])
 
+#: Seconds and bytes to be expected of tasks, by key prefix.
+LEARNED = st.dictionaries(st.integers(0, 2), st.tuples(st.sampled_from([0.0, 1e-5, 1.0, 1e3]), st.just(0.0)))
+
 
 @settings(max_examples=300, deadline=None)
-@given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.integers(1, 9), LARGE, THREADS)
-def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, inline, ceiling, large, threads):
+@given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.integers(1, 9), LARGE, THREADS, LEARNED)
+def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, inline, ceiling, large, threads, learned):
     graph, _ = graph_of(*dag)
     world = World(
         graph,
@@ -316,11 +326,18 @@ def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, in
         inline,
     )
     world.large = large
+    world.learned = learned
+    world.segments = {
+        n: replace(each, prefixes=[number for task in range(len(each.parents)) for number in (task % 3, 1)])
+        for n, each in world.segments.items()
+    }
     world.start(groups)
     world.run()
     assert world.results == world.expected()
     assert all(count == 1 for count in world.runs.values()), "without faults every task runs once"
     assert len(world.runs) == len(graph)
+    assert world.decided["began"] == world.invocations, "every executor has reported"
+    assert 0 < world.observed <= len(graph)
 
 
 @settings(max_examples=200, deadline=None)
@@ -351,6 +368,20 @@ def test_what_an_executor_may_not_do_changes_no_value(dag, groups, seed, switch)
     st.sampled_from([0.0, 0.003, 0.01]),
     LARGE,
     THREADS,
+)
+@example(  # who arrived at a fan-in that was taken runs all of its parents once more: that is no promise to run it
+    dag=(
+        {0: [], 1: [], 2: [0], 3: [0, 1], 4: [1, 2], 5: [2, 4], 6: [], 7: [0, 1, 5], 8: [], 9: [0, 7, 1], 10: [7]}
+        | {11: [1], 15: [3, 6, 7, 8], 17: [5, 6, 7], 18: [11, 17], 21: [15, 9, 10]},
+        {1, 3, 4, 5, 18, 21},
+    ),
+    groups=4,
+    seed=109,
+    ceiling=1,
+    deaths=6,
+    patience=0.01,
+    large=0.5,
+    threads=1,
 )
 def test_executors_that_die_anywhere_are_tried_again_and_nothing_is_lost(
     dag, groups, seed, ceiling, deaths, patience, large, threads

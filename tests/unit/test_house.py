@@ -39,7 +39,12 @@ KNOWN_TO = {
         "dask_serverless.stubs",
         "lambda_worker.task_runner",
     },
-    "dask._expr": {"dask_serverless.own_annotations", "dask_serverless.dask_graph", "dask_serverless.stubs"},
+    "dask._expr": {
+        "dask_serverless.own_annotations",
+        "dask_serverless.dask_graph",
+        "dask_serverless.explaining",
+        "dask_serverless.stubs",
+    },
 }
 
 

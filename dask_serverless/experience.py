@@ -1,0 +1,128 @@
+"""What a cluster has learned from the jobs that it ran, and what it decides by that when a job begins. Pure.
+
+Here meet what is known of key prefixes (`statistics`), what each job's prefixes are, and the log of decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dask_serverless.decisions import DecisionLog
+from dask_serverless.plan.prefixes import Prefixes
+from dask_serverless.statistics import Expectation, Statistics
+from lambda_worker.core.policy import Policy, first_groups
+
+#: An executor of a job with fewer tasks has little to decide: it is not told what they are expected to take.
+TOLD_TASKS_MIN = 16
+#: Jobs whose executors may still have something to report, at most.
+REPORTING_JOBS_MAX = 1_000
+
+_EXECUTOR = Policy()  # for what the proxy weighs as executors do
+
+
+class Experience:
+    """What was learned, and the decisions of the jobs from which it was.
+
+    Examples
+    --------
+    Nothing is known of the first job, so each of its tasks may be long. The second one is known to be short:
+
+    >>> experience = Experience()
+    >>> experience.begin("j1", Prefixes(["inc"], [64], [[]]))
+    >>> experience.first_groups("j1", starts=64, all_starts=64, places=8)
+    8
+    >>> experience.take("j1", "1-0", [{0: [64, 64e-5, 64e-10, 0, 0, 0]}, {"began": 1}, []])
+    >>> experience.log.begin("j2", tasks=64, keys=["key"])
+    >>> experience.begin("j2", Prefixes(["inc"], [64], [[]]))
+    >>> experience.first_groups("j2", starts=64, all_starts=64, places=8)
+    1
+    >>> print(experience.log.last)
+    job j2 of 64 tasks
+    first       1  how many executors the job began with
+                   proxy: executors=1, starts=64, places=8, seconds=0.00064, unknown_tasks=0
+    """
+
+    def __init__(self) -> None:
+        self.statistics = Statistics()
+        self.log = DecisionLog()
+        self._prefixes: dict[str, Prefixes] = {}  # by job
+
+    def __repr__(self) -> str:
+        return f"<Experience: {self.statistics!r}, {self.log!r}>"
+
+    def knows(self, job: str) -> bool:
+        """Tell whether a job has been noted."""
+        return job in self._prefixes
+
+    def begin(self, job: str, prefixes: Prefixes) -> None:
+        """Take in the prefixes of a job whose first executors are about to be started."""
+        self._prefixes[job] = prefixes
+        if len(self._prefixes) > REPORTING_JOBS_MAX:
+            del self._prefixes[next(iter(self._prefixes))]
+
+    def first_groups(self, job: str, starts: int, all_starts: int, places: int) -> int:
+        """Decide with how many executors some or all of a job's starts begin."""
+        prefixes = self._prefixes.get(job)
+        expected = Expectation() if prefixes is None else self.statistics.expect(prefixes)
+        executors = groups_to_expect(expected, starts, all_starts, places)
+        page = self.log.get(job)
+        if page is not None:
+            numbers = {
+                "executors": executors,
+                "starts": starts,
+                "places": places,
+                "seconds": expected.seconds if expected.known else None,
+                "unknown_tasks": expected.unknown_tasks,
+            }
+            page.take("", {"first": 1}, [("first", 1, numbers)])
+        return executors
+
+    def told(self, job: str) -> dict[int, tuple[float, float]]:
+        """Return what executors are told of a job's prefixes: seconds and bytes, by number."""
+        prefixes = self._prefixes.get(job)
+        if prefixes is None or sum(prefixes.counts) < TOLD_TASKS_MIN:
+            return {}
+        known = self.statistics.expect(prefixes).known
+        return {number: (each.seconds, each.nbytes) for number, each in known.items()}
+
+    def take(
+        self,
+        job: str,
+        executor: str,
+        report: Sequence[Any],
+        key_of: Callable[[str, int], Any] = lambda job, task: None,
+    ) -> None:
+        """Take in the report of an executor; a job that is not remembered any more has nothing to say."""
+        observed, counts, samples = report
+        prefixes, page = self._prefixes.get(job), self.log.get(job)
+        if prefixes is None:
+            return
+        for number, sums in observed.items():
+            name = prefixes.names[number]
+            self.statistics.take(name, sums)
+            if page is not None:
+                page.observe(name, sums[0], sums[1], sums[3])
+        if page is not None:
+            named = [(decision, count, _with_key(numbers, job, key_of)) for decision, count, numbers in samples]
+            page.take(executor, counts, named)
+
+
+def groups_to_expect(expected: Expectation, starts: int, all_starts: int, places: int) -> int:
+    """Decide with how many executors a job begins of which this is expected.
+
+    Examples
+    --------
+    >>> groups_to_expect(Expectation(unknown={"inc": 64}), starts=64, all_starts=64, places=2)
+    2
+    """
+    if not expected.known or expected.seconds_max >= _EXECUTOR.share_seconds_min:
+        return first_groups(starts, places)  # any of them may be long
+    return first_groups(starts, places, expected.work / max(1, all_starts), unknown=expected.unknown_tasks)
+
+
+def _with_key(numbers: Mapping[str, Any], job: str, key_of: Callable[[str, int], Any]) -> Mapping[str, Any]:
+    """Name a task by its key, which means something to the user."""
+    if "task" not in numbers or (key := key_of(job, numbers["task"])) is None:
+        return numbers
+    return {"key": key, **{name: each for name, each in numbers.items() if name != "task"}}
