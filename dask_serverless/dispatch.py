@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from dask_serverless.backend import Backend
 from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
+from dask_serverless.constant_pool import IDLE_BYTES_MAX, ConstantPool
 from dask_serverless.dask_graph import JobPlan
 from dask_serverless.hands import Hands
 from dask_serverless.job_events import (
@@ -103,6 +104,8 @@ class Dispatcher:
         self._setting_places = asyncio.Lock()
         self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
         self.outfit_refs: Callable[[], list[Ref]] = list
+        idle_bytes_max = min(IDLE_BYTES_MAX, backend.settings.storage_max_memory // 16)
+        self.constants = ConstantPool(backend.store, backend.secret, idle_bytes_max)
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
@@ -153,15 +156,16 @@ class Dispatcher:
         """Return a name for a job, unique in this cluster."""
         return f"j{next(self._jobs)}"
 
-    def submit(self, job: str, plan: JobPlan, urgent: bool = False) -> None:
+    def submit(self, job: str, plan: JobPlan, urgent: bool = False, light: bool = True) -> None:
         """Take on a planned graph. Everything from here on happens beside the caller.
 
-        An urgent one goes above the ceiling, one executor for each of its starts.
+        An urgent one goes above the ceiling, one executor for each of its starts. In one that is light, nothing
+        is large enough to be a constant.
         """
         if self.failed is None:
             if urgent:
                 self.places.ask(job)
-            if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
+            if light and len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
                 self._unopened[job] = plan
             else:
                 self._opened[job] = self.spawn(self._open(job, plan))
@@ -171,7 +175,10 @@ class Dispatcher:
             self.feed(JobFailed(job, describe_error(self.failed)))
 
     async def _open(self, job: str, plan: JobPlan) -> None:
-        self._preparations[job] = await self.call(prepare_and_open, job, plan, self.backend.secret, self.backend.store)
+        backend = self.backend
+        self._preparations[job] = await self.call(
+            prepare_and_open, job, plan, backend.secret, backend.store, self.constants
+        )
 
     def feed(self, event: Event) -> None:
         """Feed the ledger and perform what it says."""
@@ -199,7 +206,7 @@ class Dispatcher:
             plan = self._unopened.pop(job, None)
             if plan is not None:
                 opening = self._opened[job] = asyncio.get_running_loop().create_future()
-                self._preparations[job] = prepare(job, plan, self.backend.secret, self.backend.store)
+                self._preparations[job] = prepare(job, plan, self.backend.secret)
             elif job in self._opened:
                 await asyncio.shield(self._opened[job])
             preparation = self._preparations.get(job)
@@ -304,6 +311,7 @@ class Dispatcher:
         for close in closes:
             try:
                 self.backend.store.close_job(close.job, close.keep)  # which fences whoever is still at work
+                self.constants.release(close.job)
             except PlatformError as error:
                 if self._hands.closing.is_set():  # the whole store goes
                     return
@@ -369,6 +377,7 @@ class Dispatcher:
             await asyncio.sleep(self.backend.settings.storage_ttl / 4)
             try:
                 await self.call(self.backend.store.touch, [*self.ledger.held(), *self.outfit_refs()])
+                await self.call(self.constants.keep_alive)
             except PlatformError as error:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 

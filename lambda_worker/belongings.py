@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lambda_worker.cache import Cache
@@ -28,12 +28,16 @@ class Belongings:
         Where the values are that the executor starts with.
     cache
         Takes in stored values when they are forgotten.
+    read_constant
+        Makes a stored constant.
     """
 
-    def __init__(self, job: str, given: Mapping[int, Location], cache: Cache) -> None:
+    def __init__(
+        self, job: str, given: Mapping[int, Location], cache: Cache, read_constant: Callable[[Ref], Any]
+    ) -> None:
         self.job = job
         self._cache = cache
-        self.bodies = Bodies()
+        self.bodies = Bodies(read_constant)
         self.values: dict[int, Any] = {}
         self.errors: dict[int, bytes] = {}
         self.unreadable: dict[int, Exception] = {}  # inputs, and why

@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from types import CoroutineType, TracebackType
 from typing import Any
 
@@ -45,9 +46,16 @@ class Bodies:
 
     Numbers are given depth-first, so tasks that run one after the other are mostly in the segments
     that were used last; the others are let go, and unpickled again if need be.
+
+    Parameters
+    ----------
+    read
+        Makes a stored constant: a new object each time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Ref], Any]) -> None:
+        self._read = read
+        self._shared: dict[str, Any] = {}  # constants that have a key of their own
         self._pickles: dict[int, bytes] = {}
         self._bodies: dict[int, list[Any]] = {}  # the one used last is last
         self._forgotten: deque[int] = deque()
@@ -79,7 +87,7 @@ class Bodies:
             bodies = self._bodies.pop(segment, None)
             if bodies is None:
                 try:
-                    bodies = _loads(self._pickles[segment])
+                    bodies = _loads(self._pickles[segment], self._read)
                 except ModuleNotFoundError as error:
                     raise MissingModule(str(error), name=error.name) from None
                 while len(self._bodies) >= OPEN_SEGMENTS_MAX:
@@ -87,13 +95,36 @@ class Bodies:
             self._bodies[segment] = bodies
         return bodies[task % SEGMENT_TASKS]
 
+    def constant(self, ref: Ref) -> Any:
+        """Return data that has a key in the graph: like any task's value, one object for all tasks that run here."""
+        if ref.name not in self._shared:
+            self._shared[ref.name] = self._read(ref)
+        return self._shared[ref.name]
 
-def _loads(blob: bytes) -> Any:
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles bodies, of which large objects are stored elsewhere."""
+
+    def __init__(self, blob: bytes, read: Callable[[Ref], Any]) -> None:
+        super().__init__(BytesIO(blob))
+        self._read = read
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, key, *fields = pid
+        ref = Ref(*fields)
+        if kind == "value":
+            return self._read(ref)
+        from lambda_worker.stored_literals import StoredLiteral  # Dask, which the pickle needs as well
+
+        return StoredLiteral(key, ref, self._read)
+
+
+def _loads(blob: bytes, read: Callable[[Ref], Any]) -> Any:
     """Unpickle without the garbage collector, which would walk the growing graph again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return pickle.loads(blob)
+        return _Unpickler(blob, read).load()
     finally:
         if enabled:
             gc.enable()

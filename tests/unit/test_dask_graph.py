@@ -31,7 +31,8 @@ from hypothesis import strategies as st
 from dask_serverless import bodies, collector, dask_graph, stubs
 from dask_serverless.bodies import segment_bodies
 from dask_serverless.collector import collector_paused
-from dask_serverless.dask_graph import EMBEDDED_BYTES_MAX, annotation, materialise, plan_job, split
+from dask_serverless.dask_graph import annotation, materialise, plan_job, split
+from dask_serverless.literals import EMBEDDED_BYTES_MAX
 from dask_serverless.shuffles import shuffle_internals, shuffle_members
 from dask_serverless.stubs import as_expr_ser, stub_graph
 from lambda_worker.core.errors import GraphError, ProtocolError, UnpicklableTask
