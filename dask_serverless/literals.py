@@ -171,6 +171,8 @@ def _captured(node: GraphNode, known: set[int]) -> Iterator[Any]:
             inside = [each.func, *each.args, *each.keywords.values()]
         elif isinstance(each, types.MethodType):
             inside = [each.__func__, each.__self__]
+        elif isinstance(each, types.BuiltinFunctionType):
+            inside = [each.__self__]  # a module, most often
         elif isinstance(each, types.FunctionType):
             inside = list(_travels_along(each))
         else:

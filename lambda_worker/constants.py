@@ -57,6 +57,8 @@ class Constants:
         frames = open_frames(self._secret, ref.name, self._store.get([ref])[0])
         nbytes = frames_nbytes(frames)
         if nbytes <= self._nbytes_max:
+            # What came in stripes is memory that could be written to: read-only, it is copied for each value.
+            frames = [memoryview(frame).toreadonly() for frame in frames]
             with self._lock:
                 if ref.name not in self._kept:
                     self._kept[ref.name] = frames
