@@ -1,7 +1,7 @@
 """What Dask sends us, translated: an expression becomes tasks, and tasks become a plan in numbers.
 
-This module, `bodies`, `literals`, `own_annotations`, `shuffles` and `stubs` are the only ones that know Dask's
-expression and task classes.
+This module, `bodies`, `literals`, `own_annotations`, `plain_layers`, `shuffles` and `stubs` are the only ones that
+know Dask's expression and task classes.
 
 A submitted graph passes through here in this order:
 
@@ -35,6 +35,7 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, _execute_
 from dask_serverless.collector import collector_paused
 from dask_serverless.literals import pickled_nbytes, travels
 from dask_serverless.own_annotations import REQUESTS, before_fusion, function_classes
+from dask_serverless.plain_layers import read_plain_layers
 from dask_serverless.plan import FunctionClass, Graph, number
 from dask_serverless.shuffles import pin_whole_shuffles, shuffle_specs
 from lambda_worker.core.errors import GraphError
@@ -79,8 +80,12 @@ def materialise(expr: Expr, keys: Iterable[Key]) -> Materialised:
     ['x', 'y']
     """
     with collector_paused():
-        graph = expr.__dask_graph__()
-        annotations_by_type = {name: dict(values) for name, values in expr.__dask_annotations__().items()}
+        plain = read_plain_layers(expr)
+        if plain is not None:
+            graph, annotations_by_type = plain
+        else:
+            graph = expr.__dask_graph__()
+            annotations_by_type = {name: dict(values) for name, values in expr.__dask_annotations__().items()}
         tasks = _cull(convert_legacy_graph(graph), keys)
         for name, asked in before_fusion(expr, tasks).items():
             annotations_by_type[name] = asked | annotations_by_type.get(name, {})

@@ -14,6 +14,7 @@ from typing import Any
 
 from distributed.protocol import Serialized, deserialize
 
+from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import Materialised, materialise, split
 from dask_serverless.literals import EMBEDDED_BYTES_MAX
 from dask_serverless.shuffles import shuffle_internals
@@ -73,7 +74,8 @@ class Submission:
         if self._read is not None:
             return self._read
         try:
-            expr = deserialize(self.expr_ser.header, self.expr_ser.frames)
+            with collector_paused():
+                expr = deserialize(self.expr_ser.header, self.expr_ser.frames)
         except Exception as error:
             raise RuntimeError(
                 textwrap.dedent("""\

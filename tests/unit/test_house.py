@@ -41,7 +41,12 @@ KNOWN_TO = {
         "lambda_worker.stored_literals",
         "lambda_worker.task_runner",
     },
-    "dask._expr": {"dask_serverless.own_annotations", "dask_serverless.dask_graph", "dask_serverless.stubs"},
+    "dask._expr": {
+        "dask_serverless.own_annotations",
+        "dask_serverless.dask_graph",
+        "dask_serverless.plain_layers",
+        "dask_serverless.stubs",
+    },
 }
 
 
