@@ -1,4 +1,8 @@
-"""Task bodies as bytes: a segment's worth in one pickle."""
+"""Task bodies as bytes: a segment's worth in one pickle.
+
+Most tasks are calls of a function with plain arguments and values of other tasks. Their bodies are pickled as that
+(`_as_call`) and not as task objects, which take Python code to pickle, to unpickle and to run.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from io import BytesIO
 from typing import Any, NoReturn
 
 import cloudpickle
-from dask._task_spec import Task
+from dask._task_spec import Alias, GraphNode, Task, TaskRef
 from dask.utils import funcname
 from distributed.protocol.pickle import _DaskPickler
 
@@ -21,6 +25,8 @@ from lambda_worker.values import names_by_value
 
 #: In the pickle of a segment that is no larger than this, nothing is looked for that could be stored by itself.
 PLAIN_BYTES_MAX = 64 * 1024
+
+_NO_PLACES: tuple[()] = ()
 
 
 def segment_bodies(
@@ -54,9 +60,8 @@ def segment_bodies(
     >>> from dask._task_spec import Task
     >>> from dask_serverless.dask_graph import plan_job
     >>> plan = plan_job({"x": Task("x", sum, (1, 2))}, {"x"})
-    >>> [(task, names, constants)] = pickle.loads(segment_bodies(plan, 0, 1))
-    >>> task({})
-    3
+    >>> pickle.loads(segment_bodies(plan, 0, 1))
+    [('x', <built-in function sum>, ((1, 2),), (), None)]
     """
     bodies = plan.bodies[first:last]
     if plan.constants:
@@ -68,17 +73,51 @@ def segment_bodies(
         ]
     try:
         if literals is None:
-            return _dumps(bodies)
+            return _dumps(list(map(_as_call, bodies)))
         if not literals.found_any:
             large: list[int] = []
-            blob = _dumps(bodies, buffer_callback=_probe(large))
+            blob = _dumps(list(map(_as_call, bodies)), buffer_callback=_probe(large))
             if not large and len(blob) <= PLAIN_BYTES_MAX:
                 return blob
-        return _dumps(*literals.take_out(bodies))
+        lean, captured = literals.take_out(bodies)
+        return _dumps(list(map(_as_call, lean)), captured)
     except ServerlessError:
         raise
     except Exception as error:
         _blame(plan, first, bodies, error)
+
+
+def _as_call(body: Any) -> Any:
+    """Return a body as a call, ``(key, function, arguments, places, keywords)``, if it is one; else as it is.
+
+    `places` are the indices of arguments that are values of parents, with the parents' indices; None when
+    the arguments are the values of all parents, in order.
+    """
+    if body is None or type(body[0]) is not Task or body[2]:
+        return body
+    task, names, _ = body
+    keywords: dict[str, Any] | None = task.kwargs or None
+    if keywords:
+        for argument in keywords.values():
+            if isinstance(argument, (GraphNode, TaskRef)):
+                return body
+    places: list[tuple[int, int]] = []
+    number = 0
+    for argument in task.args:
+        kind = type(argument)
+        if kind is TaskRef or kind is Alias:
+            places.append((number, names.index(argument.key if kind is TaskRef else argument.target)))
+        elif isinstance(argument, (GraphNode, TaskRef)):
+            return body
+        number += 1
+    if not places:
+        return task.key, task.func, task.args, _NO_PLACES, keywords
+    if len(places) == number == len(names) and all(index == parent for index, parent in places):
+        return task.key, task.func, (), None, keywords
+    arguments = list(task.args)
+    for index, _ in places:
+        arguments[index] = None
+    return task.key, task.func, tuple(arguments), places, keywords
 
 
 def _probe(large: list[int]) -> Callable[[pickle.PickleBuffer], bool]:

@@ -31,7 +31,7 @@ def read_plain_layers(expr: Expr) -> tuple[dict[Any, Any], dict[str, dict[Any, A
     (['a', 'b'], {})
     """
     parts = expr.operands if type(expr) is _HLGExprSequence else [expr]
-    layers: dict[str, MaterializedLayer] = {}
+    layers: dict[str, Any] = {}
     for part in parts:
         if type(part) not in (HLGExpr, _HLGExprGroup) or not isinstance(part.hlg, HighLevelGraph):
             return None

@@ -1,7 +1,7 @@
 """Runs task bodies: the only module of the worker that knows what a Dask task looks like.
 
-A body is ``(task, names, constants)``, see `lambda_worker.core.schedule.Segment`. Dask itself is
-imported when the first body is unpickled, not when this module is.
+A body is a call or ``(task, names, constants)``, see `lambda_worker.core.schedule.Segment`. Dask itself is
+imported when the first body needs it, not when this module is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from types import CoroutineType, TracebackType
 from typing import Any
@@ -34,6 +34,9 @@ _OUR_PLACES = (os.path.dirname(__file__) + os.sep, os.path.dirname(asyncio.__fil
 _DASKS_PLACE = os.path.join("dask", "_task_spec")
 #: Frames of a traceback or a call stack that are shown, at most.
 TRACEBACK_FRAMES_MAX = 100
+
+#: How many fields a body has that is a call: key, function, arguments, places of parents' values in them, keywords.
+CALL_FIELDS = 5
 
 #: How many segments are unpickled at once: task objects take some kilobytes each, their pickles a tenth.
 OPEN_SEGMENTS_MAX = 128
@@ -147,16 +150,74 @@ def run_body(
     run_coroutine
         Runs what an asynchronous task returned; None: on an event loop of its own.
     """
+    if len(body) == CALL_FIELDS:
+        _, function, arguments, places, keywords = body
+        if places is None:
+            arguments = values
+        elif places:
+            arguments = list(arguments)
+            for index, parent in places:
+                arguments[index] = values[parent]
+        result = function(*arguments) if keywords is None else function(*arguments, **keywords)
+        if type(result) is CoroutineType and _is_coroutine_function(function):
+            result = asyncio.run(_awaited(result)) if run_coroutine is None else run_coroutine(result)
+        return result
     task, names, constants = body
     inputs: dict[Any, Any] = dict(zip(names, values, strict=True))
     if constants:
         for name, ref in constants.items():
             inputs[name] = constant(Ref(*ref))
-    result = task(inputs)
+    result = _run_fused(task, inputs) if _is_fused(task) else task(inputs)
     # The type first: `is_coro` inspects the function anew for every task, which costs more than many tasks.
     if type(result) is CoroutineType and task.is_coro:
         result = asyncio.run(_awaited(result)) if run_coroutine is None else run_coroutine(result)
     return result
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    from distributed.utils import iscoroutinefunction
+
+    return bool(iscoroutinefunction(function))
+
+
+def _is_fused(task: Any) -> bool:
+    """Tell whether a task is several that Dask has fused into one."""
+    function = getattr(task, "func", None)
+    return getattr(function, "__name__", "") == "_execute_subgraph" and function.__module__ == "dask._task_spec"
+
+
+def _run_fused(task: Any, inputs: Mapping[Any, Any]) -> Any:
+    """Run the tasks inside a fused one, parents first, and let go of their values as Dask does.
+
+    Dask sorts them with `dask.order` each time, which costs more than many tasks.
+    """
+    inside, wanted, names, *given = task.args
+    values: dict[Any, Any] = {}
+    for name, each in zip(names, given, strict=True):  # references mostly; nodes where something was put in their place
+        values[name] = each(inputs) if callable(each) else inputs[each.key]
+    order: dict[Any, None] = {}
+    uses: dict[Any, int] = {}
+    opened: set[Any] = set()
+    stack = [wanted]
+    while stack:
+        key = stack[-1]
+        if key in order or key in values:
+            stack.pop()
+        elif key in opened:
+            order[stack.pop()] = None
+        else:
+            opened.add(key)
+            for parent in inside[key].dependencies:
+                uses[parent] = uses.get(parent, 0) + 1
+                stack.append(parent)
+    for key in order:
+        node = inside[key]
+        values[key] = _run_fused(node, values) if _is_fused(node) else node(values)
+        for parent in node.dependencies:
+            uses[parent] -= 1
+            if not uses[parent]:
+                del values[parent]
+    return values[wanted]
 
 
 async def _awaited(awaitable: Any) -> Any:
@@ -172,7 +233,7 @@ def is_reschedule(error: BaseException) -> bool:
 
 def key_of(body: Any) -> Any:
     """Return the Dask key of a body's task."""
-    return body[0].key
+    return body[0] if len(body) == CALL_FIELDS else body[0].key
 
 
 def large_nbytes(value: Any) -> int:

@@ -38,6 +38,7 @@ from dask_serverless.stubs import as_expr_ser, stub_graph
 from lambda_worker.core.errors import GraphError, ProtocolError, UnpicklableTask
 from lambda_worker.core.schedule import SEGMENT_TASKS
 from lambda_worker.shuffle import ShuffleTask
+from lambda_worker.task_runner import key_of, run_body
 
 dd = pytest.importorskip("dask.dataframe")
 pd = pytest.importorskip("pandas")
@@ -57,10 +58,9 @@ def walk(plan, given=()):
             if body is None:
                 assert task in plan.graph.externals
                 continue
-            run, names, constants = body
-            inputs = {name: stored[ref[0]] for name, ref in (constants or {}).items()}
-            inputs.update({name: values[parent] for name, parent in zip(names, plan.graph.parents[task], strict=True)})
-            values[task] = run(inputs)
+            assert key_of(body) == plan.keys[task]
+            parents = [values[parent] for parent in plan.graph.parents[task]]
+            values[task] = run_body(body, parents, lambda ref: stored[ref.name])
     return values
 
 
@@ -574,8 +574,8 @@ def test_lambdas_and_functions_of_main_go_by_value():
         blob = segment_bodies(plan_job({"x": Task("x", main.answer)}, {"x"}), 0, 1)
     finally:
         sys.modules["__main__"] = keep
-    [(task, _, _)] = pickle.loads(blob)
-    assert task({}) == 42
+    [body] = pickle.loads(blob)
+    assert run_body(body, [], None) == 42
 
 
 def test_modules_registered_by_value_go_by_value():
@@ -588,8 +588,8 @@ def test_modules_registered_by_value_go_by_value():
     finally:
         cloudpickle.unregister_pickle_by_value(module)
         del sys.modules[module.__name__]
-    [(task, _, _)] = pickle.loads(blob)
-    assert task({}) == 42
+    [body] = pickle.loads(blob)
+    assert run_body(body, [], None) == 42
 
 
 def test_what_tasks_share_is_pickled_once():
