@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lambda_worker.compression import Compressor
 from lambda_worker.core.errors import StoreFull
 from lambda_worker.core.wire import Frame, Ref, seal_frames
 from lambda_worker.ports import JobStore
@@ -40,13 +41,18 @@ class ConstantPool:
     ----------
     store, secret
         Where constants are kept, and what they are sealed with.
+    compressor
+        Compresses them where it pays.
     idle_bytes_max
         How much may stay that no job uses.
     """
 
-    def __init__(self, store: JobStore, secret: bytes, idle_bytes_max: int = IDLE_BYTES_MAX) -> None:
+    def __init__(
+        self, store: JobStore, secret: bytes, compressor: Compressor, idle_bytes_max: int = IDLE_BYTES_MAX
+    ) -> None:
         self._store = store
         self._secret = secret
+        self._compressor = compressor
         self._idle_bytes_max = idle_bytes_max
         self._constants: dict[bytes, _Constant] = {}  # by content; who became idle last is last
         self._serials = 0
@@ -73,7 +79,7 @@ class ConstantPool:
                 return known.ref
             self._serials += 1
             name = f"constants/{digest.hex()}/{self._serials}"
-        sealed = seal_frames(self._secret, name, frames)
+        sealed = seal_frames(self._secret, name, self._compressor.shrink(frames))
         try:
             (ref,) = self._store.put([(name, sealed)])
         except StoreFull:

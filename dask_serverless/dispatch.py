@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import pickle
+import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -43,13 +44,14 @@ from dask_serverless.listener import Listener
 from dask_serverless.places import Places
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from dask_serverless.recovery import Recovery
+from lambda_worker.compression import Compressor
 from lambda_worker.core.errors import (
     MissingModule,
     PlatformError,
     ProtocolError,
     ServerlessError,
 )
-from lambda_worker.core.policy import first_groups
+from lambda_worker.core.policy import Policy, first_groups
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref
 from lambda_worker.task_runner import describe_error
@@ -105,7 +107,10 @@ class Dispatcher:
         self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
         self.outfit_refs: Callable[[], list[Ref]] = list
         idle_bytes_max = min(IDLE_BYTES_MAX, backend.settings.storage_max_memory // 16)
-        self.constants = ConstantPool(backend.store, backend.secret, idle_bytes_max)
+        self.compressor = Compressor(
+            Policy(bytes_per_second=backend.settings.storage_bytes_per_second), time.perf_counter
+        )
+        self.constants = ConstantPool(backend.store, backend.secret, self.compressor, idle_bytes_max)
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
@@ -177,7 +182,7 @@ class Dispatcher:
     async def _open(self, job: str, plan: JobPlan) -> None:
         backend = self.backend
         self._preparations[job] = await self.call(
-            prepare_and_open, job, plan, backend.secret, backend.store, self.constants
+            prepare_and_open, job, plan, backend.secret, backend.store, self.constants, self.compressor
         )
 
     def feed(self, event: Event) -> None:

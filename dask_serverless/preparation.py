@@ -12,6 +12,7 @@ from dask_serverless.constant_pool import ConstantPool
 from dask_serverless.dask_graph import JobPlan
 from dask_serverless.literals import Literals
 from dask_serverless.plan.partition import assign_starts, edges
+from lambda_worker.compression import Compressor
 from lambda_worker.core.errors import ServerlessError, StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
 from lambda_worker.core.wire import Location, Ref
@@ -113,7 +114,9 @@ def prepare(job: str, plan: JobPlan, secret: bytes, pool: ConstantPool | None = 
     return Preparation(job, replace(plan, bodies=(), constants={}), segments)
 
 
-def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore, pool: ConstantPool) -> Preparation:
+def prepare_and_open(
+    job: str, plan: JobPlan, secret: bytes, store: JobStore, pool: ConstantPool, compressor: Compressor
+) -> Preparation:
     """Do as `prepare`, and open the job: its segments are stored as they are made, so that those of a
     large job are never all in memory.
 
@@ -124,7 +127,7 @@ def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore, po
     parcel: dict[int, bytes] = {}
     nbytes = 0
     kept = True  # all segments are in this one parcel
-    for number, segment in _sealed_segments(job, plan, secret, pool):
+    for number, segment in _sealed_segments(job, plan, secret, pool, compressor):
         parcel[number] = segment
         nbytes += len(segment)
         if nbytes > KEEP_SEGMENTS_BYTES:
@@ -134,7 +137,9 @@ def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore, po
     return Preparation(job, replace(plan, bodies=(), constants={}), parcel if kept else {})
 
 
-def _sealed_segments(job: str, plan: JobPlan, secret: bytes, pool: ConstantPool | None) -> Iterator[tuple[int, bytes]]:
+def _sealed_segments(
+    job: str, plan: JobPlan, secret: bytes, pool: ConstantPool | None, compressor: Compressor | None = None
+) -> Iterator[tuple[int, bytes]]:
     count = len(plan.graph)
     constants: dict[Any, Sequence[Any]] = {}
     literals = None
@@ -143,6 +148,8 @@ def _sealed_segments(job: str, plan: JobPlan, secret: bytes, pool: ConstantPool 
         literals = Literals(-(-count // SEGMENT_TASKS), functools.partial(pool.keep, job))
     for number, each in enumerate(edges(plan.graph)):
         bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants, literals)
+        if compressor is not None:
+            bodies = compressor.shrink_blob(bodies)
         yield number, seal_segment(secret, job, number, Segment(each.to_bytes(), bodies))
 
 

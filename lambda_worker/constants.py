@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from lambda_worker.compression import expand
 from lambda_worker.core.wire import Frame, Ref, frames_nbytes, open_frames
 from lambda_worker.ports import Store
 from lambda_worker.values import frames_to_value
@@ -54,7 +55,7 @@ class Constants:
             if frames is not None:
                 self._kept[ref.name] = frames
                 return frames
-        frames = open_frames(self._secret, ref.name, self._store.get([ref])[0])
+        frames = expand(open_frames(self._secret, ref.name, self._store.get([ref])[0]))
         nbytes = frames_nbytes(frames)
         if nbytes <= self._nbytes_max:
             # What came in stripes is memory that could be written to: read-only, it is copied for each value.

@@ -168,8 +168,9 @@ class Publisher:
                     ),
                 )
                 continue
-            sealed = seal_frames(self._world.secret, name, frames)
-            if self._world.policy.inline(frames_nbytes(frames), (fan_ins or {}).get(task, 1)):
+            inline = self._world.policy.inline(frames_nbytes(frames), (fan_ins or {}).get(task, 1))
+            sealed = seal_frames(self._world.secret, name, frames if inline else self._world.compressor.shrink(frames))
+            if inline:
                 located[task] = pack_inline(name, sealed)
             else:
                 large.append((task, name, sealed))

@@ -19,6 +19,7 @@ from io import BytesIO
 from types import CoroutineType, TracebackType
 from typing import Any
 
+from lambda_worker.compression import expand_blob
 from lambda_worker.core.errors import MissingModule
 from lambda_worker.core.schedule import SEGMENT_TASKS, segment_of
 from lambda_worker.core.wire import Ref, pack
@@ -127,7 +128,7 @@ def _loads(blob: bytes, read: Callable[[Ref], Any]) -> Any:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return _Unpickler(blob, read).load()
+        return _Unpickler(expand_blob(blob), read).load()
     finally:
         if enabled:
             gc.enable()

@@ -11,6 +11,7 @@ from typing import Any
 
 import cloudpickle
 
+from lambda_worker.compression import expand
 from lambda_worker.core.wire import Frame, Frames, pack, unpack
 
 
@@ -64,6 +65,7 @@ def writeable_flags(frames: Frames) -> tuple[bool, ...]:
 def frames_to_value(frames: Frames) -> Any:
     """Undo `value_to_frames`. Arrays that were writeable are writeable again (one copy each,
     where the frames themselves are read-only)."""
+    frames = expand(frames)
     buffers: list[Frame] = []
     for frame, writeable in zip(frames[2:], writeable_flags(frames), strict=True):
         readonly = memoryview(frame).readonly

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lambda_worker.beside import Beside
 from lambda_worker.cache import Cache
+from lambda_worker.compression import Compressor
 from lambda_worker.constants import Constants
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.wire import Frame, Location, Ref, open_frames, unpack_inline
@@ -46,8 +47,10 @@ class World:
     counted: dict[str, int] = field(default_factory=dict)
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
     constants: Constants = field(init=False)
+    compressor: Compressor = field(init=False)
 
     def __post_init__(self) -> None:
+        self.compressor = Compressor(self.policy, self.clock)
         self.constants = Constants(self.store, self.secret, self.cache)
 
     def task_worker(self, scheduler: str, name: str) -> TaskWorker:

@@ -188,7 +188,7 @@ class Fleet:
         wanted = set(wanted)
         graph = materialise(LLGExpr(tasks), wanted).tasks if not known else dict(tasks)
         plan = plan_job(graph, wanted, known, {"retries": retries or {}, "memory": memory or {}}, classes=CLASSES)
-        preparation = prepare(job, plan, SECRET, ConstantPool(self.store, SECRET))
+        preparation = prepare(job, plan, SECRET, ConstantPool(self.store, SECRET, self.world().compressor))
         self.store.open_job(job, preparation.segments)
         given = {plan.externals[key]: location for key, location in (given or {}).items()}
         starts = [(task, given.get(task)) for task in plan.graph.starts]

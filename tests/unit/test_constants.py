@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_serverless.constant_pool import ConstantPool
+from lambda_worker.compression import Compressor
 from lambda_worker.constants import Constants
 from lambda_worker.core.errors import StoreFull, Tampered
+from lambda_worker.core.policy import Policy
 from lambda_worker.core.wire import Ref, frames_nbytes, seal_frames
 from lambda_worker.values import value_to_frames
 
 SECRET = b"the cluster's secret"
+COMPRESSOR = Compressor(Policy(), time.perf_counter)
 
 
 class Shelf:
@@ -56,7 +61,7 @@ def shelf():
 
 
 def test_the_same_content_is_stored_once_for_all_jobs(shelf):
-    pool = ConstantPool(shelf, SECRET)
+    pool = ConstantPool(shelf, SECRET, COMPRESSOR)
     refs = {pool.keep(job, np.arange(1000)) for job in ("j1", "j2", "j2")}
     assert len(refs) == len(shelf.objects) == 1
     assert pool.keep("j2", np.arange(1000.0)) not in refs
@@ -64,7 +69,7 @@ def test_the_same_content_is_stored_once_for_all_jobs(shelf):
 
 
 def test_what_a_job_uses_is_not_freed_by_another(shelf):
-    pool = ConstantPool(shelf, SECRET, idle_bytes_max=0)
+    pool = ConstantPool(shelf, SECRET, COMPRESSOR, idle_bytes_max=0)
     ref = pool.keep("j1", b"x" * 1000)
     pool.keep("j2", b"x" * 1000)
     pool.release("j2")
@@ -75,7 +80,7 @@ def test_what_a_job_uses_is_not_freed_by_another(shelf):
 
 
 def test_what_is_idle_stays_for_the_next_job_the_youngest_longest(shelf):
-    pool = ConstantPool(shelf, SECRET, idle_bytes_max=2500)
+    pool = ConstantPool(shelf, SECRET, COMPRESSOR, idle_bytes_max=2500)
     refs = [pool.keep(f"j{n}", bytes([n]) * 1000) for n in range(3)]
     for job in ("j1", "j0", "j2"):
         pool.release(job)
@@ -85,7 +90,7 @@ def test_what_is_idle_stays_for_the_next_job_the_youngest_longest(shelf):
 
 def test_what_comes_back_has_another_name(shelf):
     """1. A removal is on its way; 2. the content is stored again; 3. the removal arrives."""
-    pool = ConstantPool(shelf, SECRET, idle_bytes_max=0)
+    pool = ConstantPool(shelf, SECRET, COMPRESSOR, idle_bytes_max=0)
     first = pool.keep("j1", b"x" * 1000)
     pool.release("j1")
     assert pool.keep("j2", b"x" * 1000) != first
@@ -93,7 +98,7 @@ def test_what_comes_back_has_another_name(shelf):
 
 def test_what_is_idle_goes_when_there_is_no_room():
     shelf = Shelf(nbytes_max=2500)
-    pool = ConstantPool(shelf, SECRET)
+    pool = ConstantPool(shelf, SECRET, COMPRESSOR)
     pool.keep("j1", b"1" * 1000)
     pool.keep("j2", b"2" * 1000)
     pool.release("j1")
@@ -104,7 +109,7 @@ def test_what_is_idle_goes_when_there_is_no_room():
 
 
 def test_what_is_used_is_kept_alive_and_what_was_idle_for_long_goes(shelf):
-    pool = ConstantPool(shelf, SECRET)
+    pool = ConstantPool(shelf, SECRET, COMPRESSOR)
     used, idle = pool.keep("j1", b"1" * 1000), pool.keep("j2", b"2" * 1000)
     pool.release("j2")
     pool.keep_alive()
@@ -128,7 +133,7 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=40), st.sampled_from([0, 1500, 10_000]))
 def test_whatever_happens_what_a_job_was_given_is_there(steps, idle_bytes_max):
     shelf = Shelf()
-    pool = ConstantPool(shelf, SECRET, idle_bytes_max)
+    pool = ConstantPool(shelf, SECRET, COMPRESSOR, idle_bytes_max)
     held = {}
     for step, job, content in steps:
         if step == "keep":
@@ -172,6 +177,17 @@ def test_a_sandbox_keeps_what_was_used_last(shelf):
     assert shelf.reads == 3
     constants.value(refs[1])
     assert shelf.reads == 4
+
+
+def test_a_constant_is_compressed_where_that_pays(shelf):
+    pool = ConstantPool(shelf, SECRET, Compressor(Policy(bytes_per_second=1e6), lambda: 0.0))
+    ref = pool.keep("j1", np.zeros(100_000))
+    assert ref.nbytes < 10_000
+    constants = Constants(shelf, SECRET)
+    for _ in range(2):
+        array = constants.value(ref)
+        assert array.sum() == 0 and array.flags.writeable
+        array += 1
 
 
 def test_what_is_too_large_to_be_kept_displaces_nothing(shelf):
