@@ -9,9 +9,11 @@ import dask.array as da
 import numpy as np
 import pytest
 from dask_ml.wrappers import ParallelPostFit
+from distributed import Client
 from sklearn.datasets import make_classification
 from sklearn.svm import SVC
 
+from dask_serverless import ServerlessCluster
 from tests.waiting import until
 
 TASKS = 1_000
@@ -103,3 +105,19 @@ def test_a_model_of_many_partitions(client, moved):
     assert (found[0] == model.estimator.predict(samples)).all()
     assert written < 2 * (nbytes + samples.nbytes)
     assert read < 2 * EXECUTORS * (nbytes + samples.nbytes)
+
+
+def test_where_the_tier_is_slow_values_are_compressed():
+    table = np.zeros(1_000_000)
+    with (
+        dask.config.set({"serverless.storage.bytes-per-second": "1 MiB"}),
+        ServerlessCluster(n_workers=2, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        ones = client.submit(np.ones, 1_000_000)
+        total = client.submit(lambda one, other: float(one.sum() + other.sum()), ones, table)
+        assert total.result(timeout=60) == 1_000_000
+        result = ones.result()
+        assert result.sum() == 1_000_000 and result.flags.writeable
+        assert client.submit(len, client.scatter(table)).result(timeout=20) == 1_000_000
+        assert cluster.stats()["bytes_written"] < table.nbytes / 10
