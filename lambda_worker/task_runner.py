@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from types import CoroutineType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from lambda_worker.compression import expand_blob
 from lambda_worker.core.errors import MissingModule
@@ -45,6 +45,17 @@ OPEN_SEGMENTS_MAX = 128
 FORGOTTEN_SEGMENTS_MAX = 64
 
 
+class Constants(Protocol):
+    """Where stored constants come from: `lambda_worker.constants.Constants`."""
+
+    @property
+    def nbytes_max(self) -> int:
+        """How many bytes may be kept."""
+
+    def value(self, ref: Ref) -> Any:
+        """Make one: a new object each time."""
+
+
 class Bodies:
     """The task bodies of one job on this executor, unpickled a segment at a time.
 
@@ -53,13 +64,14 @@ class Bodies:
 
     Parameters
     ----------
-    read
-        Makes a stored constant: a new object each time.
+    constants
+        Makes stored constants.
     """
 
-    def __init__(self, read: Callable[[Ref], Any]) -> None:
-        self._read = read
-        self._shared: dict[str, Any] = {}  # constants that have a key of their own
+    def __init__(self, constants: Constants) -> None:
+        self._constants = constants
+        self._sharing = threading.Lock()  # several tasks may run at once, and all but one wait for what one reads
+        self._shared: dict[str, tuple[Any, int]] = {}  # those with a key of their own; the one used last is last
         self._pickles: dict[int, bytes] = {}
         self._bodies: dict[int, list[Any]] = {}  # the one used last is last
         self._forgotten: deque[int] = deque()
@@ -91,7 +103,7 @@ class Bodies:
             bodies = self._bodies.pop(segment, None)
             if bodies is None:
                 try:
-                    bodies = _loads(self._pickles[segment], self._read)
+                    bodies = _loads(self._pickles[segment], self._constants.value)
                 except ModuleNotFoundError as error:
                     raise MissingModule(str(error), name=error.name) from None
                 while len(self._bodies) >= OPEN_SEGMENTS_MAX:
@@ -100,10 +112,17 @@ class Bodies:
         return bodies[task % SEGMENT_TASKS]
 
     def constant(self, ref: Ref) -> Any:
-        """Return data that has a key in the graph: like any task's value, one object for all tasks that run here."""
-        if ref.name not in self._shared:
-            self._shared[ref.name] = self._read(ref)
-        return self._shared[ref.name]
+        """Return data that has a key in the graph: like any task's value, one object for all tasks that run here.
+
+        What was used last stays in any case; of the others as much as there is room for.
+        """
+        with self._sharing:
+            found = self._shared.pop(ref.name, None) or (self._constants.value(ref), ref.nbytes)
+            room = self._constants.nbytes_max - ref.nbytes
+            while self._shared and sum(nbytes for _, nbytes in self._shared.values()) > room:
+                del self._shared[next(iter(self._shared))]
+            self._shared[ref.name] = found
+            return found[0]
 
 
 class _Unpickler(pickle.Unpickler):

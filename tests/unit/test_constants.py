@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_serverless.constant_pool import ConstantPool
+from lambda_worker.cache import Cache
 from lambda_worker.compression import Compressor
 from lambda_worker.constants import Constants
 from lambda_worker.core.errors import StoreFull, Tampered
@@ -65,7 +66,7 @@ def test_the_same_content_is_stored_once_for_all_jobs(shelf):
     refs = {pool.keep(job, np.arange(1000)) for job in ("j1", "j2", "j2")}
     assert len(refs) == len(shelf.objects) == 1
     assert pool.keep("j2", np.arange(1000.0)) not in refs
-    assert Constants(shelf, SECRET).value(refs.pop()).sum() == 499_500
+    assert Constants(shelf, SECRET, Cache(10_000_000)).value(refs.pop()).sum() == 499_500
 
 
 def test_what_a_job_uses_is_not_freed_by_another(shelf):
@@ -160,7 +161,7 @@ def stored(shelf, name, value):
 
 
 def test_a_sandbox_reads_a_constant_once_and_makes_a_new_object_each_time(shelf):
-    constants = Constants(shelf, SECRET)
+    constants = Constants(shelf, SECRET, Cache(10_000_000))
     ref = stored(shelf, "constants/a/1", np.zeros(1000))
     for _ in range(3):
         array = constants.value(ref)
@@ -171,7 +172,7 @@ def test_a_sandbox_reads_a_constant_once_and_makes_a_new_object_each_time(shelf)
 
 def test_a_sandbox_keeps_what_was_used_last(shelf):
     refs = [stored(shelf, f"constants/{n}/1", bytes(1000)) for n in range(3)]
-    constants = Constants(shelf, SECRET, nbytes_max=2200)
+    constants = Constants(shelf, SECRET, Cache(2200))
     for n in (0, 1, 0, 2, 0):
         constants.value(refs[n])
     assert shelf.reads == 3
@@ -183,7 +184,7 @@ def test_a_constant_is_compressed_where_that_pays(shelf):
     pool = ConstantPool(shelf, SECRET, Compressor(Policy(bytes_per_second=1e6), lambda: 0.0))
     ref = pool.keep("j1", np.zeros(100_000))
     assert ref.nbytes < 10_000
-    constants = Constants(shelf, SECRET)
+    constants = Constants(shelf, SECRET, Cache(10_000_000))
     for _ in range(2):
         array = constants.value(ref)
         assert array.sum() == 0 and array.flags.writeable
@@ -192,7 +193,7 @@ def test_a_constant_is_compressed_where_that_pays(shelf):
 
 def test_what_is_too_large_to_be_kept_displaces_nothing(shelf):
     small, large = stored(shelf, "constants/s/1", bytes(1000)), stored(shelf, "constants/l/1", bytes(5000))
-    constants = Constants(shelf, SECRET, nbytes_max=2200)
+    constants = Constants(shelf, SECRET, Cache(2200))
     for ref in (small, large, small, large):
         assert len(constants.value(ref)) in (1000, 5000)
     assert shelf.reads == 3
@@ -202,4 +203,4 @@ def test_a_constant_under_another_name_is_not_unpickled(shelf):
     one, other = stored(shelf, "constants/one/1", 1), stored(shelf, "constants/other/1", 2)
     shelf.objects[one.name] = shelf.objects[other.name]
     with pytest.raises(Tampered, match="constants/one/1"):
-        Constants(shelf, SECRET).value(one)
+        Constants(shelf, SECRET, Cache(10_000_000)).value(one)

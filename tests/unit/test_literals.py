@@ -33,6 +33,7 @@ class Shelf:
     def __init__(self):
         self.stored = []
         self.read = []
+        self.nbytes_max = 2**20
 
     def keep(self, value):
         self.stored.append([bytes(frame) for frame in value_to_frames(value)])
@@ -49,7 +50,7 @@ class Shelf:
         plan = plan_job(tasks, set(wanted))
         count = len(plan.graph)
         literals = Literals(segments or -(-count // SEGMENT_TASKS), self.keep)
-        bodies, nbytes = Bodies(self.value), 0
+        bodies, nbytes = Bodies(self), 0
         constants = {name: self.keep(value) for name, value in plan.constants.items()}
         for number, first in enumerate(range(0, count, SEGMENT_TASKS)):
             blob = segment_bodies(plan, first, min(first + SEGMENT_TASKS, count), constants, literals)
@@ -205,3 +206,15 @@ def test_values_do_not_depend_on_what_is_stored(holds, segments):
     values, _ = Shelf().run(tasks, segments=segments)
     for n, (which, capture, _) in enumerate(holds):
         assert values[n] == [len(objects[which]) - 1] * (2 if capture else 1)
+
+
+def test_of_data_with_a_key_the_one_used_last_stays_and_others_while_there_is_room():
+    shelf = Shelf()
+    small, large = [shelf.keep(np.zeros(count)) for count in (20_000, 200_000)]  # one is more than has room
+    others = [shelf.keep(np.zeros(20_000)) for _ in range(5)]
+    bodies = Bodies(shelf)
+    for ref in (small, *others, small, large, large):
+        assert bodies.constant(ref) is bodies.constant(ref)
+    assert shelf.read == [0, 2, 3, 4, 5, 6, 1]
+    bodies.constant(small)
+    assert shelf.read[-1] == 0
