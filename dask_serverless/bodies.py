@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import Any, NoReturn
 
 import cloudpickle
-from dask._task_spec import Alias, GraphNode, Task, TaskRef
+from dask._task_spec import Alias, GraphNode, Task, TaskRef, _execute_subgraph
 from dask.utils import funcname
 from distributed.protocol.pickle import _DaskPickler
 
@@ -21,6 +21,7 @@ from dask_serverless.literals import STORED_BYTES_MIN, Literals
 from lambda_worker.core.errors import ServerlessError, UnpicklableTask
 from lambda_worker.core.wire import Ref
 from lambda_worker.stored_literals import StoredLiteral
+from lambda_worker.task_runner import run_fused
 from lambda_worker.values import names_by_value
 
 #: In the pickle of a segment that is no larger than this, nothing is looked for that could be stored by itself.
@@ -101,6 +102,7 @@ def _as_call(body: Any) -> Any:
         for argument in keywords.values():
             if isinstance(argument, (GraphNode, TaskRef)):
                 return body
+    function = run_fused if task.func is _execute_subgraph else task.func
     places: list[tuple[int, int]] = []
     number = 0
     for argument in task.args:
@@ -111,13 +113,13 @@ def _as_call(body: Any) -> Any:
             return body
         number += 1
     if not places:
-        return task.key, task.func, task.args, _NO_PLACES, keywords
+        return task.key, function, task.args, _NO_PLACES, keywords
     if len(places) == number == len(names) and all(index == parent for index, parent in places):
-        return task.key, task.func, (), None, keywords
+        return task.key, function, (), None, keywords
     arguments = list(task.args)
     for index, _ in places:
         arguments[index] = None
-    return task.key, task.func, tuple(arguments), places, keywords
+    return task.key, function, tuple(arguments), places, keywords
 
 
 def _probe(large: list[int]) -> Callable[[pickle.PickleBuffer], bool]:

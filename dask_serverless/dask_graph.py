@@ -486,6 +486,10 @@ def _ordered_dependencies(task: GraphNode) -> Sequence[Key]:
     dependencies = task.dependencies
     if len(dependencies) < 2:
         return tuple(dependencies)
+    if type(task) is Task:  # whose arguments are mostly plain references; then this is all of them
+        plain = dict.fromkeys(each.key for each in (*task.args, *task.kwargs.values()) if type(each) is TaskRef)
+        if len(plain) == len(dependencies) and task.func is not _execute_subgraph:
+            return list(plain)
     found = dict.fromkeys(node.target if isinstance(node, Alias) else node.key for node in _references(task))
     ordered = [key for key in found if key in dependencies]
     if len(ordered) < len(dependencies):  # a kind of task that `_references` does not know

@@ -187,7 +187,7 @@ def run_body(
     if constants:
         for name, ref in constants.items():
             inputs[name] = constant(Ref(*ref))
-    result = _run_fused(task, inputs) if _is_fused(task) else task(inputs)
+    result = _run_node(task, inputs)
     # The type first: `is_coro` inspects the function anew for every task, which costs more than many tasks.
     if type(result) is CoroutineType and task.is_coro:
         result = asyncio.run(_awaited(result)) if run_coroutine is None else run_coroutine(result)
@@ -200,21 +200,31 @@ def _is_coroutine_function(function: Any) -> bool:
     return bool(iscoroutinefunction(function))
 
 
-def _is_fused(task: Any) -> bool:
-    """Tell whether a task is several that Dask has fused into one."""
-    function = getattr(task, "func", None)
-    return getattr(function, "__name__", "") == "_execute_subgraph" and function.__module__ == "dask._task_spec"
+def _run_node(node: Any, values: Mapping[Any, Any]) -> Any:
+    function = getattr(node, "func", None)
+    if getattr(function, "__name__", "") != "_execute_subgraph" or function.__module__ != "dask._task_spec":
+        return node(values)
+    inside, wanted, names, *given = node.args
+    # References mostly; nodes where something was put in their place.
+    return run_fused(inside, wanted, names, *[each(values) if callable(each) else values[each.key] for each in given])
 
 
-def _run_fused(task: Any, inputs: Mapping[Any, Any]) -> Any:
+def run_fused(inside: Mapping[Any, Any], wanted: Any, names: Sequence[Any], *given: Any) -> Any:
     """Run the tasks inside a fused one, parents first, and let go of their values as Dask does.
 
-    Dask sorts them with `dask.order` each time, which costs more than many tasks.
+    Dask's own function for it, in whose place bodies have this one, sorts them with `dask.order` each time, which
+    costs more than many tasks.
+
+    Parameters
+    ----------
+    inside
+        The tasks.
+    wanted
+        The key of the one whose value is wanted.
+    names, given
+        Keys that are not inside, and their values.
     """
-    inside, wanted, names, *given = task.args
-    values: dict[Any, Any] = {}
-    for name, each in zip(names, given, strict=True):  # references mostly; nodes where something was put in their place
-        values[name] = each(inputs) if callable(each) else inputs[each.key]
+    values: dict[Any, Any] = dict(zip(names, given, strict=True))
     order: dict[Any, None] = {}
     uses: dict[Any, int] = {}
     opened: set[Any] = set()
@@ -232,7 +242,7 @@ def _run_fused(task: Any, inputs: Mapping[Any, Any]) -> Any:
                 stack.append(parent)
     for key in order:
         node = inside[key]
-        values[key] = _run_fused(node, values) if _is_fused(node) else node(values)
+        values[key] = _run_node(node, values)
         for parent in node.dependencies:
             uses[parent] -= 1
             if not uses[parent]:
