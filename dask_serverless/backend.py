@@ -214,6 +214,7 @@ class LocalBackend:
             "policy": {name: getattr(settings, f"policy_{name}") for name in POLICY_SWITCHES}
             | {"threads": settings.executor_threads},
             "cache": settings.policy_cache,
+            "bytes_per_second": settings.storage_bytes_per_second,
             "payload_bytes_max": settings.executor_payload_bytes_max,
             "ceiling": self.ceiling,
             "lease_seconds": settings.executor_lease,

@@ -1,22 +1,42 @@
-"""Task bodies as bytes: a segment's worth in one pickle."""
+"""Task bodies as bytes: a segment's worth in one pickle.
+
+Most tasks are calls of a function with plain arguments and values of other tasks. Their bodies are pickled as that
+(`_as_call`) and not as task objects, which take Python code to pickle, to unpickle and to run.
+"""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, NoReturn
 
 import cloudpickle
-from dask._task_spec import Task
+from dask._task_spec import Alias, GraphNode, Task, TaskRef, _execute_subgraph
 from dask.utils import funcname
 from distributed.protocol.pickle import _DaskPickler
 
 from dask_serverless.dask_graph import Body, JobPlan, Key
-from lambda_worker.core.errors import UnpicklableTask
+from dask_serverless.literals import STORED_BYTES_MIN, Literals
+from lambda_worker.core.errors import ServerlessError, UnpicklableTask
+from lambda_worker.core.wire import Ref
+from lambda_worker.stored_literals import StoredLiteral
+from lambda_worker.task_runner import run_fused
+from lambda_worker.values import names_by_value
+
+#: In the pickle of a segment that is no larger than this, nothing is looked for that could be stored by itself.
+PLAIN_BYTES_MAX = 64 * 1024
+
+_NO_PLACES: tuple[()] = ()
 
 
-def segment_bodies(plan: JobPlan, first: int, last: int, constant_refs: Mapping[Key, Sequence[Any]] = {}) -> bytes:  # noqa: B006
+def segment_bodies(
+    plan: JobPlan,
+    first: int,
+    last: int,
+    constant_refs: Mapping[Key, Sequence[Any]] = {},  # noqa: B006
+    literals: Literals | None = None,
+) -> bytes:
     """Pickle the bodies of the tasks ``first .. last - 1`` at once.
 
     Pickled together, what the tasks share (functions, keys, embedded data) is written once.
@@ -25,11 +45,15 @@ def segment_bodies(plan: JobPlan, first: int, last: int, constant_refs: Mapping[
     ----------
     constant_refs
         For each of the plan's `constants`: the `Ref` under which it was stored.
+    literals
+        Takes large objects out; None: they stay in.
 
     Raises
     ------
     UnpicklableTask
         Naming the first task that cannot be pickled, and why.
+    ValueTooLarge, StoreFull, StoreUnavailable
+        When what was taken out cannot be stored.
 
     Examples
     --------
@@ -37,9 +61,8 @@ def segment_bodies(plan: JobPlan, first: int, last: int, constant_refs: Mapping[
     >>> from dask._task_spec import Task
     >>> from dask_serverless.dask_graph import plan_job
     >>> plan = plan_job({"x": Task("x", sum, (1, 2))}, {"x"})
-    >>> [(task, names, constants)] = pickle.loads(segment_bodies(plan, 0, 1))
-    >>> task({})
-    3
+    >>> pickle.loads(segment_bodies(plan, 0, 1))
+    [('x', <built-in function sum>, ((1, 2),), (), None)]
     """
     bodies = plan.bodies[first:last]
     if plan.constants:
@@ -50,12 +73,104 @@ def segment_bodies(plan: JobPlan, first: int, last: int, constant_refs: Mapping[
             for body in bodies
         ]
     try:
-        return _dumps(bodies)
+        if literals is None:
+            return _dumps(list(map(_as_call, bodies)))
+        if not literals.found_any:
+            large: list[int] = []
+            blob = _dumps(list(map(_as_call, bodies)), buffer_callback=_probe(large))
+            if not large and len(blob) <= PLAIN_BYTES_MAX:
+                return blob
+        lean, captured = literals.take_out(bodies)
+        return _dumps(list(map(_as_call, lean)), captured)
+    except ServerlessError:
+        raise
     except Exception as error:
         _blame(plan, first, bodies, error)
 
 
-def _dumps(bodies: Any) -> bytes:
+def _as_call(body: Any) -> Any:
+    """Return a body as a call, ``(key, function, arguments, places, keywords)``, if it is one; else as it is.
+
+    `places` are the indices of arguments that are values of parents, with the parents' indices; None when
+    the arguments are the values of all parents, in order.
+    """
+    if body is None or type(body[0]) is not Task or body[2]:
+        return body
+    task, names, _ = body
+    keywords: dict[str, Any] | None = task.kwargs or None
+    if keywords:
+        for argument in keywords.values():
+            if isinstance(argument, (GraphNode, TaskRef)):
+                return body
+    function = run_fused if task.func is _execute_subgraph else task.func
+    places: list[tuple[int, int]] = []
+    number = 0
+    for argument in task.args:
+        kind = type(argument)
+        if kind is TaskRef or kind is Alias:
+            places.append((number, names.index(argument.key if kind is TaskRef else argument.target)))
+        elif isinstance(argument, (GraphNode, TaskRef)):
+            return body
+        number += 1
+    if not places:
+        return task.key, function, task.args, _NO_PLACES, keywords
+    if len(places) == number == len(names) and all(index == parent for index, parent in places):
+        return task.key, function, (), None, keywords
+    arguments = list(task.args)
+    for index, _ in places:
+        arguments[index] = None
+    return task.key, function, tuple(arguments), places, keywords
+
+
+def _probe(large: list[int]) -> Callable[[pickle.PickleBuffer], bool]:
+    """Return what notes large buffers of a pickle and keeps them out of it; small ones stay in."""
+
+    def note(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            nbytes = buffer.raw().nbytes
+        except BufferError:  # not in one piece: it has to be in the pickle, and counts there
+            return True
+        if nbytes >= STORED_BYTES_MIN:
+            large.append(nbytes)
+        return nbytes < STORED_BYTES_MIN
+
+    return note
+
+
+class _Stored:
+    """Leaves out of a pickle what is stored by itself."""
+
+    captured: Mapping[int, Ref]
+
+    def persistent_id(self, thing: Any) -> Any:
+        if type(thing) is StoredLiteral:
+            return ("node", thing.key, *thing.location)
+        ref = self.captured.get(id(thing))
+        return None if ref is None else ("value", None, *ref)
+
+
+class _PlainPickler(_Stored, pickle.Pickler):
+    pass
+
+
+class _DistributedPickler(_Stored, _DaskPickler):
+    pass
+
+
+class _CloudPickler(_Stored, cloudpickle.Pickler):  # type: ignore[misc]
+    pass
+
+
+def _with(pickler: Any, bodies: Any, captured: Mapping[int, Ref] | None, **options: Any) -> bytes:
+    file = BytesIO()
+    mine = pickler(file, protocol=5, **options)
+    if captured is not None:
+        mine.captured = captured
+    mine.dump(bodies)
+    return file.getvalue()
+
+
+def _dumps(bodies: Any, captured: Mapping[int, Ref] | None = None, **options: Any) -> bytes:
     """Pickle by the rules of `distributed.protocol.pickle.dumps`, but never log what fails.
 
     Plain pickle first; types that distributed can serialise but pickle cannot, its way; cloudpickle
@@ -63,18 +178,21 @@ def _dumps(bodies: Any) -> bytes:
     `cloudpickle.register_pickle_by_value` go by value too: distributed honours them for the object
     pickled only, which here is a list, so we look for their names in the bytes instead.
     """
+    # Asking for persistent ids costs a call for each object, so nobody is asked where nothing can be stored.
+    plain, ours, by_value = (
+        (pickle.Pickler, _DaskPickler, cloudpickle.Pickler)
+        if captured is None
+        else (_PlainPickler, _DistributedPickler, _CloudPickler)
+    )
     try:
         try:
-            blob = pickle.dumps(bodies, protocol=5)
+            blob = _with(plain, bodies, captured, **options)
         except Exception:
-            file = BytesIO()
-            _DaskPickler(file, protocol=5).dump(bodies)
-            blob = file.getvalue()
+            blob = _with(ours, bodies, captured, **options)
     except Exception:
-        return bytes(cloudpickle.dumps(bodies, protocol=5))
-    by_value = [b"__main__", *(name.encode() for name in cloudpickle.list_registry_pickle_by_value())]
-    if any(name in blob for name in by_value):
-        return bytes(cloudpickle.dumps(bodies, protocol=5))
+        return _with(by_value, bodies, captured, **options)
+    if any(name in blob for name in names_by_value()):
+        return _with(by_value, bodies, captured, **options)
     return blob
 
 

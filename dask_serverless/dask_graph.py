@@ -1,7 +1,7 @@
 """What Dask sends us, translated: an expression becomes tasks, and tasks become a plan in numbers.
 
-This module, `bodies`, `own_annotations`, `shuffles` and `stubs` are the only ones that know Dask's expression and
-task classes.
+This module, `bodies`, `literals`, `own_annotations`, `plain_layers`, `shuffles` and `stubs` are the only ones that
+know Dask's expression and task classes.
 
 A submitted graph passes through here in this order:
 
@@ -24,19 +24,18 @@ Rules kept here:
 from __future__ import annotations
 
 import itertools
-import pickle
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import cloudpickle
 from dask._expr import Expr
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, _execute_subgraph, convert_legacy_graph
-from dask.sizeof import sizeof
 
 from dask_serverless.collector import collector_paused
+from dask_serverless.literals import pickled_nbytes, travels
 from dask_serverless.own_annotations import REQUESTS, before_fusion, function_classes
+from dask_serverless.plain_layers import read_plain_layers
 from dask_serverless.plan import FunctionClass, Graph, number
 from dask_serverless.shuffles import pin_whole_shuffles, shuffle_specs
 from lambda_worker.core.errors import GraphError
@@ -49,17 +48,10 @@ Key: TypeAlias = Any  # str, bytes, int, float, or a nested tuple of these
 #: constants are still named by the key of their data. None for an external: nothing to run.
 Body: TypeAlias = tuple[GraphNode | ShuffleTask, Sequence[Key], Mapping[Key, Key] | None]
 
-#: Data up to this size (pickled) travels with the tasks that use it: reading it from the store would take longer.
-EMBEDDED_BYTES_MAX = 64 * 1024
-
-#: ... unless it would then be written into so many segments that this is exceeded.
-EMBEDDED_COPIES_BYTES_MAX = 1024 * 1024
-
 #: Annotations by which a user places a task on certain Dask workers.
 PLACEMENTS = ("workers", "restrictions", "resources", "allow_other_workers", "loose_restrictions")
 
 _NO_NAMES: tuple[()] = ()
-_SMALL_TYPES = frozenset({bool, int, float, complex, type(None), slice})
 
 
 # -- materialise ------------------------------------------------------------------------------
@@ -88,8 +80,12 @@ def materialise(expr: Expr, keys: Iterable[Key]) -> Materialised:
     ['x', 'y']
     """
     with collector_paused():
-        graph = expr.__dask_graph__()
-        annotations_by_type = {name: dict(values) for name, values in expr.__dask_annotations__().items()}
+        plain = read_plain_layers(expr)
+        if plain is not None:
+            graph, annotations_by_type = plain
+        else:
+            graph = expr.__dask_graph__()
+            annotations_by_type = {name: dict(values) for name, values in expr.__dask_annotations__().items()}
         tasks = _cull(convert_legacy_graph(graph), keys)
         for name, asked in before_fusion(expr, tasks).items():
             annotations_by_type[name] = asked | annotations_by_type.get(name, {})
@@ -456,9 +452,7 @@ class _Planner:
 
 def _embed(value: Any, copies: int, tasks: int) -> bool:
     """Decide whether data travels in the bodies of tasks; otherwise it becomes a constant."""
-    nbytes = _pickled_nbytes(value)
-    segments = min(copies, -(-tasks // SEGMENT_TASKS))  # in one segment it is written once
-    return nbytes <= EMBEDDED_BYTES_MAX and nbytes * segments <= EMBEDDED_COPIES_BYTES_MAX
+    return travels(pickled_nbytes(value), min(copies, -(-tasks // SEGMENT_TASKS)))  # written once in each segment
 
 
 def _without_futures(task: GraphNode) -> GraphNode:
@@ -492,6 +486,10 @@ def _ordered_dependencies(task: GraphNode) -> Sequence[Key]:
     dependencies = task.dependencies
     if len(dependencies) < 2:
         return tuple(dependencies)
+    if type(task) is Task:  # whose arguments are mostly plain references; then this is all of them
+        plain = dict.fromkeys(each.key for each in (*task.args, *task.kwargs.values()) if type(each) is TaskRef)
+        if len(plain) == len(dependencies) and task.func is not _execute_subgraph:
+            return list(plain)
     found = dict.fromkeys(node.target if isinstance(node, Alias) else node.key for node in _references(task))
     ordered = [key for key in found if key in dependencies]
     if len(ordered) < len(dependencies):  # a kind of task that `_references` does not know
@@ -512,26 +510,3 @@ def _references(task: GraphNode) -> Iterator[Alias | TaskRef]:
                 inside = [*inside[0].values(), *inside]
             inside.reverse()
             stack += inside
-
-
-def _pickled_nbytes(value: Any) -> int:
-    """Measure a value as pickled, without copying its buffers; 0 if it cannot be pickled."""
-    if type(value) in _SMALL_TYPES:
-        return 0
-    if type(value) in (str, bytes):
-        return len(value)
-    try:
-        guess = int(sizeof(value))
-    except Exception:
-        guess = 0
-    if guess > 4 * EMBEDDED_BYTES_MAX:
-        return guess  # not to be pickled only to find that it is large
-    for dumps in (pickle.dumps, cloudpickle.dumps):
-        buffers: list[pickle.PickleBuffer] = []
-        try:
-            return len(dumps(value, protocol=5, buffer_callback=buffers.append)) + sum(
-                buffer.raw().nbytes for buffer in buffers
-            )
-        except Exception:
-            continue
-    return 0  # `segment_bodies` will say so, and name the task

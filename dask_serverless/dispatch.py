@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import pickle
+import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 from dask_serverless.backend import Backend
 from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
+from dask_serverless.constant_pool import IDLE_BYTES_MAX, ConstantPool
 from dask_serverless.dask_graph import JobPlan
 from dask_serverless.experience import Experience
 from dask_serverless.hands import Hands
@@ -43,12 +45,14 @@ from dask_serverless.listener import Listener
 from dask_serverless.places import Places
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from dask_serverless.recovery import Recovery
+from lambda_worker.compression import Compressor
 from lambda_worker.core.errors import (
     MissingModule,
     PlatformError,
     ProtocolError,
     ServerlessError,
 )
+from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref
 from lambda_worker.task_runner import describe_error
@@ -103,6 +107,11 @@ class Dispatcher:
         self._setting_places = asyncio.Lock()
         self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
         self.outfit_refs: Callable[[], list[Ref]] = list
+        idle_bytes_max = min(IDLE_BYTES_MAX, backend.settings.storage_max_memory // 16)
+        self.compressor = Compressor(
+            Policy(bytes_per_second=backend.settings.storage_bytes_per_second), time.perf_counter
+        )
+        self.constants = ConstantPool(backend.store, backend.secret, self.compressor, idle_bytes_max)
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
@@ -154,17 +163,18 @@ class Dispatcher:
         """Return a name for a job, unique in this cluster."""
         return f"j{next(self._jobs)}"
 
-    def submit(self, job: str, plan: JobPlan, urgent: bool = False) -> None:
+    def submit(self, job: str, plan: JobPlan, urgent: bool = False, light: bool = True) -> None:
         """Take on a planned graph. Everything from here on happens beside the caller.
 
-        An urgent one goes above the ceiling, one executor for each of its starts.
+        An urgent one goes above the ceiling, one executor for each of its starts. In one that is light, nothing
+        is large enough to be a constant.
         """
         if self.failed is None:
             if urgent:
                 self.places.ask(job)
             else:
                 self.experience.log.begin(job, len(plan.graph) - len(plan.externals), plan.visible)
-            if len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
+            if light and len(plan.graph) <= PREPARE_INLINE_TASKS and not plan.constants:
                 self._unopened[job] = plan
             else:
                 self._opened[job] = self.spawn(self._open(job, plan))
@@ -174,7 +184,10 @@ class Dispatcher:
             self.feed(JobFailed(job, describe_error(self.failed)))
 
     async def _open(self, job: str, plan: JobPlan) -> None:
-        self._preparations[job] = await self.call(prepare_and_open, job, plan, self.backend.secret, self.backend.store)
+        backend = self.backend
+        self._preparations[job] = await self.call(
+            prepare_and_open, job, plan, backend.secret, backend.store, self.constants, self.compressor
+        )
 
     def feed(self, event: Event) -> None:
         """Feed the ledger and perform what it says."""
@@ -202,7 +215,7 @@ class Dispatcher:
             plan = self._unopened.pop(job, None)
             if plan is not None:
                 opening = self._opened[job] = asyncio.get_running_loop().create_future()
-                self._preparations[job] = prepare(job, plan, self.backend.secret, self.backend.store)
+                self._preparations[job] = prepare(job, plan, self.backend.secret)
             elif job in self._opened:
                 await asyncio.shield(self._opened[job])
             preparation = self._preparations.get(job)
@@ -311,6 +324,7 @@ class Dispatcher:
         for close in closes:
             try:
                 self.backend.store.close_job(close.job, close.keep)  # which fences whoever is still at work
+                self.constants.release(close.job)
             except PlatformError as error:
                 if self._hands.closing.is_set():  # the whole store goes
                     return
@@ -378,6 +392,7 @@ class Dispatcher:
             await asyncio.sleep(self.backend.settings.storage_ttl / 4)
             try:
                 await self.call(self.backend.store.touch, [*self.ledger.held(), *self.outfit_refs()])
+                await self.call(self.constants.keep_alive)
             except PlatformError as error:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 

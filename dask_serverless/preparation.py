@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_serverless.bodies import segment_bodies
+from dask_serverless.constant_pool import ConstantPool
 from dask_serverless.dask_graph import JobPlan
+from dask_serverless.literals import Literals
 from dask_serverless.plan.partition import assign_by_class, edges
 from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.prefixes import prefixes_of
-from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
+from lambda_worker.compression import Compressor
+from lambda_worker.core.errors import ServerlessError, StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
-from lambda_worker.core.wire import Location, Ref, seal_frames
+from lambda_worker.core.wire import Location, Ref
 from lambda_worker.parcels import payload_room
 from lambda_worker.ports import JobStore
-from lambda_worker.values import value_to_frames
 
 #: Segments of jobs up to this size are kept to travel inside invocations; larger jobs are stored in parcels.
 KEEP_SEGMENTS_BYTES = 2**20
@@ -88,21 +91,27 @@ class Preparation:
         return made
 
 
-def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparation:
-    """Store a plan's constants and pickle its segments. Takes time: not for an event loop.
+def prepare(job: str, plan: JobPlan, secret: bytes, pool: ConstantPool | None = None) -> Preparation:
+    """Store a plan's constants and pickle its segments. Takes time if there is a pool: not for an event loop.
+
+    Parameters
+    ----------
+    pool
+        Where constants go. None for a small plan that has none: nothing is stored.
 
     Raises
     ------
     UnpicklableTask, ValueTooLarge, StoreFull
         Naming the task or the data.
     """
-    constants = _store_constants(job, plan, secret, store)
     prefixes = prefixes_of(plan)
-    segments = dict(_sealed_segments(job, plan, constants, prefixes, secret))
+    segments = dict(_sealed_segments(job, plan, prefixes, secret, pool))
     return Preparation(job, replace(plan, bodies=(), constants={}), segments, prefixes)
 
 
-def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparation:
+def prepare_and_open(
+    job: str, plan: JobPlan, secret: bytes, store: JobStore, pool: ConstantPool, compressor: Compressor
+) -> Preparation:
     """Do as `prepare`, and open the job: its segments are stored as they are made, so that those of a
     large job are never all in memory.
 
@@ -110,12 +119,11 @@ def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore) ->
     ------
     UnpicklableTask, ValueTooLarge, StoreFull, StoreUnavailable
     """
-    constants = _store_constants(job, plan, secret, store)
     prefixes = prefixes_of(plan)
     parcel: dict[int, bytes] = {}
     nbytes = 0
     kept = True  # all segments are in this one parcel
-    for number, segment in _sealed_segments(job, plan, constants, prefixes, secret):
+    for number, segment in _sealed_segments(job, plan, prefixes, secret, pool, compressor):
         parcel[number] = segment
         nbytes += len(segment)
         if nbytes > KEEP_SEGMENTS_BYTES:
@@ -126,28 +134,36 @@ def prepare_and_open(job: str, plan: JobPlan, secret: bytes, store: JobStore) ->
 
 
 def _sealed_segments(
-    job: str, plan: JobPlan, constants: Mapping[Any, Sequence[Any]], prefixes: Prefixes, secret: bytes
+    job: str,
+    plan: JobPlan,
+    prefixes: Prefixes,
+    secret: bytes,
+    pool: ConstantPool | None,
+    compressor: Compressor | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     count = len(plan.graph)
+    constants: dict[Any, Sequence[Any]] = {}
+    literals = None
+    if pool is not None:
+        constants = {name: _keep(job, name, value, pool) for name, value in plan.constants.items()}
+        literals = Literals(-(-count // SEGMENT_TASKS), functools.partial(pool.keep, job))
     for number, each in enumerate(edges(plan.graph)):
         if prefixes.runs[number]:
             each = replace(each, prefixes=prefixes.runs[number])
-        bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants)
+        bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants, literals)
+        if compressor is not None:
+            bodies = compressor.shrink_blob(bodies)
         yield number, seal_segment(secret, job, number, Segment(each.to_bytes(), bodies))
 
 
-def _store_constants(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> dict[Any, Sequence[Any]]:
-    constants: dict[Any, Sequence[Any]] = {}
-    for number, (name, value) in enumerate(plan.constants.items()):
-        stored_name = f"{job}/constant-{number}"
-        try:
-            frames = value_to_frames(value)
-        except Exception as error:
-            raise UnpicklableTask(
-                f"the data {name!r} ({type(value).__name__}) in the graph cannot be pickled: {error}"
-            ) from error
-        try:
-            constants[name] = store.put([(stored_name, seal_frames(secret, stored_name, frames))])[0]
-        except (ValueTooLarge, StoreFull) as error:
-            raise type(error)(f"the data {name!r} in the graph: {error}") from None
-    return constants
+def _keep(job: str, name: Any, value: Any, pool: ConstantPool) -> Ref:
+    try:
+        return pool.keep(job, value)
+    except (ValueTooLarge, StoreFull) as error:
+        raise type(error)(f"the data {name!r} in the graph: {error}") from None
+    except ServerlessError:
+        raise
+    except Exception as error:
+        raise UnpicklableTask(
+            f"the data {name!r} ({type(value).__name__}) in the graph cannot be pickled: {error}"
+        ) from error

@@ -219,7 +219,7 @@ class Proxy(SchedulerPlugin):
         there = all(self.location(key) is not None and self._is_known(key) for key in plan.externals)
         early = bool(stubs) and there and not (plan.pointers or pinned)
         if early:
-            self.dispatcher.submit(self.dispatcher.new_job(), plan)
+            self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light)
         with collector_paused():  # a task state for every stub
             await self._stock_update_graph(
                 client=client,
@@ -238,7 +238,7 @@ class Proxy(SchedulerPlugin):
             if early:
                 self.dispatcher.feed(Released(key))
         if stubs and not lost and not early:
-            self.dispatcher.submit(self.dispatcher.new_job(), plan)
+            self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light)
         self.drop_holder(holder)
 
     def _refuse(self, keys: Collection[Any], client: str, error: Exception) -> None:
@@ -395,7 +395,7 @@ class Proxy(SchedulerPlugin):
         else:
             # Meanwhile nobody may want it any more, and what nobody wants nobody would free.
             if any(self._is_awaited(key) for key in wanted):
-                self.dispatcher.submit(self.dispatcher.new_job(), plan)
+                self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light)
                 for key in wanted:
                     if not self._is_awaited(key):
                         self.dispatcher.feed(Released(key))

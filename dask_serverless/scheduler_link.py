@@ -27,6 +27,7 @@ from distributed.worker_state_machine import UpdateDataEvent
 from dask_serverless.job_events import Imported, ImportFailed, Result
 from dask_serverless.rows import Rows
 from dask_serverless.short_cut import Hatch, ShortCut
+from lambda_worker.compression import expand
 from lambda_worker.core.errors import ServerlessError, ValueLost
 from lambda_worker.core.wire import (
     Frame,
@@ -276,10 +277,10 @@ class FleetWorker(Worker):
         backend = self.proxy.backend
         name = f"{EXPORTS}/{next(self._exports)}"
         frames = frames_of(value)
-        sealed = seal_frames(backend.secret, name, frames)
         if frames_nbytes(frames) <= backend.settings.executor_inline_bytes_max:
-            return pack_inline(name, sealed)
-        (ref,) = backend.store.put([(name, sealed)])
+            return pack_inline(name, seal_frames(backend.secret, name, frames))
+        lean = self.proxy.dispatcher.compressor.shrink(frames)
+        (ref,) = backend.store.put([(name, seal_frames(backend.secret, name, lean))])
         return ref
 
     # -- plugins, functions, logs: executors' affairs -------------------------------------------
@@ -339,7 +340,7 @@ class FleetWorker(Worker):
             def get() -> dict[Hashable, list[Frame]]:
                 sealed_values = self.proxy.backend.store.get(list(refs.values()))
                 return {
-                    key: open_frames(secret, ref.name, sealed)
+                    key: expand(open_frames(secret, ref.name, sealed))
                     for (key, ref), sealed in zip(refs.items(), sealed_values, strict=True)
                 }
 
@@ -392,6 +393,7 @@ class FleetWorker(Worker):
 
 def as_serialized(frames: list[Frame]) -> Serialized:
     """Return a stored value as Dask sends values, without decoding it."""
+    frames = expand(frames)
     return Serialized({"serializer": "pickle", "writeable": writeable_flags(frames)}, frames[1:])
 
 

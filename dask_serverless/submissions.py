@@ -14,7 +14,9 @@ from typing import Any
 
 from distributed.protocol import Serialized, deserialize
 
+from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import Materialised, materialise, split
+from dask_serverless.literals import EMBEDDED_BYTES_MAX
 from dask_serverless.shuffles import shuffle_internals
 
 #: Expressions up to this size are unpickled and planned on the event loop, and kept as objects: a thread costs more.
@@ -56,6 +58,11 @@ class Submission:
         """Whether it is worked on in the event loop."""
         return self.nbytes <= INLINE_EXPR_BYTES
 
+    @property
+    def light(self) -> bool:
+        """Whether nothing in it can be so large that it is stored by itself."""
+        return self.nbytes <= EMBEDDED_BYTES_MAX
+
     def read(self) -> Materialised:
         """Turn the message into tasks; runs users' code, and takes time if the graph is not small.
 
@@ -67,7 +74,8 @@ class Submission:
         if self._read is not None:
             return self._read
         try:
-            expr = deserialize(self.expr_ser.header, self.expr_ser.frames)
+            with collector_paused():
+                expr = deserialize(self.expr_ser.header, self.expr_ser.frames)
         except Exception as error:
             raise RuntimeError(
                 textwrap.dedent("""\

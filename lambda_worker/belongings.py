@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lambda_worker.cache import Cache
+from lambda_worker.constants import Constants
 from lambda_worker.core.errors import Tampered, ValueLost
 from lambda_worker.core.instructions import Forget
 from lambda_worker.core.wire import Location, Ref
@@ -28,12 +29,14 @@ class Belongings:
         Where the values are that the executor starts with.
     cache
         Takes in stored values when they are forgotten.
+    constants
+        Makes stored constants.
     """
 
-    def __init__(self, job: str, given: Mapping[int, Location], cache: Cache) -> None:
+    def __init__(self, job: str, given: Mapping[int, Location], cache: Cache, constants: Constants) -> None:
         self.job = job
         self._cache = cache
-        self.bodies = Bodies()
+        self.bodies = Bodies(constants)
         self.values: dict[int, Any] = {}
         self.errors: dict[int, bytes] = {}
         self.unreadable: dict[int, Exception] = {}  # inputs, and why

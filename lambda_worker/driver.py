@@ -110,7 +110,7 @@ class Driver:
         self.executor = Executor(assignment, world.policy)
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Instruction | _Failed] = queue.SimpleQueue()
-        self._belongings = Belongings(assignment.job, assignment.given, world.cache)
+        self._belongings = Belongings(assignment.job, assignment.given, world.cache, world.constants)
         self._publisher = Publisher(world, assignment, self._belongings, self.executor, waiter)
         self._words: LastWords | None = None
         self._context: TaskWorker | None = None
@@ -243,7 +243,7 @@ class Driver:
             values = [self._belongings.values[parent] for parent in run.parents]
             run_coroutine = None if self._context is None else self._context.run_coroutine
             started = clock()  # what it took to load the task is not the task's time
-            result = run_body(body, values, self.world.constant, run_coroutine)
+            result = run_body(body, values, self._belongings.bodies.constant, run_coroutine)
         except (SystemExit, KeyboardInterrupt):
             raise  # as in Dask: they end the process, not the task
         except MissingModule as error:

@@ -55,6 +55,7 @@ def make_world(environment: Mapping[str, str]) -> World:
     policy = Policy(
         ceiling=settings.get("ceiling", 1),
         inline_bytes_max=settings.get("inline_bytes_max", 65536),
+        bytes_per_second=settings.get("bytes_per_second", 2**30),
         # A quarter: a task needs room for its inputs and its own work, too.
         kept_bytes_max=memory // 4,
         **settings.get("policy", {}),

@@ -176,10 +176,10 @@ class Publisher:
                     ),
                 )
                 continue
-            sealed = seal_frames(self._world.secret, name, frames)
             nbytes, readers = frames_nbytes(frames), (fan_ins or {}).get(task, 1)
             inline = self._world.policy.inline(nbytes, readers)
             self._note("inline" if inline else "store", task=task, nbytes=nbytes, meeting=readers)
+            sealed = seal_frames(self._world.secret, name, frames if inline else self._world.compressor.shrink(frames))
             if inline:
                 located[task] = pack_inline(name, sealed)
             else:

@@ -1,7 +1,7 @@
 """Runs task bodies: the only module of the worker that knows what a Dask task looks like.
 
-A body is ``(task, names, constants)``, see `lambda_worker.core.schedule.Segment`. Dask itself is
-imported when the first body is unpickled, not when this module is.
+A body is a call or ``(task, names, constants)``, see `lambda_worker.core.schedule.Segment`. Dask itself is
+imported when the first body needs it, not when this module is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from types import CoroutineType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
+from lambda_worker.compression import expand_blob
 from lambda_worker.core.errors import MissingModule
 from lambda_worker.core.schedule import SEGMENT_TASKS, segment_of
 from lambda_worker.core.wire import Ref, pack
@@ -34,10 +36,24 @@ _DASKS_PLACE = os.path.join("dask", "_task_spec")
 #: Frames of a traceback or a call stack that are shown, at most.
 TRACEBACK_FRAMES_MAX = 100
 
+#: How many fields a body has that is a call: key, function, arguments, places of parents' values in them, keywords.
+CALL_FIELDS = 5
+
 #: How many segments are unpickled at once: task objects take some kilobytes each, their pickles a tenth.
 OPEN_SEGMENTS_MAX = 128
 #: How many segments that are done with are kept a little longer.
 FORGOTTEN_SEGMENTS_MAX = 64
+
+
+class Constants(Protocol):
+    """Where stored constants come from: `lambda_worker.constants.Constants`."""
+
+    @property
+    def nbytes_max(self) -> int:
+        """How many bytes may be kept."""
+
+    def value(self, ref: Ref) -> Any:
+        """Make one: a new object each time."""
 
 
 class Bodies:
@@ -45,9 +61,17 @@ class Bodies:
 
     Numbers are given depth-first, so tasks that run one after the other are mostly in the segments
     that were used last; the others are let go, and unpickled again if need be.
+
+    Parameters
+    ----------
+    constants
+        Makes stored constants.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, constants: Constants) -> None:
+        self._constants = constants
+        self._sharing = threading.Lock()  # several tasks may run at once, and all but one wait for what one reads
+        self._shared: dict[str, tuple[Any, int]] = {}  # those with a key of their own; the one used last is last
         self._pickles: dict[int, bytes] = {}
         self._bodies: dict[int, list[Any]] = {}  # the one used last is last
         self._forgotten: deque[int] = deque()
@@ -79,7 +103,7 @@ class Bodies:
             bodies = self._bodies.pop(segment, None)
             if bodies is None:
                 try:
-                    bodies = _loads(self._pickles[segment])
+                    bodies = _loads(self._pickles[segment], self._constants.value)
                 except ModuleNotFoundError as error:
                     raise MissingModule(str(error), name=error.name) from None
                 while len(self._bodies) >= OPEN_SEGMENTS_MAX:
@@ -87,13 +111,43 @@ class Bodies:
             self._bodies[segment] = bodies
         return bodies[task % SEGMENT_TASKS]
 
+    def constant(self, ref: Ref) -> Any:
+        """Return data that has a key in the graph: like any task's value, one object for all tasks that run here.
 
-def _loads(blob: bytes) -> Any:
+        What was used last stays in any case; of the others as much as there is room for.
+        """
+        with self._sharing:
+            found = self._shared.pop(ref.name, None) or (self._constants.value(ref), ref.nbytes)
+            room = self._constants.nbytes_max - ref.nbytes
+            while self._shared and sum(nbytes for _, nbytes in self._shared.values()) > room:
+                del self._shared[next(iter(self._shared))]
+            self._shared[ref.name] = found
+            return found[0]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles bodies, of which large objects are stored elsewhere."""
+
+    def __init__(self, blob: bytes, read: Callable[[Ref], Any]) -> None:
+        super().__init__(BytesIO(blob))
+        self._read = read
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, key, *fields = pid
+        ref = Ref(*fields)
+        if kind == "value":
+            return self._read(ref)
+        from lambda_worker.stored_literals import StoredLiteral  # Dask, which the pickle needs as well
+
+        return StoredLiteral(key, ref, self._read)
+
+
+def _loads(blob: bytes, read: Callable[[Ref], Any]) -> Any:
     """Unpickle without the garbage collector, which would walk the growing graph again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return pickle.loads(blob)
+        return _Unpickler(expand_blob(blob), read).load()
     finally:
         if enabled:
             gc.enable()
@@ -116,16 +170,84 @@ def run_body(
     run_coroutine
         Runs what an asynchronous task returned; None: on an event loop of its own.
     """
+    if len(body) == CALL_FIELDS:
+        _, function, arguments, places, keywords = body
+        if places is None:
+            arguments = values
+        elif places:
+            arguments = list(arguments)
+            for index, parent in places:
+                arguments[index] = values[parent]
+        result = function(*arguments) if keywords is None else function(*arguments, **keywords)
+        if type(result) is CoroutineType and _is_coroutine_function(function):
+            result = asyncio.run(_awaited(result)) if run_coroutine is None else run_coroutine(result)
+        return result
     task, names, constants = body
     inputs: dict[Any, Any] = dict(zip(names, values, strict=True))
     if constants:
         for name, ref in constants.items():
             inputs[name] = constant(Ref(*ref))
-    result = task(inputs)
+    result = _run_node(task, inputs)
     # The type first: `is_coro` inspects the function anew for every task, which costs more than many tasks.
     if type(result) is CoroutineType and task.is_coro:
         result = asyncio.run(_awaited(result)) if run_coroutine is None else run_coroutine(result)
     return result
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    from distributed.utils import iscoroutinefunction
+
+    return bool(iscoroutinefunction(function))
+
+
+def _run_node(node: Any, values: Mapping[Any, Any]) -> Any:
+    function = getattr(node, "func", None)
+    if getattr(function, "__name__", "") != "_execute_subgraph" or function.__module__ != "dask._task_spec":
+        return node(values)
+    inside, wanted, names, *given = node.args
+    # References mostly; nodes where something was put in their place.
+    return run_fused(inside, wanted, names, *[each(values) if callable(each) else values[each.key] for each in given])
+
+
+def run_fused(inside: Mapping[Any, Any], wanted: Any, names: Sequence[Any], *given: Any) -> Any:
+    """Run the tasks inside a fused one, parents first, and let go of their values as Dask does.
+
+    Dask's own function for it, in whose place bodies have this one, sorts them with `dask.order` each time, which
+    costs more than many tasks.
+
+    Parameters
+    ----------
+    inside
+        The tasks.
+    wanted
+        The key of the one whose value is wanted.
+    names, given
+        Keys that are not inside, and their values.
+    """
+    values: dict[Any, Any] = dict(zip(names, given, strict=True))
+    order: dict[Any, None] = {}
+    uses: dict[Any, int] = {}
+    opened: set[Any] = set()
+    stack = [wanted]
+    while stack:
+        key = stack[-1]
+        if key in order or key in values:
+            stack.pop()
+        elif key in opened:
+            order[stack.pop()] = None
+        else:
+            opened.add(key)
+            for parent in inside[key].dependencies:
+                uses[parent] = uses.get(parent, 0) + 1
+                stack.append(parent)
+    for key in order:
+        node = inside[key]
+        values[key] = _run_node(node, values)
+        for parent in node.dependencies:
+            uses[parent] -= 1
+            if not uses[parent]:
+                del values[parent]
+    return values[wanted]
 
 
 async def _awaited(awaitable: Any) -> Any:
@@ -141,7 +263,7 @@ def is_reschedule(error: BaseException) -> bool:
 
 def key_of(body: Any) -> Any:
     """Return the Dask key of a body's task."""
-    return body[0].key
+    return body[0] if len(body) == CALL_FIELDS else body[0].key
 
 
 def large_nbytes(value: Any) -> int:

@@ -6,12 +6,12 @@ can hand a stored value to a Dask client without unpickling it.
 
 from __future__ import annotations
 
-import inspect
 import pickle
 from typing import Any
 
 import cloudpickle
 
+from lambda_worker.compression import expand
 from lambda_worker.core.wire import Frame, Frames, pack, unpack
 
 
@@ -24,7 +24,7 @@ def pickled(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> byt
     callback = None if buffers is None else buffers.append
     try:
         result = pickle.dumps(value, protocol=5, buffer_callback=callback)
-        if b"__main__" not in result and not _by_value(value):
+        if not any(name in result for name in names_by_value()):
             return result
     except Exception:  # noqa: S110 - whatever plain pickle cannot do, cloudpickle gets a try at
         pass
@@ -33,9 +33,9 @@ def pickled(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> byt
     return bytes(cloudpickle.dumps(value, protocol=5, buffer_callback=callback))
 
 
-def _by_value(value: Any) -> bool:
-    registered = cloudpickle.list_registry_pickle_by_value()
-    return bool(registered) and getattr(inspect.getmodule(value), "__name__", None) in registered
+def names_by_value() -> list[bytes]:
+    """Return the modules of which nothing is pickled by name, as they would appear in a pickle."""
+    return [b"__main__", *(name.encode() for name in cloudpickle.list_registry_pickle_by_value())]
 
 
 def value_to_frames(value: Any) -> list[Frame]:
@@ -65,6 +65,7 @@ def writeable_flags(frames: Frames) -> tuple[bool, ...]:
 def frames_to_value(frames: Frames) -> Any:
     """Undo `value_to_frames`. Arrays that were writeable are writeable again (one copy each,
     where the frames themselves are read-only)."""
+    frames = expand(frames)
     buffers: list[Frame] = []
     for frame, writeable in zip(frames[2:], writeable_flags(frames), strict=True):
         readonly = memoryview(frame).readonly

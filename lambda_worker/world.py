@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lambda_worker.beside import Beside
 from lambda_worker.cache import Cache
+from lambda_worker.compression import Compressor
+from lambda_worker.constants import Constants
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.wire import Frame, Location, Ref, open_frames, unpack_inline
 from lambda_worker.ports import Clock, Invoker, Store
@@ -17,10 +19,8 @@ from lambda_worker.wardrobe import Wardrobe
 if TYPE_CHECKING:
     from lambda_worker.dask_context import TaskWorker
 
-#: Values kept between tasks and invocations of one sandbox, unless something else is said.
+#: Values and constants kept between tasks and invocations of one sandbox, unless something else is said.
 CACHE_BYTES_MAX = 256 * 2**20
-
-_ABSENT = object()
 
 
 @dataclass
@@ -46,6 +46,12 @@ class World:
     cache: Cache = field(default_factory=lambda: Cache(CACHE_BYTES_MAX))
     counted: dict[str, int] = field(default_factory=dict)
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
+    constants: Constants = field(init=False)
+    compressor: Compressor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.compressor = Compressor(self.policy, self.clock)
+        self.constants = Constants(self.store, self.secret, self.cache)
 
     def task_worker(self, scheduler: str, name: str) -> TaskWorker:
         """Return the Dask worker that stands for this sandbox; it is made once."""
@@ -65,11 +71,3 @@ class World:
     def open_value(self, name: str, sealed: Sequence[Frame]) -> Any:
         """Check and decode the sealed frames of a value."""
         return frames_to_value(open_frames(self.secret, name, sealed))
-
-    def constant(self, ref: Ref) -> Any:
-        """Read a constant; it stays here for the next task."""
-        found = self.cache.get(ref.name, _ABSENT)
-        if found is _ABSENT:
-            found = self.open_location(ref)
-            self.cache.put(ref.name, found, ref.nbytes)
-        return found

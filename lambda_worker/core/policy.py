@@ -73,6 +73,10 @@ class Policy:
     locality
         Whether an executor goes on with the children of what it ran. Otherwise every value goes through the store,
         and its children to whoever arrives last: what the other decisions are compared with.
+    bytes_per_second
+        How many bytes cross the storage tier: sealed and written by one, read and checked by another.
+    expand_bytes_per_second
+        How many bytes compressed frames become.
     """
 
     ceiling: int = 1
@@ -101,6 +105,8 @@ class Policy:
     split: bool = True
     prefetch: bool = True
     locality: bool = True
+    bytes_per_second: float = 1024 * 1024 * 1024
+    expand_bytes_per_second: float = 1e9
 
     @property
     def publish_seconds(self) -> float:
@@ -163,6 +169,24 @@ class Policy:
         (True, False)
         """
         return not self.group or 2 * nbytes <= seconds * bandwidth
+
+    def compresses(self, saved: float, seconds_per_byte: float) -> bool:
+        """Decide whether a frame is compressed.
+
+        Parameters
+        ----------
+        saved
+            Which share of its bytes that would save.
+        seconds_per_byte
+            How long that would take.
+
+        Examples
+        --------
+        >>> far, near = Policy(bytes_per_second=50e6), Policy(bytes_per_second=500e6)
+        >>> far.compresses(saved=0.5, seconds_per_byte=2e-9), near.compresses(saved=0.5, seconds_per_byte=2e-9)
+        (True, False)
+        """
+        return saved / self.bytes_per_second > seconds_per_byte + 1 / self.expand_bytes_per_second
 
     def invoke_here(self, executors: int, warm: bool) -> bool:
         """Decide who invokes new executors: the one that delegates, or the proxy on its behalf.

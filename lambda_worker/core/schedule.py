@@ -85,8 +85,10 @@ class Edges:
 class Segment:
     """One stored piece of a job's graph: encoded `Edges` and the pickled bodies of its tasks.
 
-    A body is the tuple ``(task, names, constants)``: a callable that takes a mapping, the names
-    under which it expects its parents' values (aligned with ``Edges.parents``), and the stored
+    A body is a call or a task. A call is ``(key, function, arguments, places, keywords)``: `places` are pairs of
+    the index of an argument and the index of the parent (aligned with ``Edges.parents``) whose value it
+    is; None when the arguments are all parents' values in order. A task is ``(task, names, constants)``: a callable
+    that takes a mapping, the names under which it expects its parents' values (aligned likewise), and the stored
     constants it needs, as a mapping from name to `Ref` fields, or None.
     """
 

@@ -25,6 +25,7 @@ from dask._expr import LLGExpr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dask_serverless.constant_pool import ConstantPool
 from dask_serverless.dask_graph import materialise, plan_job
 from dask_serverless.plan import make_classes
 from dask_serverless.preparation import prepare
@@ -188,7 +189,7 @@ class Fleet:
         wanted = set(wanted)
         graph = materialise(LLGExpr(tasks), wanted).tasks if not known else dict(tasks)
         plan = plan_job(graph, wanted, known, {"retries": retries or {}, "memory": memory or {}}, classes=CLASSES)
-        preparation = prepare(job, plan, SECRET, self.store)
+        preparation = prepare(job, plan, SECRET, ConstantPool(self.store, SECRET, self.world().compressor))
         self.store.open_job(job, preparation.segments)
         given = {plan.externals[key]: location for key, location in (given or {}).items()}
         starts = [(task, given.get(task)) for task in plan.graph.starts]

@@ -31,12 +31,14 @@ from hypothesis import strategies as st
 from dask_serverless import bodies, collector, dask_graph, stubs
 from dask_serverless.bodies import segment_bodies
 from dask_serverless.collector import collector_paused
-from dask_serverless.dask_graph import EMBEDDED_BYTES_MAX, annotation, materialise, plan_job, split
+from dask_serverless.dask_graph import annotation, materialise, plan_job, split
+from dask_serverless.literals import EMBEDDED_BYTES_MAX
 from dask_serverless.shuffles import shuffle_internals, shuffle_members
 from dask_serverless.stubs import as_expr_ser, stub_graph
 from lambda_worker.core.errors import GraphError, ProtocolError, UnpicklableTask
 from lambda_worker.core.schedule import SEGMENT_TASKS
 from lambda_worker.shuffle import ShuffleTask
+from lambda_worker.task_runner import key_of, run_body
 
 dd = pytest.importorskip("dask.dataframe")
 pd = pytest.importorskip("pandas")
@@ -56,10 +58,9 @@ def walk(plan, given=()):
             if body is None:
                 assert task in plan.graph.externals
                 continue
-            run, names, constants = body
-            inputs = {name: stored[ref[0]] for name, ref in (constants or {}).items()}
-            inputs.update({name: values[parent] for name, parent in zip(names, plan.graph.parents[task], strict=True)})
-            values[task] = run(inputs)
+            assert key_of(body) == plan.keys[task]
+            parents = [values[parent] for parent in plan.graph.parents[task]]
+            values[task] = run_body(body, parents, lambda ref: stored[ref.name])
     return values
 
 
@@ -573,8 +574,8 @@ def test_lambdas_and_functions_of_main_go_by_value():
         blob = segment_bodies(plan_job({"x": Task("x", main.answer)}, {"x"}), 0, 1)
     finally:
         sys.modules["__main__"] = keep
-    [(task, _, _)] = pickle.loads(blob)
-    assert task({}) == 42
+    [body] = pickle.loads(blob)
+    assert run_body(body, [], None) == 42
 
 
 def test_modules_registered_by_value_go_by_value():
@@ -587,8 +588,8 @@ def test_modules_registered_by_value_go_by_value():
     finally:
         cloudpickle.unregister_pickle_by_value(module)
         del sys.modules[module.__name__]
-    [(task, _, _)] = pickle.loads(blob)
-    assert task({}) == 42
+    [body] = pickle.loads(blob)
+    assert run_body(body, [], None) == 42
 
 
 def test_what_tasks_share_is_pickled_once():

@@ -34,15 +34,18 @@ KNOWN_TO = {
         "dask_serverless.own_annotations",
         "dask_serverless.bodies",
         "dask_serverless.dask_graph",
+        "dask_serverless.literals",
         "dask_serverless.shuffles",
         "dask_serverless.replay",
         "dask_serverless.stubs",
+        "lambda_worker.stored_literals",
         "lambda_worker.task_runner",
     },
     "dask._expr": {
         "dask_serverless.own_annotations",
         "dask_serverless.dask_graph",
         "dask_serverless.explaining",
+        "dask_serverless.plain_layers",
         "dask_serverless.stubs",
     },
 }

@@ -1,0 +1,149 @@
+"""The constants of one cluster: stored once by content, for as long as jobs use them and a little longer.
+
+Rules kept here:
+
+* The name of a constant tells its content and which writing of it this is (``constants/HASH/SERIAL``). What was freed
+  and is needed again has another name: a removal that is still on its way cannot hit it.
+* A constant is used by jobs, and freed by none of them: what no job uses any more is *idle*, and stays for the next
+  job that brings the same content, up to a number of bytes. The one idle for longest goes first.
+* What is used is kept alive in the store; what was idle from one such round to the next is freed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lambda_worker.compression import Compressor
+from lambda_worker.core.errors import StoreFull
+from lambda_worker.core.wire import Frame, Ref, seal_frames
+from lambda_worker.ports import JobStore
+from lambda_worker.values import value_to_frames
+
+#: What no job uses may fill so much of the storage tier, at most.
+IDLE_BYTES_MAX = 64 * 2**20
+
+
+@dataclass(slots=True)
+class _Constant:
+    ref: Ref
+    jobs: set[str] = field(default_factory=set)
+    aging: bool = False  # idle when constants were last kept alive
+
+
+class ConstantPool:
+    """What is stored by content, and who uses it. Safe to use from several threads.
+
+    Parameters
+    ----------
+    store, secret
+        Where constants are kept, and what they are sealed with.
+    compressor
+        Compresses them where it pays.
+    idle_bytes_max
+        How much may stay that no job uses.
+    """
+
+    def __init__(
+        self, store: JobStore, secret: bytes, compressor: Compressor, idle_bytes_max: int = IDLE_BYTES_MAX
+    ) -> None:
+        self._store = store
+        self._secret = secret
+        self._compressor = compressor
+        self._idle_bytes_max = idle_bytes_max
+        self._constants: dict[bytes, _Constant] = {}  # by content; who became idle last is last
+        self._serials = 0
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        idle = sum(not each.jobs for each in self._constants.values())
+        return f"<ConstantPool: {len(self._constants)} constants, {idle} of them idle>"
+
+    def keep(self, job: str, value: Any) -> Ref:
+        """Store a value for a job, unless its content is there already.
+
+        Raises
+        ------
+        ValueTooLarge, StoreFull, StoreUnavailable
+            And whatever pickling the value raises.
+        """
+        frames = value_to_frames(value)
+        digest = content_hash(frames)
+        with self._lock:
+            known = self._constants.get(digest)
+            if known is not None:
+                known.jobs.add(job)
+                return known.ref
+            self._serials += 1
+            name = f"constants/{digest.hex()}/{self._serials}"
+        sealed = seal_frames(self._secret, name, self._compressor.shrink(frames))
+        try:
+            (ref,) = self._store.put([(name, sealed)])
+        except StoreFull:
+            self._store.free(self._drop_idle(0))
+            (ref,) = self._store.put([(name, sealed)])
+        with self._lock:
+            # Another job may have written the same meanwhile: each goes on with its own, and this one is the one kept.
+            known = self._constants.setdefault(digest, _Constant(ref))
+            known.jobs.add(job)
+        if known.ref != ref:
+            self._store.free([ref])
+        return known.ref
+
+    def release(self, job: str) -> None:
+        """A job is over: what nobody else uses is idle, and the oldest of what is idle is freed."""
+        with self._lock:
+            for digest in [digest for digest, each in self._constants.items() if job in each.jobs]:
+                constant = self._constants.pop(digest)
+                self._constants[digest] = constant
+                constant.jobs.discard(job)
+                constant.aging = False
+        self._free(self._drop_idle(self._idle_bytes_max))
+
+    def keep_alive(self) -> None:
+        """Renew the time to live of what is used, and free what has been idle since this was last called."""
+        with self._lock:
+            used = [each.ref for each in self._constants.values() if each.jobs]
+            old = [digest for digest, each in self._constants.items() if not each.jobs and each.aging]
+            refs = [self._constants.pop(digest).ref for digest in old]
+            for each in self._constants.values():
+                each.aging = not each.jobs
+        self._store.touch(used)
+        self._free(refs)
+
+    def _drop_idle(self, nbytes_max: int) -> list[Ref]:
+        """Forget what is idle, the oldest first, until no more bytes are idle than these; return what to free."""
+        with self._lock:
+            idle = [(digest, each.ref) for digest, each in self._constants.items() if not each.jobs]
+            nbytes = sum(ref.nbytes for _, ref in idle)
+            dropped = []
+            for digest, ref in idle:
+                if nbytes <= nbytes_max:
+                    break
+                del self._constants[digest]
+                nbytes -= ref.nbytes
+                dropped.append(ref)
+        return dropped
+
+    def _free(self, refs: Sequence[Ref]) -> None:
+        if refs:
+            self._store.free(refs)
+
+
+def content_hash(frames: Sequence[Frame]) -> bytes:
+    """Digest frames, with where one ends and the next begins.
+
+    Examples
+    --------
+    >>> content_hash([b"ab", b"c"]) == content_hash([b"a", b"bc"])
+    False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for frame in frames:
+        view = memoryview(frame)
+        digest.update(view.nbytes.to_bytes(8, "big"))
+        digest.update(view)
+    return digest.digest()
