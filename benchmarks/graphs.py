@@ -1,0 +1,135 @@
+"""Workloads that are graphs and nothing else: trees, a chain, fans. What a task costs shows here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dask
+
+from benchmarks import tasks
+from benchmarks.contenders import Contender
+from benchmarks.workloads import Workload
+
+
+def tree(contender: Contender, turn: int, *, leaves: int, **_: Any) -> Callable[[], int]:
+    """Add numbers pairwise, each of them a task: 2 * leaves - 1 tasks, one answer."""
+    level: list[Any] = [dask.delayed(tasks.leaf, pure=False)(number) for number in range(leaves)]
+    while len(level) > 1:
+        level = [dask.delayed(tasks.add, pure=False)(*level[i : i + 2]) for i in range(0, len(level), 2)]
+    return lambda: contender.compute(level[0])
+
+
+def slow_tree(contender: Contender, turn: int, *, numbers: int, seconds: float, **_: Any) -> Callable[[], int]:
+    """Add plain numbers pairwise, each addition with a sleep: numbers - 1 tasks. (The papers' tree reduction.)"""
+    level: list[Any] = list(range(numbers))
+    while len(level) > 1:
+        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+        level = [dask.delayed(tasks.slow_add, pure=False)(*pair, seconds) for pair in pairs]
+    return lambda: contender.compute(level[0])
+
+
+def chain(contender: Contender, turn: int, *, length: int) -> Callable[[], int]:
+    """Return tasks in a row, which leave nothing to distribute."""
+    names = [f"link-{turn}-{number}" for number in range(length)]
+    graph: dict[str, Any] = {names[0]: (tasks.leaf, 0)}
+    graph.update((name, (tasks.increment, above)) for above, name in zip(names, names[1:], strict=False))
+    return lambda: contender.get(graph, names[-1])
+
+
+def fan(contender: Contender, turn: int, *, width: int) -> Callable[[], int]:
+    """Fan one task out to many, and all of those into one."""
+    root = dask.delayed(tasks.leaf, pure=False)(turn)
+    task = dask.delayed(tasks.add, pure=False)
+    middle = [task(root, number) for number in range(width)]
+    found = dask.delayed(tasks.total, pure=False)(*middle)
+    return lambda: contender.compute(found) - turn * width
+
+
+def fan_by_lithops(contender: Any, turn: int, *, width: int) -> Callable[[], int]:
+    return lambda: contender.map_reduce(tasks.leaf, range(width), sum)
+
+
+def naps(contender: Contender, turn: int, *, width: int, seconds: float) -> Callable[[], int]:
+    """Let many tasks sleep that know nothing of one another, and add up what they return."""
+    task = dask.delayed(tasks.nap, pure=False)
+    found = dask.delayed(tasks.total, pure=False)(*(task(number, seconds) for number in range(width)))
+    return lambda: contender.compute(found)
+
+
+def naps_by_lithops(contender: Any, turn: int, *, width: int, seconds: float) -> Callable[[], int]:
+    return lambda: contender.map_reduce(tasks.nap, [(number, seconds) for number in range(width)], sum)
+
+
+def sums_to(name: str) -> Callable[[Mapping[str, Any], Any], bool]:
+    return lambda size, found: found == sum(range(size[name]))
+
+
+def sleeping_tree(milliseconds: int, numbers: int) -> Workload:
+    seconds = milliseconds / 1000
+    return Workload(
+        name=f"tree-{milliseconds}ms",
+        title=f"tree reduction of {{numbers:,}} numbers, {milliseconds} ms each",
+        full={"numbers": numbers, "seconds": seconds},
+        quick={"numbers": max(4, int(2 / seconds)), "seconds": seconds},
+        build=slow_tree,
+        tasks=lambda size: size["numbers"] - 1,
+        holds=sums_to("numbers"),
+        known="the sum of the numbers",
+        without={"sync": "it would sleep one task after the other"},
+    )
+
+
+def no_op_tree(name: str, leaves: int, quick: int) -> Workload:
+    return Workload(
+        name=name,
+        title="tree reduction of {leaves:,} leaves, no-ops",
+        full={"leaves": leaves},
+        quick={"leaves": quick},
+        build=tree,
+        tasks=lambda size: 2 * size["leaves"] - 1,
+        holds=sums_to("leaves"),
+        known="the sum of the numbers",
+    )
+
+
+WORKLOADS = [
+    no_op_tree("tree", 4_096, 256),
+    sleeping_tree(100, 512),
+    sleeping_tree(250, 256),
+    sleeping_tree(500, 128),
+    no_op_tree("tree-100k", 50_000, 1_000),
+    Workload(
+        name="chain",
+        title="chain of {length:,} tasks",
+        full={"length": 10_000},
+        quick={"length": 500},
+        build=chain,
+        tasks=lambda size: size["length"],
+        holds=lambda size, found: found == size["length"] - 1,
+        known="how often one was added",
+    ),
+    Workload(
+        name="fan",
+        title="fan-out to {width:,} tasks, fan-in of all",
+        full={"width": 10_000},
+        quick={"width": 200},
+        build=fan,
+        tasks=lambda size: size["width"] + 2,
+        holds=sums_to("width"),
+        known="the sum of the numbers",
+        others={"lithops": fan_by_lithops},
+    ),
+    Workload(
+        name="naps",
+        title="{width:,} independent tasks of 100 ms sleep",
+        full={"width": 400, "seconds": 0.1},
+        quick={"width": 20, "seconds": 0.1},
+        build=naps,
+        tasks=lambda size: size["width"] + 1,
+        holds=sums_to("width"),
+        known="the sum of the numbers",
+        others={"lithops": naps_by_lithops},
+        without={"sync": "it would sleep one task after the other"},
+    ),
+]
