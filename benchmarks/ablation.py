@@ -1,4 +1,4 @@
-"""This package with one part of its policy switched off at a time, against itself: what each part is worth.
+"""Our engine with one part of its policy switched off at a time, against itself: what each part is worth.
 
 The switches are those that the installed version's configuration has: the booleans of `serverless.policy`, and
 `serverless.executor.linger`, of which "off" is no time at all. Two more entrants: everything off at once, and

@@ -126,7 +126,7 @@ class Threads(Local):
 
 
 class Serverless(Distributed):
-    """This package."""
+    """Ours."""
 
     name = "serverless"
     title = f"ServerlessCluster(n_workers={WORKERS})"

@@ -37,7 +37,9 @@ def svc(contender: Contender, turn: int, *, samples: int, chunks: int) -> Callab
     return lambda: int(np.sum(contender.compute(prediction)))
 
 
-def regression(contender: Contender, turn: int, *, rows: int, columns: int, chunk: int, steps: int) -> Callable[[], float]:
+def regression(
+    contender: Contender, turn: int, *, rows: int, columns: int, chunk: int, steps: int
+) -> Callable[[], float]:
     """Fit a linear regression by gradient descent over persisted inputs; return how far it is from the truth."""
     X = da.random.default_rng(turn).standard_normal((rows, columns), chunks=(chunk, columns))
     truth = np.linspace(-1, 1, columns)

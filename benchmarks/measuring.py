@@ -116,6 +116,7 @@ def measure(workload: Workload, entrants: Sequence[Entrant], repeat: int, quick:
             say(f"  {label}: skipped or stopped: {result.reason}")
     return {
         "title": workload.heading(quick),
+        "size": dict(workload.size(quick)),
         "tasks": workload.tasks(workload.size(quick)),
         "quick": quick,
         "load": [round(each, 2) for each in load],

@@ -1,4 +1,4 @@
-"""The memory of a contender's processes, sampled: proportional (PSS), so that what forked processes share counts once."""
+"""The memory of a contender's processes, sampled: proportional (PSS), so that what processes share counts once."""
 
 from __future__ import annotations
 

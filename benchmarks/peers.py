@@ -64,8 +64,8 @@ class Lithops(Contender):
     """Lithops on this machine: functions and maps, no graphs. Results come through files."""
 
     name = "lithops"
-    # Version 1 of its localhost backend forks a process for each call; version 2, the default, starts an interpreter, which
-    # was measured at ten times the time.
+    # Version 1 of its localhost backend forks a process for each call; version 2, the default, starts an interpreter,
+    # which was measured at ten times the time.
     title = f"Lithops localhost, version 1 (worker_processes={WORKERS})"
 
     def open(self) -> None:
@@ -115,7 +115,5 @@ class Cubed(Contender):
         return found[0] if len(arrays) == 1 else found
 
     def probe(self, function: Callable[[Any], Any]) -> Any:
-        probing = self._cubed.map_blocks(
-            lambda block: block * 0 + function(), self.matrix(1, 1, 1, 1), dtype="float64"
-        )
+        probing = self._cubed.map_blocks(lambda block: block * 0 + function(), self.matrix(1, 1, 1, 1), dtype="float64")
         return int(self.compute(probing)[0, 0])

@@ -50,9 +50,9 @@ def describe_run(repeat: int) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return what is kept so far."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
+def read(path: Path | None) -> dict[str, Any]:
+    """Return what is kept so far; without a file, nothing."""
+    kept = json.loads(path.read_text()) if path is not None and path.exists() else {}
     return {name: dict(kept.get(name, {})) for name in EMPTY}
 
 

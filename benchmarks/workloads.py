@@ -1,8 +1,8 @@
 """What is computed: the list of all workloads, and what is to be known of one.
 
 A workload's `build` makes the graph of one turn and returns the call that computes its answer. Building a graph is
-Dask's work and the same for all, so it is not timed; everything from handing it over to holding the answer is. Each turn
-has its own data (or keys), so that no contender finds yesterday's answer.
+Dask's work and the same for all, so it is not timed; everything from handing it over to holding the answer is. Each
+turn has its own data (or keys), so that no contender finds yesterday's answer.
 """
 
 from __future__ import annotations
