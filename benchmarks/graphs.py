@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import dask
@@ -12,21 +12,27 @@ from benchmarks.contenders import Contender
 from benchmarks.workloads import Workload
 
 
+def pairwise(numbers: Iterable[Any], join: Callable[[Any, Any], Any]) -> Any:
+    """Join neighbours until one is left; who has no neighbour waits for the next level."""
+    level = list(numbers)
+    while len(level) > 1:
+        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+        level = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return level[0]
+
+
 def tree(contender: Contender, turn: int, *, leaves: int, **_: Any) -> Callable[[], int]:
     """Add numbers pairwise, each of them a task: 2 * leaves - 1 tasks, one answer."""
-    level: list[Any] = [dask.delayed(tasks.leaf, pure=False)(number) for number in range(leaves)]
-    while len(level) > 1:
-        level = [dask.delayed(tasks.add, pure=False)(*level[i : i + 2]) for i in range(0, len(level), 2)]
-    return lambda: contender.compute(level[0])
+    task = dask.delayed(tasks.leaf, pure=False)
+    found = pairwise([task(number) for number in range(leaves)], dask.delayed(tasks.add, pure=False))
+    return lambda: contender.compute(found)
 
 
 def slow_tree(contender: Contender, turn: int, *, numbers: int, seconds: float, **_: Any) -> Callable[[], int]:
     """Add plain numbers pairwise, each addition with a sleep: numbers - 1 tasks. (The papers' tree reduction.)"""
-    level: list[Any] = list(range(numbers))
-    while len(level) > 1:
-        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
-        level = [dask.delayed(tasks.slow_add, pure=False)(*pair, seconds) for pair in pairs]
-    return lambda: contender.compute(level[0])
+    task = dask.delayed(tasks.slow_add, pure=False)
+    found = pairwise(range(numbers), lambda left, right: task(left, right, seconds))
+    return lambda: contender.compute(found)
 
 
 def chain(contender: Contender, turn: int, *, length: int) -> Callable[[], int]:
@@ -112,8 +118,8 @@ WORKLOADS = [
     Workload(
         name="fan",
         title="fan-out to {width:,} tasks, fan-in of all",
-        full={"width": 10_000},
-        quick={"width": 200},
+        full={"width": 2_000},
+        quick={"width": 100},
         build=fan,
         tasks=lambda size: size["width"] + 2,
         holds=sums_to("width"),

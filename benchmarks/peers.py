@@ -16,9 +16,11 @@ from typing import Any
 from benchmarks.contenders import WORKERS, Absent, Contender
 
 #: Of one of cubed's workers, which proves before it starts that it needs no more: as much as one of our executors has.
-ALLOWED_MEMORY = "2GiB"
+ALLOWED_MEMORY = "2GB"
 #: Of Ray's object store.
-OBJECT_STORE_BYTES = 2 * 2**30
+OBJECT_STORE_BYTES = 4 * 2**30
+#: Of Lithops, how often it looks for results; its default is 2 s.
+POLL_SECONDS = 0.1
 
 
 def needed(module: str) -> Any:
@@ -71,14 +73,21 @@ class Lithops(Contender):
     def open(self) -> None:
         lithops = needed("lithops")
         config = {
-            "lithops": {"backend": "localhost", "storage": "localhost", "log_level": "ERROR"},
+            "lithops": {
+                "backend": "localhost",
+                "storage": "localhost",
+                "log_level": "ERROR",
+                "monitoring_interval": POLL_SECONDS,
+            },
             "localhost": {"worker_processes": WORKERS, "runtime": sys.executable, "version": 1},
         }
         self._executor = lithops.FunctionExecutor(config=config)
         self.stack.callback(self._executor.clean)
 
     def map(self, function: Callable[..., Any], items: Iterable[Any]) -> list[Any]:
-        found: list[Any] = self._executor.get_result(self._executor.map(function, list(items)))
+        # Workers find our modules by themselves; looking for what to send would take it seconds for each map.
+        futures = self._executor.map(function, list(items), include_modules=None)
+        found: list[Any] = self._executor.get_result(futures)
         return found
 
     def map_reduce(self, function: Callable[..., Any], items: Iterable[Any], reduce: Callable[[Any], Any]) -> Any:
@@ -86,7 +95,7 @@ class Lithops(Contender):
         return reduce(self.map(function, items))
 
     def call(self, function: Callable[..., Any], item: Any) -> Any:
-        return self._executor.get_result(self._executor.call_async(function, item))
+        return self._executor.get_result(self._executor.call_async(function, item, include_modules=None))
 
     def probe(self, function: Callable[[Any], Any]) -> Any:
         return self.call(function, 0)
@@ -104,7 +113,7 @@ class Cubed(Contender):
         self.xp = needed("cubed.array_api")
         work_dir = tempfile.mkdtemp(prefix="bench-cubed-")
         self.stack.callback(shutil.rmtree, work_dir, ignore_errors=True)
-        self._spec = self._cubed.Spec(work_dir=work_dir, allowed_mem=ALLOWED_MEMORY.replace("iB", "B"))
+        self._spec = self._cubed.Spec(work_dir=work_dir, allowed_mem=ALLOWED_MEMORY)
         self._executor = needed("cubed.runtime.executors.local").ProcessesExecutor(max_workers=WORKERS)
 
     def matrix(self, rows: int, columns: int, chunk_rows: int, chunk_columns: int) -> Any:

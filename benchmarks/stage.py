@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ import psutil
 OPEN_SECONDS_MAX = 120.0
 CLOSE_SECONDS_MAX = 30.0
 LOG_CHARACTERS = 600
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,18 @@ class Turn:
 
 class GivenUp(Exception):
     """Says why an entrant does not go on."""
+
+
+def first_line(text: str) -> str:
+    """Return the first line that says something, without colours.
+
+    Examples
+    --------
+    >>> first_line("\\n  \\x1b[36mray::add()\\x1b[39m (pid=1)\\n  at ...")
+    'ray::add() (pid=1)'
+    """
+    lines = [line.strip() for line in COLOUR.sub("", text).splitlines()]
+    return next(filter(None, lines), "")[:LOG_CHARACTERS]
 
 
 def serve(connection: Any, log: str, entrant: Entrant, workload: str, quick: bool) -> None:
@@ -76,7 +90,7 @@ def serve(connection: Any, log: str, entrant: Entrant, workload: str, quick: boo
         pass  # the other side has gone
     except BaseException as error:
         traceback.print_exc()
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        connection.send(("failed", f"{type(error).__name__}: {first_line(str(error))}"))
 
 
 class Stage:
