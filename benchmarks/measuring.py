@@ -112,7 +112,7 @@ def measure(workload: Workload, entrants: Sequence[Entrant], repeat: int, quick:
         for stage in stages.values():
             stage.close()
     for label, result in results.items():
-        if result.reason:
+        if result.reason:  # a reason is printed, always: nobody is missing in silence
             say(f"  {label}: skipped or stopped: {result.reason}")
     return {
         "title": workload.heading(quick),

@@ -282,8 +282,9 @@ def in_short(kept: Kept) -> str:
 # -- all of it ----------------------------------------------------------------------------------
 
 
-def page(kept: Kept, figures: str) -> str:
-    """Return the whole page; `figures` is the folder of the plots, as links have it."""
+def page(kept: Kept, folder: str) -> str:
+    """Return the whole page; `folder` is where the plots are, as links have it."""
+    plotted = figures(kept)
     contenders = "\n".join(f"- **{heading}**: {what}" for heading, what in CONTENDERS.values())
     threads = {
         found["blas_threads"]
@@ -301,7 +302,7 @@ def page(kept: Kept, figures: str) -> str:
     if kept["workloads"]:
         parts += [in_short(kept), "## What must hold", targets_table(kept), "## Who took part", contenders]
         parts += [f"BLAS threads of each worker: {blas}.", "## Times", times_table(kept)]
-        parts.append(f"![Times relative to LocalCluster]({figures}/times.svg)")
+        parts += [f"![Times relative to LocalCluster]({folder}/times.svg)"] if "times.svg" in plotted else []
         parts += ["## What ours did", did_table(kept), "## What it would cost", cost_table(kept)]
         parts.append(
             "At list prices (x86, us-east-1): Lambda and requests as counted, storage as one Fargate task of 4 vCPUs "
@@ -312,35 +313,40 @@ def page(kept: Kept, figures: str) -> str:
         parts += ["Who did not take part, or not to the end:", absences(kept) or "- nobody"]
     if kept["ablation"]:
         parts += ["## Ablation", "Our engine with one part switched off at a time, interleaved in one run."]
-        parts += [*ablation_tables(kept), f"![Times relative to all on]({figures}/ablation.svg)"]
-        parts.append(f"![Bytes relative to all on]({figures}/ablation-bytes.svg)")
+        parts += ablation_tables(kept)
+        parts += [f"![Times relative to all on]({folder}/ablation.svg)"] if "ablation.svg" in plotted else []
+        parts += (
+            [f"![Bytes relative to all on]({folder}/ablation-bytes.svg)"] if "ablation-bytes.svg" in plotted else []
+        )
     parts += ["## Machine", machine_lines(kept)]
     return "\n\n".join(parts) + "\n"
 
 
 def figures(kept: Kept) -> dict[str, str]:
-    """Return the plots by file name."""
-    relative = {}
+    """Return the plots by file name; one that would be empty is not among them."""
+    relative: dict[str, dict[str, float]] = {}
     for name, result in kept["workloads"].items():
-        base = seconds(kept, name, "local")
-        found = {CONTENDERS.get(who, (who,))[0]: ratio(seconds(kept, name, who), base) for who in result["entrants"]}
-        relative[name] = {who: value for who, value in found.items() if value is not None}
+        for who in result["entrants"]:
+            found = ratio(seconds(kept, name, who), seconds(kept, name, "local"))
+            _put(relative, name_of(name, result), CONTENDERS.get(who, (who,))[0], found)
     times: dict[str, dict[str, float]] = {}
     moved: dict[str, dict[str, float]] = {}
     for name, result in kept["ablation"].items():
-        base, base_bytes = seconds(kept, name, ALL_ON, "ablation"), moved_by(kept, name, ALL_ON)
         for label in result["entrants"]:
-            slower, more = ratio(seconds(kept, name, label, "ablation"), base), None
-            more = ratio(moved_by(kept, name, label), base_bytes)
-            times.setdefault(name, {}).update({} if slower is None else {label: slower})
-            moved.setdefault(name, {}).update({} if more is None else {label: more})
-    made = {}
-    if relative:
-        made["times.svg"] = plots.dots("Time, relative to LocalCluster 2x1 (left is faster)", "times", relative)
-    if times:
-        made["ablation.svg"] = plots.dots("Time, relative to all on (right: the part pays)", "times", times)
-        made["ablation-bytes.svg"] = plots.dots("Bytes through the store, relative to all on", "times", moved)
-    return made
+            base = seconds(kept, name, ALL_ON, "ablation")
+            _put(times, name_of(name, result), label, ratio(seconds(kept, name, label, "ablation"), base))
+            _put(moved, name_of(name, result), label, ratio(moved_by(kept, name, label), moved_by(kept, name, ALL_ON)))
+    made = {
+        "times.svg": ("Time, relative to LocalCluster 2x1 (left is faster)", relative),
+        "ablation.svg": ("Time, relative to all on (right: the part pays)", times),
+        "ablation-bytes.svg": ("Bytes through the store, relative to all on (right: the part pays)", moved),
+    }
+    return {name: plots.dots(title, "times", rows) for name, (title, rows) in made.items() if rows}
+
+
+def _put(rows: dict[str, dict[str, float]], row: str, series: str, value: float | None) -> None:
+    if value is not None:
+        rows.setdefault(row, {})[series] = value
 
 
 def moved_by(kept: Kept, workload: str, label: str) -> float | None:

@@ -49,11 +49,11 @@ class GivenUp(Exception):
 
 
 def first_line(text: str) -> str:
-    """Return the first line that says something, without colours.
+    r"""Return the first line that says something, without colours.
 
     Examples
     --------
-    >>> first_line("\\n  \\x1b[36mray::add()\\x1b[39m (pid=1)\\n  at ...")
+    >>> first_line("\n  \x1b[36mray::add()\x1b[39m (pid=1)\n  at ...")
     'ray::add() (pid=1)'
     """
     lines = [line.strip() for line in COLOUR.sub("", text).splitlines()]
