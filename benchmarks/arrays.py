@@ -111,7 +111,7 @@ WORKLOADS = [
     Workload(
         name="svd2",
         title="SVD2 (svd_compressed), {n:,} x {n:,} in chunks of {chunk:,}, k={k}",
-        full={"n": 15_000, "chunk": 1_500, "k": 5},
+        full={"n": 24_000, "chunk": 2_000, "k": 5},
         quick={"n": 2_000, "chunk": 500, "k": 5},
         build=svd_compressed,
         tasks=lambda size: 6 * blocks(size) ** 2,

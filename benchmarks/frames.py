@@ -76,11 +76,11 @@ def rechunk(contender: Contender, turn: int, *, mib: int) -> Callable[[], int]:
     return lambda: int(contender.compute(total))
 
 
-def on_rows(name: str, title: str, build: Callable[..., Any], **more: Any) -> Workload:
+def on_rows(name: str, title: str, build: Callable[..., Any], mib: int = 256, **more: Any) -> Workload:
     return Workload(
         name=name,
         title=f"{title}, {{mib}} MiB",
-        full={"mib": 256, **more},
+        full={"mib": mib, **more},
         quick={"mib": 8, **more},
         build=build,
         tasks=lambda size: 4 * PARTITIONS,
@@ -88,8 +88,8 @@ def on_rows(name: str, title: str, build: Callable[..., Any], **more: Any) -> Wo
 
 
 WORKLOADS = [
-    on_rows("groupby", "dataframe groupby, {groups:,} groups", groupby, groups=1_000),
-    on_rows("merge", "dataframe merge with its own keys", merge),
+    on_rows("groupby", "dataframe groupby, {groups:,} groups", groupby, mib=1_024, groups=1_000),
+    on_rows("merge", "dataframe merge with its own keys", merge, mib=512),
     on_rows("shuffle", "dataframe shuffle", shuffle),
     on_rows("set_index", "dataframe set_index", set_index),
     on_rows("rechunk", "array rechunk", rechunk),

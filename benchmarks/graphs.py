@@ -67,6 +67,9 @@ def naps_by_lithops(contender: Any, turn: int, *, width: int, seconds: float) ->
     return lambda: contender.map_reduce(tasks.nap, [(number, seconds) for number in range(width)], sum)
 
 
+MINUTES = "minutes for each turn; what a task costs it is in `tree`"
+
+
 def sums_to(name: str) -> Callable[[Mapping[str, Any], Any], bool]:
     return lambda size, found: found == sum(range(size[name]))
 
@@ -86,7 +89,7 @@ def sleeping_tree(milliseconds: int, numbers: int) -> Workload:
     )
 
 
-def no_op_tree(name: str, leaves: int, quick: int) -> Workload:
+def no_op_tree(name: str, leaves: int, quick: int, without: Mapping[str, str] | None = None) -> Workload:
     return Workload(
         name=name,
         title="tree reduction of {leaves:,} leaves, no-ops",
@@ -96,6 +99,7 @@ def no_op_tree(name: str, leaves: int, quick: int) -> Workload:
         tasks=lambda size: 2 * size["leaves"] - 1,
         holds=sums_to("leaves"),
         known="the sum of the numbers",
+        without=without or {},
     )
 
 
@@ -104,7 +108,7 @@ WORKLOADS = [
     sleeping_tree(100, 512),
     sleeping_tree(250, 256),
     sleeping_tree(500, 128),
-    no_op_tree("tree-100k", 50_000, 1_000),
+    no_op_tree("tree-100k", 50_000, 1_000, dict.fromkeys(("local", "threads", "ray"), MINUTES)),
     Workload(
         name="chain",
         title="chain of {length:,} tasks",

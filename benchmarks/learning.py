@@ -74,13 +74,13 @@ def predictions(name: str, full: Mapping[str, int], quick: Mapping[str, int]) ->
 
 
 WORKLOADS = [
-    predictions("svc", {"samples": 400_000, "chunks": 20}, {"samples": 10_000, "chunks": 4}),
+    predictions("svc", {"samples": 1_600_000, "chunks": 40}, {"samples": 10_000, "chunks": 4}),
     # Many partitions, one model: what a constant costs that sits in a thousand tasks.
     predictions("svc-1000", {"samples": 200_000, "chunks": 1_000}, {"samples": 4_000, "chunks": 40}),
     Workload(
         name="regression",
         title="linear regression, {rows:,} x {columns} persisted, {steps} steps",
-        full={"rows": 2_000_000, "columns": 100, "chunk": 50_000, "steps": 10},
+        full={"rows": 2_000_000, "columns": 100, "chunk": 50_000, "steps": 20},
         quick={"rows": 40_000, "columns": 20, "chunk": 10_000, "steps": 5},
         build=regression,
         tasks=lambda size: (2 + 4 * size["steps"]) * (size["rows"] // size["chunk"]),

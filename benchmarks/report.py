@@ -285,6 +285,10 @@ def in_short(kept: Kept) -> str:
 def page(kept: Kept, folder: str) -> str:
     """Return the whole page; `folder` is where the plots are, as links have it."""
     plotted = figures(kept)
+
+    def image(text: str, name: str) -> str:
+        return f"![{text}]({folder}/{name})"
+
     contenders = "\n".join(f"- **{heading}**: {what}" for heading, what in CONTENDERS.values())
     threads = {
         found["blas_threads"]
@@ -302,7 +306,7 @@ def page(kept: Kept, folder: str) -> str:
     if kept["workloads"]:
         parts += [in_short(kept), "## What must hold", targets_table(kept), "## Who took part", contenders]
         parts += [f"BLAS threads of each worker: {blas}.", "## Times", times_table(kept)]
-        parts += [f"![Times relative to LocalCluster]({folder}/times.svg)"] if "times.svg" in plotted else []
+        parts += [image("Times relative to LocalCluster", name) for name in plotted if name == "times.svg"]
         parts += ["## What ours did", did_table(kept), "## What it would cost", cost_table(kept)]
         parts.append(
             "At list prices (x86, us-east-1): Lambda and requests as counted, storage as one Fargate task of 4 vCPUs "
@@ -314,10 +318,8 @@ def page(kept: Kept, folder: str) -> str:
     if kept["ablation"]:
         parts += ["## Ablation", "Our engine with one part switched off at a time, interleaved in one run."]
         parts += ablation_tables(kept)
-        parts += [f"![Times relative to all on]({folder}/ablation.svg)"] if "ablation.svg" in plotted else []
-        parts += (
-            [f"![Bytes relative to all on]({folder}/ablation-bytes.svg)"] if "ablation-bytes.svg" in plotted else []
-        )
+        parts += [image("Times relative to all on", name) for name in plotted if name == "ablation.svg"]
+        parts += [image("Bytes relative to all on", name) for name in plotted if name == "ablation-bytes.svg"]
     parts += ["## Machine", machine_lines(kept)]
     return "\n\n".join(parts) + "\n"
 
