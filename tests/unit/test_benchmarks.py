@@ -104,6 +104,13 @@ def test_losses_and_absences_are_named(kept):
     assert "| gemm | – | 1 | 2 | 3 |" in page
 
 
+def test_quick_results_are_nobodys_victory(run):
+    found = {"tree": workload("tree", quick=True, local=took(40.0), serverless=took(1.0, counted=COUNTED))}
+    page = report.page(results.merge(results.EMPTY, "workloads", found, run), "figures")
+    assert "There are only results of quick sizes" in page and "| tree (quick) |" in page
+    assert " met |" not in page and "missed" not in page
+
+
 def test_every_table_is_a_table(kept):
     tables = [part for part in report.page(kept, "figures").split("\n\n") if part.startswith("| ")]
     assert len(tables) == 7
