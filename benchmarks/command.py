@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         section, entrants, names = runs[part]
         before, found = kept, {}
         for name in names:
-            found[name] = measuring.measure(there[name], entrants, repeat, options.quick)
+            found[name] = measuring.measure(
+                there[name], entrants, there[name].size(options.quick, part == "ablation"), repeat
+            )
             ours = [found[name]["entrants"][each.label] for each in entrants if each.contender == report.OURS]
             failed += [f"{part}: {name}: {each['reason']}" for each in ours if each["reason"]]
             kept = results.merge(before, section, found, run)

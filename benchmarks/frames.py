@@ -82,6 +82,7 @@ def on_rows(name: str, title: str, build: Callable[..., Any], mib: int = 256, **
         title=f"{title}, {{mib}} MiB",
         full={"mib": mib, **more},
         quick={"mib": 8, **more},
+        ablated={"mib": 128},
         build=build,
         tasks=lambda size: 4 * PARTITIONS,
     )

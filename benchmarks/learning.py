@@ -81,6 +81,7 @@ WORKLOADS = [
         name="regression",
         title="linear regression, {rows:,} x {columns} persisted, {steps} steps",
         full={"rows": 2_000_000, "columns": 100, "chunk": 50_000, "steps": 20},
+        ablated={"rows": 400_000},
         quick={"rows": 40_000, "columns": 20, "chunk": 10_000, "steps": 5},
         build=regression,
         tasks=lambda size: (2 + 4 * size["steps"]) * (size["rows"] // size["chunk"]),

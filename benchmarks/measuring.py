@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.memory import Memory
 from benchmarks.stage import Entrant, GivenUp, Stage, Turn
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Size, Workload
 
 #: The floor, whose answer is taken for right.
 REFERENCE = "sync"
@@ -65,9 +65,9 @@ def same(found: Any, expected: Any) -> bool:
     return math.isclose(found, expected, rel_tol=CLOSE)
 
 
-def wrong(workload: Workload, quick: bool, label: str, own_data: bool, answer: Any, reference: Any) -> str:
+def wrong(workload: Workload, size: Size, own_data: bool, answer: Any, reference: Any) -> str:
     """Return what is wrong with an answer, or nothing."""
-    if workload.holds is not None and not workload.holds(workload.size(quick), answer):
+    if workload.holds is not None and not workload.holds(size, answer):
         return f"wrong answer: {answer!r} contradicts what is known ({workload.known})"
     if reference is not None and not own_data and not same(answer, reference):
         return f"wrong answer: {answer!r}, but the reference has {reference!r}"
@@ -86,17 +86,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def measure(workload: Workload, entrants: Sequence[Entrant], repeat: int, quick: bool) -> dict[str, Any]:
+def measure(workload: Workload, entrants: Sequence[Entrant], size: Size, repeat: int) -> dict[str, Any]:
     """Let the entrants take turns at one workload; return what is kept of it (see `results`)."""
     results = {entrant.label: Result() for entrant in entrants}
     stages: dict[str, Stage] = {}
     load = [os.getloadavg()[0]]
-    say(f"\n{workload.heading(quick)}")
+    say(f"\n{workload.heading(size)}")
     try:
         for entrant in entrants:
             reason = workload.refusal(entrant.contender)
             if reason is None:
-                stages[entrant.label] = Stage(entrant, workload.name, quick)
+                stages[entrant.label] = Stage(entrant, workload.name, size)
             else:
                 results[entrant.label].reason = reason
         for label, stage in list(stages.items()):
@@ -106,7 +106,7 @@ def measure(workload: Workload, entrants: Sequence[Entrant], repeat: int, quick:
             except GivenUp as given_up:
                 _give_up(stages, results, label, str(given_up))
         for turn in range(repeat + 1):
-            _take_turns(workload, stages, results, turn, quick)
+            _take_turns(workload, size, stages, results, turn)
         load.append(os.getloadavg()[0])
     finally:
         for stage in stages.values():
@@ -115,10 +115,10 @@ def measure(workload: Workload, entrants: Sequence[Entrant], repeat: int, quick:
         if result.reason:  # a reason is printed, always: nobody is missing in silence
             say(f"  {label}: skipped or stopped: {result.reason}")
     return {
-        "title": workload.heading(quick),
-        "size": dict(workload.size(quick)),
-        "tasks": workload.tasks(workload.size(quick)),
-        "quick": quick,
+        "title": workload.heading(size),
+        "size": dict(size),
+        "tasks": workload.tasks(size),
+        "quick": size == workload.quick,
         "load": [round(each, 2) for each in load],
         "checked": how_checked(workload, bool(results.get(REFERENCE, Result()).seconds)),
         "entrants": {label: result.as_data() for label, result in results.items()},
@@ -131,7 +131,7 @@ def _give_up(stages: dict[str, Stage], results: Mapping[str, Result], label: str
 
 
 def _take_turns(
-    workload: Workload, stages: dict[str, Stage], results: Mapping[str, Result], turn: int, quick: bool
+    workload: Workload, size: Size, stages: dict[str, Stage], results: Mapping[str, Result], turn: int
 ) -> None:
     """Let each entrant take one turn; turn 0 warms up."""
     order = list(stages)
@@ -157,7 +157,7 @@ def _take_turns(
         say(f"  {'warm-up' if turn == 0 else f'turn {turn}'}, {label}: {found.seconds:.3f} s")
     reference = answers.get(REFERENCE) or next((each for each in answers.values() if not each[0]), (True, None))
     for label, (own_data, answer) in answers.items():
-        problem = wrong(workload, quick, label, own_data, answer, reference[1])
+        problem = wrong(workload, size, own_data, answer, reference[1])
         if problem:
             _give_up(stages, results, label, problem)
             results[label].seconds.clear()  # who is wrong is not fast

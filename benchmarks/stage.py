@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.workloads import Size
+
 OPEN_SECONDS_MAX = 120.0
 CLOSE_SECONDS_MAX = 30.0
 LOG_CHARACTERS = 600
@@ -60,7 +62,7 @@ def first_line(text: str) -> str:
     return next(filter(None, lines), "")[:LOG_CHARACTERS]
 
 
-def serve(connection: Any, log: str, entrant: Entrant, workload: str, quick: bool) -> None:
+def serve(connection: Any, log: str, entrant: Entrant, workload: str, size: Size) -> None:
     """Open the contender and perform turns until told to stop. Runs in the stage's process."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, sys.stdout.fileno())
@@ -75,7 +77,7 @@ def serve(connection: Any, log: str, entrant: Entrant, workload: str, quick: boo
             with make(entrant.contender, entrant.settings) as contender:
                 connection.send(("ready", contender.probe(blas_threads)))
                 while (turn := connection.recv()) is not None:
-                    run = program.prepare(contender, turn, quick)
+                    run = program.prepare(contender, turn, size)
                     before = contender.counters()
                     begun = time.perf_counter()
                     answer = run()
@@ -102,11 +104,11 @@ class Stage:
         Who.
     workload
         Its name.
-    quick
-        Whether sizes are small.
+    size
+        Its size.
     """
 
-    def __init__(self, entrant: Entrant, workload: str, quick: bool) -> None:
+    def __init__(self, entrant: Entrant, workload: str, size: Size) -> None:
         self.entrant = entrant
         self.blas_threads: int | None = None
         context = multiprocessing.get_context("spawn")
@@ -114,7 +116,7 @@ class Stage:
         handle, name = tempfile.mkstemp(prefix=f"bench-{entrant.contender}-", suffix=".log")
         os.close(handle)
         self._log = Path(name)
-        self._process = context.Process(target=serve, args=(theirs, name, entrant, workload, quick))
+        self._process = context.Process(target=serve, args=(theirs, name, entrant, workload, dict(size)))
         self._process.start()
         theirs.close()
 

@@ -31,8 +31,9 @@ class Workload:
     ----------
     title
         One line, with the names of the size in braces.
-    full, quick
-        The size that is worth measuring, and the one that shows that it runs.
+    full, quick, ablated
+        The size that is worth measuring, the one that shows that it runs, and what is smaller in an ablation, where ten
+        clusters are open at once, some of which store every value.
     build
         Makes the graph of a turn.
     tasks
@@ -51,6 +52,7 @@ class Workload:
     title: str
     full: Size
     quick: Size
+    ablated: Size = field(default_factory=dict)
     build: Build
     tasks: Callable[[Size], int]
     holds: Callable[[Size, Any], bool] | None = None
@@ -58,11 +60,13 @@ class Workload:
     others: Mapping[str, Build] = field(default_factory=dict)
     without: Mapping[str, str] = field(default_factory=dict)
 
-    def size(self, quick: bool) -> Size:
-        return self.quick if quick else self.full
+    def size(self, quick: bool, ablation: bool = False) -> Size:
+        if quick:
+            return self.quick
+        return {**self.full, **self.ablated} if ablation else self.full
 
-    def heading(self, quick: bool) -> str:
-        return self.title.format(**self.size(quick))
+    def heading(self, size: Size) -> str:
+        return self.title.format(**size)
 
     def refusal(self, contender: str) -> str | None:
         """Return why a contender does not take part, or None."""
@@ -72,8 +76,8 @@ class Workload:
             return None
         return "it takes no Dask graphs, and this is not a program for it"
 
-    def prepare(self, contender: Contender, turn: int, quick: bool) -> Callable[[], Any]:
-        return self.others.get(contender.name, self.build)(contender, turn, **self.size(quick))
+    def prepare(self, contender: Contender, turn: int, size: Size) -> Callable[[], Any]:
+        return self.others.get(contender.name, self.build)(contender, turn, **size)
 
 
 def load(subjects: tuple[str, ...] = SUBJECTS) -> dict[str, Workload]:

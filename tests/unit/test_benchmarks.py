@@ -177,7 +177,8 @@ def test_the_ablation_knows_its_workloads():
 def test_every_workload_can_be_checked_and_has_a_heading():
     there = workloads.load()
     for each in there.values():
-        assert each.heading(quick=True) != each.heading(quick=False)
+        assert each.heading(each.size(quick=True)) != each.heading(each.size(quick=False))
+        assert each.heading(each.size(quick=False, ablation=True))
         assert each.tasks(each.full) >= each.tasks(each.quick) > 0
         assert each.holds is None or each.known
         assert each.holds is not None or each.refusal("sync") is None
@@ -204,4 +205,4 @@ def test_answers_are_checked(answer, reference, own_data, said):
         holds=lambda size, found: found == sum(range(size["numbers"])),
         known="the sum of the numbers",
     )
-    assert measuring.wrong(program, False, "ours", own_data, answer, reference) == said
+    assert measuring.wrong(program, program.size(quick=False), own_data, answer, reference) == said
