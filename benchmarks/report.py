@@ -26,6 +26,7 @@ CONTENDERS = {
 COUNTERS = (
     ("tasks_run", "tasks run"),
     ("invocations", "invocations"),
+    ("mails", "mails"),
     ("executors", "executors"),
     ("round_trips", "round trips"),
     ("objects_written", "objects written"),
