@@ -24,13 +24,15 @@ STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
 PYTEST_ARGS ?=
 TESTS := tests/unit tests/contract tests/process tests/end_to_end
 
-.PHONY: help quickstart test lint bench bench-latency bench-giant clean
+.PHONY: help quickstart test lint bench bench-ablation bench-latency bench-giant clean
 
 help:
 	@echo "make quickstart  run examples/parallel_svc.py on a cluster of Lambda executors on this machine"
 	@echo "make test        lint, types, import contracts, then all tests (PYTEST_ARGS=... for pytest)"
 	@echo "make lint        only lint, types and import contracts"
-	@echo "make bench       compare with LocalCluster and the synchronous scheduler (BENCH_ARGS=...)"
+	@echo "make bench       compare with LocalCluster, Ray, Lithops and cubed, and with our engine without its parts; hours"
+	@echo "                 (BENCH_ARGS=--quick: minutes; BENCH_ARGS=\"--write docs/benchmarks.md\": into the documentation)"
+	@echo "make bench-ablation only the second: what grouping, holding, splitting ... are worth (BENCH_ARGS=...)"
 	@echo "make bench-latency  one small task at a time, against LocalCluster"
 	@echo "make bench-giant    giant graphs and large values, with everybody's memory (BENCH_ARGS=\"--tasks 1000000\")"
 	@echo "make clean       remove environments, caches and build products"
@@ -75,9 +77,20 @@ test: lint
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(wildcard $(TESTS)) $(PYTEST_ARGS)
 
-bench: $(STAMP)-examples
-	@echo "==> running benchmarks/throughput.py"
-	@$(BIN)/python benchmarks/throughput.py $(BENCH_ARGS)
+$(STAMP)-bench: pyproject.toml | $(BIN)/python
+	@echo "==> installing the package, and what it is compared with, into $(ENVIRONMENT)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' || { \
+	    echo "==> not all could be installed: going on without the peers" >&2; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[examples]' 'dask[dataframe]'; }
+	@touch "$@" "$(STAMP)-examples"
+
+bench: $(STAMP)-bench
+	@echo "==> running the benchmarks"
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-ablation: $(STAMP)-bench
+	@echo "==> running the ablation"
+	@$(BIN)/python -m benchmarks --parts ablation $(BENCH_ARGS)
 
 bench-latency: $(STAMP)-examples
 	@echo "==> running benchmarks/latency.py"

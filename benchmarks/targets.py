@@ -1,0 +1,122 @@
+"""What must hold, as ratios within one run: each target looks at what is kept of runs and says whether it is met."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.ablation import ALL_ON, NO_LOCALITY
+
+Kept = Mapping[str, Any]
+LOCAL = ("local", "threads")
+HEAVY = ("gemm", "svd1", "svd2", "tsqr", "svc")
+#: What a task of a twelve times larger graph may cost more before its cost grows.
+GROWTH_MAX = 1.25
+MODEL_BYTES = 200_000
+RESULT_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One promise: the ratio it is about, its bound, and how to find it (None: not measured)."""
+
+    text: str
+    bound: float
+    at_least: bool
+    find: Callable[[Kept], float | None]
+
+    def verdict(self, kept: Kept) -> tuple[str, str]:
+        """Return the ratio found and whether the target is met, in words."""
+        ratio = self.find(kept)
+        if ratio is None:
+            return "", "not measured"
+        met = ratio >= self.bound if self.at_least else ratio <= self.bound
+        return f"{ratio:.4g}", "met" if met else "**missed**"
+
+
+def seconds(kept: Kept, workload: str, entrant: str, section: str = "workloads") -> float | None:
+    """Return the median time of an entrant, if it has any."""
+    result = kept.get(section, {}).get(workload, {}).get("entrants", {}).get(entrant, {})
+    times = result.get("seconds") or []
+    return statistics.median(times) if times else None
+
+
+def counted(kept: Kept, workload: str, entrant: str, name: str, section: str = "workloads") -> float | None:
+    result = kept.get(section, {}).get(workload, {}).get("entrants", {}).get(entrant, {})
+    found = (result.get("counted") or {}).get(name)
+    return None if found is None else float(found)
+
+
+def ratio(over: float | None, under: float | None) -> float | None:
+    return None if over is None or not under else over / under
+
+
+def faster_local(kept: Kept, workload: str) -> float | None:
+    """Return the time of the faster of the two LocalClusters."""
+    times = [found for name in LOCAL if (found := seconds(kept, workload, name)) is not None]
+    return min(times, default=None)
+
+
+def bytes_of(kept: Kept, workload: str, entrant: str, names: tuple[str, ...]) -> float | None:
+    found = [counted(kept, workload, entrant, name, "ablation") for name in names]
+    return None if None in found else sum(each for each in found if each is not None)
+
+
+def per_task(kept: Kept, workload: str) -> float | None:
+    tasks = kept.get("workloads", {}).get(workload, {}).get("tasks")
+    return ratio(seconds(kept, workload, "serverless"), tasks)
+
+
+def constants(kept: Kept) -> float | None:
+    """Return what was written for one model in a thousand tasks, against the model and the predictions once."""
+    samples = kept.get("workloads", {}).get("svc-1000", {}).get("size", {}).get("samples")
+    written = counted(kept, "svc-1000", "serverless", "bytes_written")
+    return ratio(written, MODEL_BYTES + RESULT_BYTES * samples) if samples else None
+
+
+def targets() -> Iterator[Target]:
+    yield Target(
+        "tree of no-ops: LocalCluster's time (2 x 1) / ours",
+        30,
+        True,
+        lambda kept: ratio(seconds(kept, "tree", "local"), seconds(kept, "tree", "serverless")),
+    )
+    yield Target(
+        "tree of no-ops: ours / the synchronous scheduler's",
+        2,
+        False,
+        lambda kept: ratio(seconds(kept, "tree", "serverless"), seconds(kept, "tree", "sync")),
+    )
+    yield Target(
+        "100,000 tasks: time per task / that of 8,191",
+        GROWTH_MAX,
+        False,
+        lambda kept: ratio(per_task(kept, "tree-100k"), per_task(kept, "tree")),
+    )
+    for name in HEAVY:
+        yield Target(
+            f"{name}: the faster LocalCluster's time / ours",
+            1,
+            True,
+            lambda kept, name=name: ratio(faster_local(kept, name), seconds(kept, name, "serverless")),  # type: ignore[misc]
+        )
+    yield Target(
+        "gemm: bytes written and read / without locality",
+        0.5,
+        False,
+        lambda kept: ratio(
+            bytes_of(kept, "gemm", ALL_ON, ("bytes_written", "bytes_read")),
+            bytes_of(kept, "gemm", NO_LOCALITY, ("bytes_written", "bytes_read")),
+        ),
+    )
+    yield Target(
+        "tsqr: bytes written / without locality",
+        0.001,
+        False,
+        lambda kept: ratio(
+            bytes_of(kept, "tsqr", ALL_ON, ("bytes_written",)), bytes_of(kept, "tsqr", NO_LOCALITY, ("bytes_written",))
+        ),
+    )
+    yield Target("svc-1000: bytes written / (model + predictions)", 2, False, constants)
