@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_serverless.bodies import segment_bodies
 from dask_serverless.dask_graph import JobPlan
-from dask_serverless.plan.partition import assign_starts, edges
+from dask_serverless.first_assignments import first_assignments
+from dask_serverless.plan.partition import edges
 from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
 from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
 from lambda_worker.core.wire import Location, Ref, seal_frames
@@ -63,35 +64,9 @@ class Preparation:
         outfit
             What executors shall wear.
         """
-        values = dict(starts)
-        found = [
-            (function_class, group)
-            for function_class, tasks in _by_class(self.plan.graph.classes, values)
-            for group in assign_starts(self.plan.graph, max(1, groups * len(tasks) // len(values)), tasks)
-        ]
-        made = []
-        room = max(0, ceiling - live - len(found))
-        for number, (function_class, group) in enumerate(found):
-            given = {task: location for task in group.starts if (location := values[task]) is not None}
-            inline = {n: self.segments[n] for n in group.segments if n in self.segments}
-            space = payload_room(payload_bytes_max) - sum(
-                len(each) for each in given.values() if isinstance(each, bytes)
-            )
-            if len(inline) < len(group.segments) or sum(map(len, inline.values())) > space:
-                inline = {}
-            name = f"{serial}-{number}"
-            assignment = Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room)
-            assignment = replace(assignment, scheduler=scheduler, function_class=function_class, outfit=outfit)
-            made.append(replace(assignment, home=group.home) if group.home else assignment)
-        return made
-
-
-def _by_class(classes: Mapping[int, int], starts: Iterable[int]) -> list[tuple[int, list[int]]]:
-    """Part start tasks by function class, the largest first: what needs more most likely takes longer."""
-    found: dict[int, list[int]] = {}
-    for start in sorted(starts):
-        found.setdefault(classes.get(start, 0), []).append(start)
-    return sorted(found.items(), reverse=True)
+        space = payload_room(payload_bytes_max)
+        made = first_assignments(self.job, self.plan.graph, self.segments, starts, groups, ceiling, live, space, serial)
+        return [replace(each, scheduler=scheduler, outfit=outfit) for each in made]
 
 
 def prepare(job: str, plan: JobPlan, secret: bytes, store: JobStore) -> Preparation:

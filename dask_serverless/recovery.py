@@ -11,14 +11,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dask_serverless.job_events import Erred, JobFailed, Lost, Retired, Room
 from dask_serverless.killed import ExecutorKilled
 from dask_serverless.plan.classes import FunctionClass
-from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain
+from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt
 from lambda_worker.core.errors import (
     EnvironmentMismatch,
     ExecutorLost,
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dask_serverless.recovery")
 
 SWEEP_SECONDS = 1.0
-#: How long who is tried again stays before it leaves the rest to a successor; half as long after each death.
-PATIENCE_SECONDS = 2.0
-PATIENCE_SECONDS_MIN = 0.05
 #: Errors by which a function says that no executor of its kind will ever do; they need no further words.
 _REFUSALS: dict[str, type[ServerlessError]] = {each.__name__: each for each in (EnvironmentMismatch, ProtocolMismatch)}
 
@@ -172,16 +168,7 @@ class Recovery:
             if had is None:  # it had just retired when it died, or its job is over
                 dispatcher.feed(Retired(job, executor))
                 return
-            again = replace(
-                had,
-                attempt=verdict.attempt,
-                starts=[task for task in had.starts if task not in verdict.without],
-                claims={child: values for child, values in had.claims.items() if child not in verdict.without},
-                without=tuple(sorted({*had.without, *verdict.without})),
-                room=0,
-                patience=max(PATIENCE_SECONDS_MIN, had.patience / 2 or PATIENCE_SECONDS),
-                function_class=self._class_for(had.function_class, verdict),
-            )
+            again = next_attempt(had, verdict, self._class_for(had.function_class, verdict))
             self.counts["executors_restarted"] += 1
             await dispatcher.start_again(again)
         except PlatformError as error:

@@ -19,12 +19,17 @@ Reports come twice, late, and in any order: of one attempt only the first counts
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
+from lambda_worker.core.schedule import Assignment
+
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
+#: How long who is tried again stays before it leaves the rest to a successor; half as long after each death.
+PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS_MIN = 0.05
 
 
 class Cause(Enum):
@@ -152,3 +157,25 @@ class Supervisor:
         seconds = min(BACKOFF_SECONDS_MIN * 2 ** (deaths - 1), BACKOFF_SECONDS_MAX) * (0.5 + self._jitter())
         more_memory = death.cause is Cause.MEMORY and death.task not in job.blamed
         return TryAgain(death.attempt + 1, seconds, frozenset(job.blamed), more_memory)
+
+
+def next_attempt(had: Assignment, verdict: TryAgain, function_class: int) -> Assignment:
+    """Return what the next attempt of an executor is given: what the store says it had, without what was blamed.
+
+    Examples
+    --------
+    >>> had = Assignment("job", "e", 1, [3, 4], claims={7: {3: b"value"}}, room=5)
+    >>> again = next_attempt(had, TryAgain(2, 0.05, frozenset({4, 7})), function_class=0)
+    >>> again.attempt, again.starts, again.claims, again.without, again.room, again.patience
+    (2, [3], {}, (4, 7), 0, 2.0)
+    """
+    return replace(
+        had,
+        attempt=verdict.attempt,
+        starts=[task for task in had.starts if task not in verdict.without],
+        claims={child: values for child, values in had.claims.items() if child not in verdict.without},
+        without=tuple(sorted({*had.without, *verdict.without})),
+        room=0,
+        patience=max(PATIENCE_SECONDS_MIN, had.patience / 2 or PATIENCE_SECONDS),
+        function_class=function_class,
+    )
