@@ -393,7 +393,13 @@ class Client:
         self.answered: dict[str, str] = {}  # by key: what it was told
         self.released: set[str] = set()
         self._expected = simulation.workload.answers()
+        self._leaving: set[str] = set()
         self._reading = 0
+        jobs = simulation.workload.jobs
+        self._sources = {job.name: job.graph.sources() for job in jobs}
+        self._names = {
+            job.name: {task: key for keys in (job.visible, job.externals) for key, task in keys.items()} for job in jobs
+        }
 
     def finish(self, key: str, result: Result) -> None:
         """A key has a value."""
@@ -446,15 +452,20 @@ class Client:
         self._release_what_is_over()
 
     def _release_what_is_over(self) -> None:
-        """Let go of what no job needs any more, some time later."""
-        jobs = self.simulation.workload.jobs
-        busy = {job.name for job in jobs if any(key not in self.answered for key in job.visible)}
-        busy -= {job.name for job in jobs if job.visible.keys() <= self.released}
-        needed = {key for job in jobs if job.name in busy for key in job.externals}
-        for job in jobs:
-            for key in job.visible:
-                if key in self.answered and key not in needed and key not in self.released:
-                    self.simulation.timeline.after(self.simulation.luck.uniform(0.0, 5.0), self._let_go, key)
+        """Let go of what nobody needs any more, some time later: as Dask's scheduler does, which knows the stubs."""
+        sim = self.simulation
+        needed: set[str] = set()
+        for job in sim.workload.jobs:
+            pending = [key for key in job.visible if key not in self.answered and key not in self.released]
+            if pending:
+                needed.update(job.externals)
+                sources = self._sources[job.name]
+                names = self._names[job.name]
+                needed.update(names[source] for key in pending for source in sources[job.visible[key]])
+        for key in self.answered:
+            if key not in needed and key not in self._leaving:
+                self._leaving.add(key)
+                sim.timeline.after(sim.luck.uniform(0.0, 5.0), self._let_go, key)
 
     def _let_go(self, key: str) -> None:
         if key not in self.released and (not self._reading or key not in self.answered):
