@@ -222,6 +222,8 @@ class Proxy(Host):
         sim = self.simulation
 
         def step() -> list[tuple[str, str, int, bytes]]:
+            if self.hearing:  # what was read has not arrived: it is read again
+                sim.store.not_returned()
             self.hearing = sim.store.listen(0)
             return self.hearing
 

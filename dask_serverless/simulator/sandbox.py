@@ -159,7 +159,7 @@ class Driver:
         self.name = f"{assignment.job}/{assignment.executor}#{assignment.attempt}"
         self.last_begun = -1
         self.values: dict[int, tuple[int, int]] = {}
-        self.locations: dict[int, Location] = dict(assignment.given)
+        self.locations: dict[int, Location] = assignment.located
         self.errors: dict[int, bytes] = {}
         self.unreadable: set[int] = set()
         self._finished = Signal()

@@ -529,6 +529,10 @@ class SimStore:
         self._returned = len(heard)
         return heard
 
+    def not_returned(self) -> None:
+        """What the last `listen` read has not arrived: the next one reads it again."""
+        self._returned = 0
+
     def cancel(self, job: str) -> None:
         """See `lambda_worker.ports.JobStore.cancel`."""
         self._count(round_trips=1)
