@@ -231,6 +231,10 @@ class JobStore(Store, Protocol):
         """Return the records whose lease has run out (they stay until `drop`)."""
         ...
 
+    def executors(self, job: str) -> list[str]:
+        """Name the executors of a job that have a record, sorted. Takes time in the number of all that live."""
+        ...
+
     def recall(self, job: str, executor: str) -> Assignment | None:
         """Return what an executor was given and has claimed but not given away, as its newest attempt was
         told (without segments): what the next attempt has to do. None if there is no record (any more).

@@ -165,7 +165,7 @@ class Host:
             return reply
 
     def _again(self, step: Callable[[], Any]) -> None:
-        """1. A connection breaks after a step was sent; 2. it is sent again, and done; 3. the first one is done, too."""
+        """1. A connection breaks after a step was sent; 2. it is sent again, and done; 3. the first is done, too."""
         try:
             step()
         except ServerlessError:

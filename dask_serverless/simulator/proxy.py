@@ -42,7 +42,7 @@ from dask_serverless.simulator.lambda_service import names
 from dask_serverless.simulator.network import Host
 from dask_serverless.simulator.timeline import Body
 from dask_serverless.simulator.workload import SimJob, from_frames
-from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt
+from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
 from lambda_worker.core.errors import ServerlessError, ValueLost
 from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
@@ -79,6 +79,7 @@ class Proxy(Host):
         self.hearing: list[tuple[str, str, int, bytes]] = []  # heard, and not taken in yet
         self._dead: set[str] = set()
         self._lapsed: dict[tuple[str, str], float] = {}
+        self._stalled: set[str] = set()
         self._listening = False
         self._closes: list[Close] = []
         self._frees: list[Ref] = []
@@ -225,13 +226,11 @@ class Proxy(Host):
             if self.hearing:  # what was read has not arrived: it is read again
                 sim.store.not_returned()
             self.hearing = sim.store.listen(0)
+            self._listening = bool(self.hearing)  # if there is nothing, what comes from now on wakes the listener
             return self.hearing
 
-        while True:
+        while self._listening:
             heard = yield from self.ask(sim.metadata, step)
-            if not heard:
-                self._listening = False
-                return
             self.hearing = []
             for job, executor, _, blob in heard:
                 self._take(job, executor, blob)
@@ -322,24 +321,38 @@ class Proxy(Host):
             before, self._lapsed = self._lapsed, {}
             for each in lapsed:
                 self._judge_silence(each, before.get((each.job, each.executor), sim.timeline.now))
+            stalled_before, self._stalled = self._stalled, set()
             for job in self.ledger.stalled():
-                sim.watch.stalled(job)
+                yield from self._look_into(job, job in stalled_before)
             self.feed(Room())
+
+    def _look_into(self, job: str, again: bool) -> Body:
+        sim = self.simulation
+        unheard_of = yield from self.ask(sim.metadata, lambda: sim.store.executors(job))
+        if unheard_of:
+            self.feed(Delegating(job, unheard_of))
+        elif not again:
+            self._stalled.add(job)
+        elif job in self.ledger.stalled():
+            sim.watch.stalled(job)
 
     def _judge_silence(self, lapsed: Lapsed, since: float) -> None:
         sim = self.simulation
         who = (lapsed.job, lapsed.executor)
         begun = lapsed.running >= 0 or who in sim.last_words
-        if begun and sim.timeline.now - since < sim.options.function.timeout_seconds:
+        options = sim.options
+        allowed = silence_allowed(lapsed.attempt, begun, options.lease_seconds, options.function.timeout_seconds)
+        if sim.timeline.now - since < allowed:
             self._lapsed[who] = since
             return
         self._report(lapsed.job, lapsed.executor, lapsed.attempt, Cause.SILENCE, lapsed.running)
 
     def _report(self, job: str, executor: str, attempt: int, cause: Cause, running: int) -> None:
         sim = self.simulation
+        said = sim.last_words.pop((job, executor), -1)
         if job not in self.ledger.jobs:
-            return
-        task = sim.last_words.get((job, executor), running)
+            return  # over: whoever was still at work in it, nobody waits for
+        task = said if said >= 0 else running
         verdicts = self.supervisor.judge(Death(job, executor, attempt, task, cause))
         if verdicts:
             sim.tell("proxy", f"{job}/{executor}#{attempt} died of {cause.value}, task {task}: {verdicts}")

@@ -175,12 +175,15 @@ class Driver:
         sim, mine = self.simulation, self.assignment
         self.simulation.watch.starts(self)
         sim.tell(self.name, f"begins in {self.sandbox.name} with {list(mine.starts)} {sorted(mine.claims)}")
+        if sim.options.last_words:
+            sim.last_words[self._who[:2]] = -1
         edges = {number: Edges.from_bytes(blob) for number, blob in mine.segments.items()}
         now = self.sandbox.clock()
         leave_at = sim.options.policy.leave_at(now, until - sim.timeline.now)
         self.sandbox.spawn(self._beat())
         self.feed(Began(now, edges, leave_at))
         yield self._finished.wait
+        sim.last_words.pop(self._who[:2], None)
 
     def feed(self, event: Event) -> None:
         """Tell the executor something, and begin what it wants."""
@@ -249,9 +252,10 @@ class Driver:
             return
         now = self.sandbox.clock()
         count = self._tries[task] = self._tries.get(task, 0) + 1
-        if count <= does.reschedules:
+        if sim.asks_for_later(mine.job, task):
+            self._tries[task] -= 1
             self.feed(Rescheduled(task, now))
-        elif does.failures < 0 or count - does.reschedules <= does.failures:
+        elif does.failures < 0 or count <= does.failures:
             self.errors[task] = pack(["user", mine.job, task])
             self.feed(TaskErred(task, now))
         else:
@@ -380,7 +384,6 @@ class Driver:
         sim.tell(self.name, f"arrived {arrive.arrivals} {arrive.results} {arrive.errors}: {_told(reply)}")
         if reply.retired:
             self.waiter.offered = lingering is not None and lingering.seconds > 0
-            sim.last_words.pop(self._who[:2], None)
         for claim in reply.claims:
             for parent, location in claim.values.items():
                 self.locations.setdefault(parent, location)

@@ -436,6 +436,11 @@ class SimStore:
                 found.append(Lapsed(job, executor, record.attempt, record.running))
         return found
 
+    def executors(self, job: str) -> list[str]:
+        """See `lambda_worker.ports.JobStore.executors`."""
+        self._count(round_trips=1)
+        return sorted(self.tier.job(job).records)
+
     def recall(self, job: str, executor: str) -> Assignment | None:
         """See `lambda_worker.ports.JobStore.recall`."""
         self._count(round_trips=1)

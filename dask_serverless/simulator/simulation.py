@@ -141,6 +141,7 @@ class Simulation:
         self.last_words: dict[tuple[str, str], int] = {}
         self.mailboxes: dict[str, Signal] = {}
         self._clock_jump = 0.0
+        self._asked: dict[tuple[str, int], int] = {}
         room = int(self.drawn.shard_mebibytes * MIB) or 2**60
         self.tier = Tier(self._store_clock, self.options.shards, room, workloads.measure)
         self.tier.on_mail = self._on_mail
@@ -225,6 +226,12 @@ class Simulation:
         for signal in signals:
             results.append((yield signal.wait))
         return results
+
+    def asks_for_later(self, job: str, task: int) -> bool:
+        """Tell whether a task asks to be run later: so often altogether, wherever it runs."""
+        asked = self._asked.get((job, task), 0)
+        self._asked[job, task] = asked + 1
+        return asked < self.tasks[job][task].reschedules
 
     def mail_of(self, assignment: Assignment) -> bytes:
         """Return what an executor that lingers is sent (empty: this one is to be invoked)."""

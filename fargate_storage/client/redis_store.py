@@ -267,6 +267,12 @@ class RedisStore:
             for job, executor, attempt, running in self._run(scripts.LAPSED, STEP_ITEMS_MAX)
         ]
 
+    def executors(self, job: str) -> list[str]:
+        """See `lambda_worker.ports.JobStore.executors`. Every record has a lease."""
+        (members,) = self._metadata.ask(("ZRANGE", self._keys.leases, 0, -1))
+        mine = self._keys.lease_member(job, "")
+        return sorted(member.decode().removeprefix(mine) for member in members if member.startswith(mine.encode()))
+
     def recall(self, job: str, executor: str) -> Assignment | None:
         """See `lambda_worker.ports.JobStore.recall`."""
         reply = self._run(scripts.RECALL, job, executor)

@@ -369,6 +369,18 @@ def test_what_a_dead_executor_had_is_recalled(store):
     assert store.recall("job", "a") is None
 
 
+def test_who_has_a_record_is_named(store):
+    opened(store, "a", "b")
+    opened(store, "c", job="job-2")
+    assert store.delegate("job", "a", 1, [record("a.1", starts=[1])], 10) == 1
+    store.arrive("job", "b", 1, retire=True)
+    assert store.executors("job") == ["a", "a.1"]
+    store.drop("job", "a")
+    assert (store.executors("job"), store.executors("job-2"), store.executors("jo")) == (["a.1"], ["c"], [])
+    store.cancel("job")
+    assert store.executors("job") == []
+
+
 def test_a_repeated_delegation_does_not_bring_back_who_retired(store):
     opened(store, "a")
     assert store.delegate("job", "a", 1, [record("a.1", starts=[1])], 10) == 1
