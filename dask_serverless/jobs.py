@@ -313,7 +313,7 @@ class Ledger:
         held[ref] = held.get(ref, 0) + 1
 
     def _hold_for(self, job: Job, location: Location) -> None:
-        """1. A key's last reader is done; 2. the key is released; 3. who read it dies, and its next attempt reads it."""
+        """1. A key's last reader is done; 2. the key is released; 3. who read it dies; 4. its next attempt reads it."""
         if isinstance(location, Ref):
             self._hold(location)
             job.holds.append(location)

@@ -12,7 +12,7 @@ What is tried again, and how often, depends on what was running:
 * An executor that dies before any task runs is nobody's fault but the platform's. After `start_tries`
   deaths without a task, the whole job is **given up**: every other executor would die in the same way.
 * One that is only silent may be on its way still: a cold start, or a place in Lambda's queue, may take longer than
-  a lease. Every attempt is waited for twice as long as the one before (`silence_allowed`), and there are `silent_tries`.
+  a lease. Each attempt is waited for twice as long as the one before (`silence_allowed`); there are `silent_tries`.
 * What Lambda refuses for good (permission, size) is given up at once.
 
 Reports come twice, late, and in any order: of one attempt only the first counts.

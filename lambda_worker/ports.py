@@ -81,6 +81,9 @@ class Lapsed:
 class Store(Protocol):
     """The storage tier as executors see it: records, fan-ins, events, segments, objects.
 
+    A store is one sandbox's. Lambda may deliver an invocation twice: of several sandboxes that speak for
+    the same attempt, the first one holds it, and the others are fenced.
+
     Times are store time; no caller's clock is trusted. All keys carry the cluster's prefix and a
     time to live. Raises `StoreUnavailable` when the tier cannot be reached, `StoreFull` when it
     refuses a write for lack of memory.

@@ -53,6 +53,7 @@ class Watch:
         self.values_lost = 0
         self._excuses: set[str] = set()
         self._newest: dict[tuple[str, str], int] = {}
+        self._holders: dict[tuple[str, str, int], str] = {}
         self._owners: dict[tuple[str, int], str] = {}
         self._deaths: dict[tuple[str, int], int] = {}
         self._begun: set[tuple[str, str, int]] = set()
@@ -125,7 +126,7 @@ class Watch:
         who = (assignment.job, assignment.executor)
         self._newest[who] = max(assignment.attempt, self._newest.get(who, 0))
 
-    def heard(self, job: str, executor: str, attempt: int, standing: Standing) -> None:
+    def heard(self, job: str, executor: str, attempt: int, standing: Standing, sandbox: str) -> None:
         """The store has answered an executor."""
         if standing is not Standing.OK:
             return
@@ -133,6 +134,9 @@ class Watch:
         if attempt < newest:
             self.violated("I3", f"{job}/{executor}#{attempt} may go on, although there is #{newest}")
         self._newest[job, executor] = max(attempt, newest)
+        holder = self._holders.setdefault((job, executor, attempt), sandbox)
+        if holder != sandbox:
+            self.violated("I3", f"{job}/{executor}#{attempt} may go on in {holder}, and also in {sandbox}")
 
     def claimed(self, driver: Driver, reply: Reply) -> None:
         """The store has told an executor whose each child is."""

@@ -75,6 +75,7 @@ class Sandbox(Host):
         self.slow = faults.slow_factor if luck.random() < faults.slow_sandbox else 1.0
         # Clocks of different machines have nothing to do with one another.
         self.clock_offset = luck.uniform(0.0, 1e6)
+        self.store = simulation.new_store(self.name)
         self.invocation = 0
         self.invoked_at = 0.0
         self.driver: Driver | None = None
@@ -141,7 +142,7 @@ class Sandbox(Host):
         yield came.wait
         sim.mailboxes.pop(waiter.name, None)
         try:
-            mail = yield from self.ask(sim.metadata, lambda: sim.store.take_mail(waiter.name, 0.0))
+            mail = yield from self.ask(sim.metadata, lambda: self.store.take_mail(waiter.name, 0.0))
         except StoreUnavailable:  # all was done here; whoever has sent mail finds out
             return b""
         return mail
@@ -277,7 +278,7 @@ class Driver:
             runs = [(mine.job, mine.executor, mine.attempt, running)]
             try:
                 (standing,) = yield from self.sandbox.ask(
-                    sim.metadata, lambda runs=runs: self._stands(sim.store.beat(runs))
+                    sim.metadata, lambda runs=runs: self._stands(self.sandbox.store.beat(runs))
                 )
             except StoreUnavailable:
                 continue  # the next one may get through; the lease decides
@@ -286,7 +287,7 @@ class Driver:
                 return
 
     def _stands(self, standings: list[Standing]) -> list[Standing]:
-        self.simulation.watch.heard(*self._who, standings[0])
+        self.simulation.watch.heard(*self._who, standings[0], self.sandbox.name)
         return standings
 
     # -- values in ------------------------------------------------------------------------------
@@ -297,7 +298,7 @@ class Driver:
         for server, numbers in _by_server(segments, lambda number: number % len(sim.shards)).items():
             blobs = yield from self.sandbox.ask(
                 sim.shards[server],
-                lambda numbers=numbers: sim.store.load(job, numbers),
+                lambda numbers=numbers: self.sandbox.store.load(job, numbers),
                 back=lambda blobs: sum(map(len, blobs)),
             )
             found.update(zip(numbers, blobs, strict=True))
@@ -322,7 +323,7 @@ class Driver:
 
         def ask(some: list[Ref]) -> Body:
             nbytes = sum(ref.nbytes for ref in some)
-            return self.sandbox.ask(sim.shards[shard], lambda: sim.store.get(some), back=lambda _: nbytes)
+            return self.sandbox.ask(sim.shards[shard], lambda: self.sandbox.store.get(some), back=lambda _: nbytes)
 
         try:
             frames = yield from ask(list(refs.values()))
@@ -373,10 +374,10 @@ class Driver:
         said = self._pack(events)
 
         def step() -> Reply:
-            reply: Reply = sim.store.arrive(
+            reply: Reply = self.sandbox.store.arrive(
                 *self._who, arrivals, said, retire=arrive.retire, succession=succession, lingering=lingering
             )
-            sim.watch.heard(*self._who, reply.standing)
+            sim.watch.heard(*self._who, reply.standing, self.sandbox.name)
             sim.watch.claimed(self, reply)
             return reply
 
@@ -405,7 +406,7 @@ class Driver:
             if sim.options.policy.inline(nbytes, (fan_ins or {}).get(task, 1)):
                 located[task] = pack_inline(name, frames)
             else:
-                large.setdefault(sim.store.shard_of(name), []).append((task, name, frames))
+                large.setdefault(self.sandbox.store.shard_of(name), []).append((task, name, frames))
         bodies = [self._put(shard, items, located, failed) for shard, items in large.items()]
         yield from sim.together(self.sandbox, bodies)
         self.locations.update(located)
@@ -423,7 +424,7 @@ class Driver:
         def ask(some: list[tuple[int, str, list[bytes]]]) -> Body:
             nbytes = sum(self.values[task][1] for task, _, _ in some if task in self.values)
             objects = [(name, frames) for _, name, frames in some]
-            return self.sandbox.ask(sim.shards[shard], lambda: sim.store.put(objects), out=nbytes)
+            return self.sandbox.ask(sim.shards[shard], lambda: self.sandbox.store.put(objects), out=nbytes)
 
         try:
             refs = yield from ask(items)
@@ -460,7 +461,7 @@ class Driver:
         mails = [sim.mail_of(each) for each in records]
 
         def step() -> list[str]:
-            posted: list[str] = sim.store.delegate_and_post(*self._who, records, mails, mine.ceiling)
+            posted: list[str] = self.sandbox.store.delegate_and_post(*self._who, records, mails, mine.ceiling)
             return posted
 
         recipients = yield from self.sandbox.ask(sim.metadata, step)
@@ -482,7 +483,7 @@ class Driver:
 
     def _say(self, events: list[Any]) -> Body:
         sim, said = self.simulation, self._pack(events)
-        yield from self.sandbox.ask(sim.metadata, lambda: sim.store.arrive(*self._who, events=said))
+        yield from self.sandbox.ask(sim.metadata, lambda: self.sandbox.store.arrive(*self._who, events=said))
 
     def _pack(self, events: list[Any]) -> bytes:
         # The number tells two publications with the same content from one that is repeated.

@@ -35,6 +35,7 @@ class Record:
     assignment: Assignment
     generation: int
     running: int = -1
+    holder: str = ""
     recipient: str = ""
     gave: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     heard: list[object] = field(default_factory=list)
@@ -179,6 +180,8 @@ class SimStore:
         An executor that was silent for so long has lapsed.
     object_bytes_max
         A larger value is refused.
+    holder
+        Names the sandbox that speaks.
     wait
         Waits for events or mail. By default nobody waits: there is something now, or not.
 
@@ -197,9 +200,11 @@ class SimStore:
         tier: Tier,
         lease_seconds: float = 15.0,
         object_bytes_max: int = 10 * 2**30,
+        holder: str = "",
         wait: Wait = lambda ready, seconds: None,
     ) -> None:
         self.tier = tier
+        self.holder = holder
         self.lease_seconds = lease_seconds
         self.object_bytes_max = object_bytes_max
         self._wait = wait
@@ -396,7 +401,7 @@ class SimStore:
         return made
 
     def _enter(self, job: str, executor: str, attempt: int) -> Standing:
-        """Tell whether an attempt may go on. A newer one than the record knows is believed."""
+        """Tell whether an attempt may go on. A newer one than the record knows is believed; who speaks first holds it."""
         state = self.tier.job(job)
         if state.cancelled:
             return Standing.CANCELLED
@@ -404,7 +409,11 @@ class SimStore:
         if not state.opened or record is None or record.attempt > attempt:
             return Standing.FENCED
         if record.attempt < attempt:
-            record.attempt, record.running = attempt, -1
+            record.attempt, record.running, record.holder = attempt, -1, ""
+        if not record.holder:
+            record.holder = self.holder
+        elif self.holder and self.holder != record.holder:
+            return Standing.FENCED
         return Standing.OK
 
     def _renew(self, job: str, executor: str) -> None:

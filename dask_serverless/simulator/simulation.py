@@ -145,7 +145,7 @@ class Simulation:
         room = int(self.drawn.shard_mebibytes * MIB) or 2**60
         self.tier = Tier(self._store_clock, self.options.shards, room, workloads.measure)
         self.tier.on_mail = self._on_mail
-        self.store = self.parts.store(self.tier, lease_seconds=self.options.lease_seconds)
+        self.store = self.new_store()  # the proxy's
         self.metadata = Server("the metadata server")
         self.shards = [Server(f"the shard {number} server") for number in range(self.options.shards)]
         self.watch = Watch(self)
@@ -156,6 +156,10 @@ class Simulation:
 
     def __repr__(self) -> str:
         return f"<Simulation {self.seed} at {self.timeline.now:.3f} s>"
+
+    def new_store(self, holder: str = "") -> SimStore:
+        """Make a client of the tier."""
+        return self.parts.store(self.tier, lease_seconds=self.options.lease_seconds, holder=holder)
 
     def tell(self, who: str, what: str) -> None:
         """Add to the story."""

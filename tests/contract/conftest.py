@@ -36,7 +36,8 @@ def make_redis_store(tier):
     stores = []
 
     def make(**options):
-        stores.append(RedisStore(tier.config(cluster, **options)))
+        holder = options.pop("holder", "")
+        stores.append(RedisStore(tier.config(cluster, **options), holder))
         return stores[-1]
 
     yield make

@@ -238,6 +238,21 @@ def test_a_newer_attempt_than_the_record_knows_fences_the_older(store):
     assert store.beat([("job", "a", 2, -1), ("job", "a", 1, -1)]) == [OK, FENCED]
 
 
+def test_of_two_sandboxes_that_speak_for_one_attempt_the_first_holds_it(make_store):
+    """1. Lambda delivers an invocation twice; 2. one copy wins a child; 3. the other must not retire with it."""
+    proxy, first, second = make_store(), make_store(holder="first"), make_store(holder="second")
+    opened(proxy, "a")
+    assert verdicts(first.arrive("job", "a", 1, [edge(100, 1, 1)])) == [(100, YOURS)]
+    assert second.arrive("job", "a", 1, retire=True) == Reply(FENCED)
+    assert second.delegate("job", "a", 1, [record("a.1")], 10) == 0
+    assert second.beat([("job", "a", 1, -1)]) == [FENCED]
+    assert proxy.beat([("job", "a", 1, -1)]) == [OK]  # who has no name
+    assert proxy.admit([record("a", 2)], 10) == 1
+    assert second.beat([("job", "a", 2, -1)]) == [OK]
+    assert first.beat([("job", "a", 2, -1), ("job", "a", 3, -1)]) == [FENCED, OK]
+    assert second.beat([("job", "a", 3, -1)]) == [FENCED]
+
+
 def test_who_has_no_record_is_fenced(store):
     opened(store, "a")
     assert store.arrive("job", "nobody", 1, [edge(100, 1, 1)]) == Reply(FENCED)
