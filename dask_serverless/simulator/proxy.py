@@ -486,5 +486,6 @@ class Client:
         if key not in self.released and (not self._reading or key not in self.answered):
             self.released.add(key)
             self.simulation.proxy.release(key)
+            self._release_what_is_over()
         elif key not in self.released:
             self.simulation.timeline.after(1.0, self._let_go, key)

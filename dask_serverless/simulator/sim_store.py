@@ -401,7 +401,7 @@ class SimStore:
         return made
 
     def _enter(self, job: str, executor: str, attempt: int) -> Standing:
-        """Tell whether an attempt may go on. A newer one than the record knows is believed; who speaks first holds it."""
+        """Tell whether an attempt may go on. A newer one than is known is believed; who speaks first holds it."""
         state = self.tier.job(job)
         if state.cancelled:
             return Standing.CANCELLED

@@ -97,7 +97,8 @@ class Outcome:
 
     def __str__(self) -> str:
         verdict = "ok" if self.violation is None else f"VIOLATED {self.violation}"
-        return f"seed {self.seed}: {verdict}; {self.seconds:.1f} s, {self.steps} steps, digest {self.digest}, {self.faults}"
+        ran = f"{self.seconds:.1f} s, {self.steps} steps, digest {self.digest}"
+        return f"seed {self.seed}: {verdict}; {ran}, {self.faults}"
 
 
 class Simulation:
@@ -316,11 +317,6 @@ class Simulation:
         self.tell("weather", f"the store's clock jumps by {seconds:.1f} s")
         self.watch.excuse("clock")
         self._clock_jump += seconds
-
-    @property
-    def late_writes(self) -> bool:
-        """Whether values may have been written after their job was closed: they stay until their time to live."""
-        return True
 
 
 def _luck(seed: int, what: str) -> random.Random:
