@@ -147,7 +147,7 @@ class Watch:
                 if owner != mine.executor:
                     self.violated("I3", f"{mine.job}/{claim.child} is {owner}'s, and also {mine.executor}'s")
                 parents = self.simulation.graphs[mine.job].parents[claim.child]
-                if set(claim.values) != set(parents):
+                if not set(claim.values) <= set(parents) <= set(claim.values) | set(driver.values):
                     self.violated("I4", f"{mine.job}/{claim.child} begins with {sorted(claim.values)}, not {parents}")
 
     # -- I4: nobody waits for nobody ------------------------------------------------------------
@@ -163,7 +163,7 @@ class Watch:
                     self.violated("I4", f"{name}/{executor} has a record and no lease")
             for child, fan_in in job.fan_ins.items():
                 if fan_in.owner is None:
-                    if fan_in.complete:
+                    if fan_in.complete():
                         self.violated("I4", f"all parents of {name}/{child} are done, and it has no owner")
                 elif fan_in.owner not in job.records:
                     self.violated("I4", f"{name}/{child} belongs to {fan_in.owner}, who is gone")

@@ -314,9 +314,11 @@ class Driver:
         bodies = []
         for shard, parents in _by_server(stored, lambda parent: stored[parent].shard).items():
             bodies.append(self._fetch_from(shard, {parent: stored[parent] for parent in parents}))
+        began = sim.timeline.now
         yield from sim.together(self.sandbox, bodies)
         self.locations.update(wanted)
-        self.feed(InputsFetched(task))
+        nbytes = sum(ref.nbytes for ref in stored.values())
+        self.feed(InputsFetched(task, nbytes, sim.timeline.now - began))
 
     def _fetch_from(self, shard: int, refs: Mapping[int, Ref]) -> Body:
         sim = self.simulation
@@ -347,10 +349,18 @@ class Driver:
         inputs = arrive.successor.inputs if arrive.successor is not None else {}
         needed = [parent for parents_of_start in inputs.values() for parent in parents_of_start]
         parents = [parent for _, parent, _ in arrive.arrivals]
-        locations, failed = yield from self.locate([*parents, *arrive.results, *needed], copies)
-        yield from self.signal(arrive, locations, failed)
+        began = self.simulation.timeline.now
+        locations, failed, nbytes = yield from self.locate([*parents, *arrive.results, *needed], copies)
+        yield from self.signal(arrive, locations, failed, nbytes, self.simulation.timeline.now - began)
 
-    def signal(self, arrive: Arrive, locations: Mapping[int, Location], failed: Mapping[int, bytes]) -> Body:
+    def signal(
+        self,
+        arrive: Arrive,
+        locations: Mapping[int, Location],
+        failed: Mapping[int, bytes],
+        nbytes: int = 0,
+        seconds: float = 0.0,
+    ) -> Body:
         """Tell the store and the proxy, once everything that is mentioned is stored."""
         sim = self.simulation
         events: list[Any] = []
@@ -370,7 +380,7 @@ class Driver:
             Arrival(child, parent, parents, locations[parent])
             for child, parent, parents in arrive.arrivals
             if parent in locations
-        ]
+        ] + [Arrival(child, parent, parents, None) for child, parent, parents in arrive.asks]
         said = self._pack(events)
 
         def step() -> Reply:
@@ -382,13 +392,14 @@ class Driver:
             return reply
 
         reply = yield from self.sandbox.ask(sim.metadata, step)
-        sim.tell(self.name, f"arrived {arrive.arrivals} {arrive.results} {arrive.errors}: {_told(reply)}")
+        asked = f" asks {arrive.asks}" if arrive.asks else ""
+        sim.tell(self.name, f"arrived {arrive.arrivals} {arrive.results} {arrive.errors}{asked}: {_told(reply)}")
         if reply.retired:
             self.waiter.offered = lingering is not None and lingering.seconds > 0
         for claim in reply.claims:
             for parent, location in claim.values.items():
                 self.locations.setdefault(parent, location)
-        self.feed(Answered(reply.standing, reply.claims, reply.retired, self.sandbox.clock()))
+        self.feed(Answered(reply.standing, reply.claims, reply.retired, self.sandbox.clock(), nbytes, seconds))
 
     def locate(self, tasks: Iterable[int], fan_ins: Mapping[int, int] | None = None) -> Body:
         """Find out where values are, writing those that nobody else could read yet."""
@@ -410,7 +421,13 @@ class Driver:
         bodies = [self._put(shard, items, located, failed) for shard, items in large.items()]
         yield from sim.together(self.sandbox, bodies)
         self.locations.update(located)
-        return located, failed
+        nbytes = sum(
+            where.nbytes
+            for items in large.values()
+            for task, _, _ in items
+            if isinstance(where := located.get(task), Ref)
+        )
+        return located, failed, nbytes
 
     def _put(
         self,
@@ -450,7 +467,7 @@ class Driver:
     def delegate(self, delegate: Delegate) -> Body:
         """Start other executors with a part of the work, as many as there is room for."""
         sim, mine = self.simulation, self.assignment
-        locations, failed = yield from self.locate(parent for parents in delegate.inputs for parent in parents)
+        locations, failed, _ = yield from self.locate(parent for parents in delegate.inputs for parent in parents)
         if failed:  # keep the work here, where the values are
             self.feed(Delegated(0, self.sandbox.clock()))
             return

@@ -9,7 +9,7 @@ holds there. A call takes no time: whoever calls decides when it happens. Nothin
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from lambda_worker.core.errors import StoreFull, ValueLost, ValueTooLarge
@@ -48,6 +48,7 @@ class FanIn:
         self.parents = parents
         self.values: dict[int, Location] = {}
         self.owner: str | None = None
+        self.held = False  # the owner has asked for it: values of some parents are with it alone
 
     def __repr__(self) -> str:
         return f"<FanIn {sorted(self.values)} of {self.parents}, owner {self.owner}>"
@@ -56,10 +57,9 @@ class FanIn:
         """Set an edge. The first value stays."""
         self.values.setdefault(parent, value)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all parents are done."""
-        return len(self.values) >= self.parents
+    def complete(self, held: Set[int] = frozenset()) -> bool:
+        """Tell whether all parents are done, with those that an executor holds."""
+        return len(self.values) + len(held - self.values.keys()) >= self.parents
 
 
 @dataclass(slots=True)
@@ -251,16 +251,27 @@ class SimStore:
 
     def _arrive_at_each(self, state: JobState, executor: str, arrivals: Sequence[Arrival]) -> list[Claim]:
         settled: dict[int, Verdict] = {}  # as each child stood when this call came to it
+        fan_ins: dict[int, FanIn] = {}
+        held: dict[int, set[int]] = {}
         for arrival in arrivals:
             child = arrival.child
             if child not in settled:
                 settled[child] = self._verdict(state, executor, child)
             if settled[child] is Verdict.WAIT:
-                self._fan_in(state, arrival).set(arrival.parent, arrival.value)
+                fan_in = fan_ins.get(child) or state.fan_ins.get(child) or self._new_fan_in(arrival.parents)
+                fan_ins[child] = fan_in
+                if arrival.value is None:
+                    held.setdefault(child, set()).add(arrival.parent)
+                else:
+                    state.fan_ins[child] = fan_in
+                    fan_in.set(arrival.parent, arrival.value)
         claims = []
         for child, verdict in settled.items():
-            if verdict is Verdict.WAIT and state.fan_ins[child].complete:
-                state.fan_ins[child].owner = executor
+            mine = held.get(child, frozenset())
+            if verdict is Verdict.WAIT and fan_ins[child].complete(mine):
+                state.fan_ins[child] = fan_ins[child]  # who asked in vain leaves no trace
+                fan_ins[child].owner = executor
+                fan_ins[child].held = not mine <= fan_ins[child].values.keys()
                 verdict = Verdict.YOURS
             if verdict is Verdict.YOURS:
                 state.claims.setdefault(executor, {})[child] = None
@@ -276,12 +287,6 @@ class SimStore:
         if fan_in is None or fan_in.owner is None:
             return Verdict.WAIT
         return Verdict.YOURS if fan_in.owner == executor else Verdict.TAKEN
-
-    def _fan_in(self, state: JobState, arrival: Arrival) -> FanIn:
-        found = state.fan_ins.get(arrival.child)
-        if found is None:
-            found = state.fan_ins[arrival.child] = self._new_fan_in(arrival.parents)
-        return found
 
     def _new_fan_in(self, parents: int) -> FanIn:
         return FanIn(parents)
@@ -460,8 +465,13 @@ class SimStore:
         had = record.assignment
         gone = {*had.without, *(task for _, starts in record.gave.values() for task in starts)}
         claims: dict[int, Mapping[int, Location]] = dict(had.claims)
-        for child in state.claims.get(executor, ()):
-            claims[child] = dict(state.fan_ins[child].values)
+        for child in list(state.claims.get(executor, ())):
+            fan_in = state.fan_ins[child]
+            if fan_in.held:  # what was held has died with the attempt: it has no owner any more
+                fan_in.owner, fan_in.held = None, False
+                del state.claims[executor][child]
+            else:
+                claims[child] = dict(fan_in.values)
         return replace(
             had,
             attempt=record.attempt,

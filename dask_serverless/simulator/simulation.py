@@ -335,6 +335,12 @@ def draw_options(luck: random.Random) -> Options:
         refused_seconds=luck.choice((0.01, 0.1)),
         fetch_ahead=luck.choice((1, 2, 4)),
         kept_bytes_max=luck.choice((MIB, 256 * MIB)),
+        hold=luck.random() < 0.7,
+        hold_bytes_min=luck.choice((0, 10_000, MIB)),
+        group=luck.random() < 0.7,
+        split=luck.random() < 0.8,
+        prefetch=luck.random() < 0.8,
+        locality=luck.random() < 0.8,
     )
     function = LambdaConfig(
         concurrency=ceiling + luck.choice((0, 1, 100)),
