@@ -229,8 +229,10 @@ class Proxy(Host):
             self._listening = bool(self.hearing)  # if there is nothing, what comes from now on wakes the listener
             return self.hearing
 
-        while self._listening:
+        while True:
             heard = yield from self.ask(sim.metadata, step)
+            if not heard:
+                return
             self.hearing = []
             for job, executor, _, blob in heard:
                 self._take(job, executor, blob)
@@ -370,7 +372,13 @@ class Proxy(Host):
     def _try_again(self, job: str, executor: str, verdict: TryAgain) -> Body:
         sim = self.simulation
         yield sim.timeline.sleep(verdict.seconds)
-        had = yield from self.ask(sim.metadata, lambda: sim.store.recall(job, executor))
+
+        def recall() -> Assignment | None:
+            had: Assignment | None = sim.store.recall(job, executor)
+            sim.watch.recalled(job, executor)
+            return had
+
+        had = yield from self.ask(sim.metadata, recall)
         if had is None:  # it had just retired when it died, or its job is over
             self.feed(Retired(job, executor))
             return

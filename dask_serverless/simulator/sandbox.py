@@ -392,6 +392,7 @@ class Driver:
             return reply
 
         reply = yield from self.sandbox.ask(sim.metadata, step)
+        sim.watch.told(self, reply)
         asked = f" asks {arrive.asks}" if arrive.asks else ""
         sim.tell(self.name, f"arrived {arrive.arrivals} {arrive.results} {arrive.errors}{asked}: {_told(reply)}")
         if reply.retired:
