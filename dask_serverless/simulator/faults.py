@@ -33,6 +33,10 @@ CLASSES: dict[str, dict[str, tuple[float, float]]] = {
 }
 
 
+#: The chance of each class.
+SHARE = 0.3
+
+
 @dataclass(frozen=True, slots=True)
 class Faults:
     """How often what goes wrong. Shares are of all occasions; rates are per second of virtual time.
@@ -121,7 +125,12 @@ class Faults:
 NONE = Faults()
 
 
-def draw(luck: random.Random, among: Collection[str] = tuple(CLASSES), share: float = 0.3) -> Faults:
+def luck_of(seed: int) -> random.Random:
+    """Return the luck that a seed's faults are drawn from."""
+    return random.Random(f"{seed} faults")  # by text: the same in every process
+
+
+def draw(luck: random.Random, among: Collection[str] = tuple(CLASSES), share: float = SHARE) -> Faults:
     """Draw what goes wrong in a run: each class with a chance of `share`.
 
     Examples

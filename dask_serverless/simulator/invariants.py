@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dask_serverless.job_events import Key
 from dask_serverless.simulator.workload import Expected
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.verdicts import Standing, Verdict
@@ -32,8 +33,11 @@ class Violated(Exception):
     """A promise was broken: which, and how."""
 
     def __init__(self, invariant: str, what: str) -> None:
+        super().__init__(invariant, what)  # so that it can be pickled
         self.invariant = invariant
-        super().__init__(f"{invariant}: {what}")
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 class Watch:
@@ -71,14 +75,14 @@ class Watch:
 
     # -- I1: answers ----------------------------------------------------------------------------
 
-    def answered(self, key: str, expected: Expected, value: int) -> None:
+    def answered(self, key: Key, expected: Expected, value: int) -> None:
         """A key's value was read."""
         if expected.failing:
             self.violated("I1", f"{key} has a value, although {sorted(expected.failing)} fails")
         elif value != expected.value:
             self.violated("I1", f"{key} is {value}, not {expected.value}")
 
-    def failed(self, key: str, expected: Expected, kind: str, where: tuple[str, int]) -> None:
+    def failed(self, key: Key, expected: Expected, kind: str, where: tuple[str, int]) -> None:
         """A key has an error."""
         sim = self.simulation
         drawn = sim.drawn
@@ -100,7 +104,7 @@ class Watch:
         if not fine:
             self.violated("I1", f"{key} has an error for which there is no reason: {kind} of {where}")
 
-    def lost(self, key: str, what: str) -> None:
+    def lost(self, key: Key, what: str) -> None:
         """The client could not read a key's value."""
         if not self.values_lost:
             self.violated("I1", f"the value of {key} is gone: {what}")

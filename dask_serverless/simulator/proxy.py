@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dask_serverless.first_assignments import first_assignments
@@ -26,6 +27,7 @@ from dask_serverless.job_events import (
     Import,
     ImportFailed,
     JobFailed,
+    Key,
     Launch,
     Lost,
     Released,
@@ -112,9 +114,9 @@ class Proxy(Host):
         for instruction in self.ledger.handle(event):
             match instruction:
                 case Finish(key, result):
-                    sim.client.finish(str(key), result)
+                    sim.client.finish(key, result)
                 case Fail(key, error):
-                    sim.client.fail(str(key), error)
+                    sim.client.fail(key, error)
                 case Launch():
                     self.spawn(self._launch(instruction))
                 case Import(key):
@@ -157,7 +159,7 @@ class Proxy(Host):
             by_shard.setdefault(number % len(sim.shards), {})[number] = blob
         for shard, some in by_shard.items():
             nbytes = sum(map(len, some.values()))
-            yield from self.ask(sim.shards[shard], lambda some=some: sim.store.open_job(name, some), out=nbytes)
+            yield from self.ask(sim.shards[shard], partial(sim.store.open_job, name, some), out=nbytes)
         recipients = yield from self.ask(
             sim.metadata, lambda: self._admitted(assignments, sim.store.admit_and_post(assignments, mails, places))
         )
@@ -197,14 +199,14 @@ class Proxy(Host):
             self.segments.pop(close.job, None)
             self.supervisor.forget(close.job)
         for close in closes:
-            yield from self.ask(sim.metadata, lambda close=close: self.close_job(close))
+            yield from self.ask(sim.metadata, partial(self.close_job, close))
         self.feed(Room())
 
     def close_job(self, close: Close) -> None:
         """Remove what a job left behind; this fences whoever is still at work."""
         self.simulation.store.close_job(close.job, close.keep)
 
-    def release(self, key: str) -> None:
+    def release(self, key: Key) -> None:
         """The client holds a key no longer."""
         self.feed(Released(key))
 
@@ -413,10 +415,10 @@ class Client:
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.host = Host(simulation, "client", simulation.options.latency_seconds)
-        self.answered: dict[str, str] = {}  # by key: what it was told
-        self.released: set[str] = set()
+        self.answered: dict[Key, str] = {}  # by key: what it was told
+        self.released: set[Key] = set()
         self._expected = simulation.workload.answers()
-        self._leaving: set[str] = set()
+        self._leaving: set[Key] = set()
         self._reading = 0
         jobs = simulation.workload.jobs
         self._sources = {job.name: job.graph.sources() for job in jobs}
@@ -424,13 +426,13 @@ class Client:
             job.name: {task: key for keys in (job.visible, job.externals) for key, task in keys.items()} for job in jobs
         }
 
-    def finish(self, key: str, result: Result) -> None:
+    def finish(self, key: Key, result: Result) -> None:
         """A key has a value."""
         self._told(key, "a value")
         self._reading += 1
         self.simulation.timeline.spawn(self._read(key, result.location))
 
-    def fail(self, key: str, error: bytes) -> None:
+    def fail(self, key: Key, error: bytes) -> None:
         """A key has an error."""
         kind, job, task = unpack(error)
         self._told(key, f"error {kind} of {job}/{task}")
@@ -443,20 +445,20 @@ class Client:
             self._let_go(key)
 
     @property
-    def pending(self) -> list[str]:
+    def pending(self) -> list[Key]:
         """Keys without an answer, of those that are still wanted, and those being read."""
         jobs = self.simulation.workload.jobs
         keys = [key for job in jobs for key in job.visible if key not in self.answered and key not in self.released]
         return keys + ["(reading)"] * bool(self._reading)
 
-    def _told(self, key: str, what: str) -> None:
+    def _told(self, key: Key, what: str) -> None:
         sim = self.simulation
         sim.tell("client", f"{key}: {what}")
         if key in self.answered:
             sim.watch.violated("I3", f"{key} has two answers: {self.answered[key]}, {what}")
         self.answered[key] = what
 
-    def _read(self, key: str, location: Location) -> Body:
+    def _read(self, key: Key, location: Location) -> Body:
         sim = self.simulation
         yield sim.timeline.sleep(sim.luck.choice((0.0, 0.001, 0.1, 2.0)))
         value: int | None = None
@@ -477,7 +479,7 @@ class Client:
     def _release_what_is_over(self) -> None:
         """Let go of what nobody needs any more, some time later: as Dask's scheduler does, which knows the stubs."""
         sim = self.simulation
-        needed: set[str] = set()
+        needed: set[Key] = set()
         for job in sim.workload.jobs:
             pending = [key for key in job.visible if key not in self.answered and key not in self.released]
             if pending:
@@ -490,7 +492,7 @@ class Client:
                 self._leaving.add(key)
                 sim.timeline.after(sim.luck.uniform(0.0, 5.0), self._let_go, key)
 
-    def _let_go(self, key: str) -> None:
+    def _let_go(self, key: Key) -> None:
         if key not in self.released and (not self._reading or key not in self.answered):
             self.released.add(key)
             self.simulation.proxy.release(key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dask_serverless.simulator.network import Host
@@ -277,18 +278,17 @@ class Driver:
             running = -1 if self.executor.running is None else self.executor.running
             runs = [(mine.job, mine.executor, mine.attempt, running)]
             try:
-                (standing,) = yield from self.sandbox.ask(
-                    sim.metadata, lambda runs=runs: self._stands(self.sandbox.store.beat(runs))
-                )
+                standing = yield from self.sandbox.ask(sim.metadata, partial(self._beat_once, runs))
             except StoreUnavailable:
                 continue  # the next one may get through; the lease decides
             if standing is not Standing.OK:
                 self.feed(Halted(standing))
                 return
 
-    def _stands(self, standings: list[Standing]) -> list[Standing]:
-        self.simulation.watch.heard(*self._who, standings[0], self.sandbox.name)
-        return standings
+    def _beat_once(self, runs: list[tuple[str, str, int, int]]) -> Standing:
+        (standing,) = self.sandbox.store.beat(runs)
+        self.simulation.watch.heard(*self._who, standing, self.sandbox.name)
+        return standing
 
     # -- values in ------------------------------------------------------------------------------
 
@@ -298,7 +298,7 @@ class Driver:
         for server, numbers in _by_server(segments, lambda number: number % len(sim.shards)).items():
             blobs = yield from self.sandbox.ask(
                 sim.shards[server],
-                lambda numbers=numbers: self.sandbox.store.load(job, numbers),
+                partial(self.sandbox.store.load, job, numbers),
                 back=lambda blobs: sum(map(len, blobs)),
             )
             found.update(zip(numbers, blobs, strict=True))

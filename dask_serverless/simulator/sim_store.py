@@ -267,7 +267,7 @@ class SimStore:
                     fan_in.set(arrival.parent, arrival.value)
         claims = []
         for child, verdict in settled.items():
-            mine = held.get(child, frozenset())
+            mine: Set[int] = held.get(child, set())
             if verdict is Verdict.WAIT and fan_ins[child].complete(mine):
                 state.fan_ins[child] = fan_ins[child]  # who asked in vain leaves no trace
                 fan_ins[child].owner = executor

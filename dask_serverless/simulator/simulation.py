@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dask_serverless.job_events import Key
 from dask_serverless.simulator import faults as fault_plans
 from dask_serverless.simulator import workload as workloads
 from dask_serverless.simulator.faults import Faults
@@ -91,9 +92,13 @@ class Outcome:
     seconds: float
     steps: int
     digest: str
-    answers: Mapping[str, str]
+    answers: Mapping[Key, str]
     violation: Violated | None
     story: list[str] = field(repr=False)
+
+    def brief(self) -> Outcome:
+        """Return this without its story."""
+        return replace(self, story=[])
 
     def __str__(self) -> str:
         verdict = "ok" if self.violation is None else f"VIOLATED {self.violation}"
@@ -131,7 +136,7 @@ class Simulation:
         self.seed = seed
         self.parts = parts or Parts()
         self.workload = workloads.draw(_luck(seed, "workload")) if workload is None else workload
-        self.drawn = fault_plans.draw(_luck(seed, "faults")) if faults is None else faults
+        self.drawn = fault_plans.draw(fault_plans.luck_of(seed)) if faults is None else faults
         self.options = draw_options(_luck(seed, "options")) if options is None else options
         self.faults = self.drawn
         self.luck = _luck(seed, "luck")

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dask_serverless.job_events import Key
 from dask_serverless.plan.graph import Graph
 from lambda_worker.core.schedule import SEGMENT_TASKS
 
@@ -68,8 +69,8 @@ class SimJob:
     name: str
     graph: Graph
     tasks: dict[int, SimTask]
-    visible: dict[str, int]
-    externals: dict[str, int] = field(default_factory=dict)
+    visible: dict[Key, int]
+    externals: dict[Key, int] = field(default_factory=dict)
     at: float = 0.0
     released_at: float = float("inf")
 
@@ -89,9 +90,9 @@ class Workload:
 
     jobs: list[SimJob]
 
-    def answers(self) -> dict[str, Expected]:
+    def answers(self) -> dict[Key, Expected]:
         """Evaluate everything directly."""
-        known: dict[str, Expected] = {}
+        known: dict[Key, Expected] = {}
         for job in self.jobs:
             keys = {task: key for key, task in job.externals.items()}
             here: dict[int, Expected] = {}
@@ -201,7 +202,7 @@ def _job(
     luck: random.Random,
     name: str,
     parents: list[list[int]],
-    borrowed: list[str],
+    borrowed: list[Key],
     seconds: float,
     nbytes: float,
     hazards: bool,
@@ -242,11 +243,11 @@ def _job(
                 mine.poison = True
         if has_classes and luck.random() < 0.2:
             classes[number] = luck.randint(1, 2)
-    outsiders = {key: numbers[task] for task, key in enumerate(borrowed)}
+    outsiders: dict[Key, int] = {key: numbers[task] for task, key in enumerate(borrowed)}
     for number in outsiders.values():  # whoever begins with it can go on
-        needed = [classes.get(child, 0) for child in children[number]]
-        if needed and min(needed):
-            classes[number] = min(needed)
+        smallest = min((classes.get(child, 0) for child in children[number]), default=0)
+        if smallest:
+            classes[number] = smallest
     graph = Graph(
         parents=all_parents,
         children=children,
@@ -256,7 +257,7 @@ def _job(
         retries=retries,
         classes=classes,
     )
-    visible = {f"{name}-{numbers[task]}": numbers[task] for task in wanted if task >= len(borrowed)}
+    visible: dict[Key, int] = {f"{name}-{numbers[task]}": numbers[task] for task in wanted if task >= len(borrowed)}
     return SimJob(name, graph, tasks, visible, outsiders)
 
 
