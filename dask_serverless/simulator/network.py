@@ -35,7 +35,7 @@ class Bucket:
     --------
     >>> bucket = Bucket()
     >>> round(bucket.seconds(300 * MIB, now=0.0), 3), round(bucket.seconds(75 * MIB, now=1.0), 3)
-    (0.25, 0.55)
+    (0.244, 0.29)
     """
 
     burst_bytes: float = 300 * MIB

@@ -7,6 +7,7 @@ come to its end in bounded time (*liveness*).
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -186,7 +187,11 @@ class Simulation:
         while watch.violation is None and time.next < deadline:
             if self.faults is self.drawn and time.next >= self.options.safety_seconds:
                 self._end_faults()
-            time.step()
+            try:
+                time.step()
+            except Exception as error:  # where a promise is broken, the program may fail before anybody looks
+                self.trace.lines.extend(traceback.format_exc().splitlines())
+                watch.violated("I1", f"an error of ours: {error!r}")
             if over_since is None:
                 over_since = time.now if self.is_over() else None
             elif time.now > over_since + GRACE_SECONDS and time.next > time.now:
