@@ -360,20 +360,6 @@ def test_executors_that_die_anywhere_are_tried_again_and_nothing_is_lost(
 
 @settings(max_examples=300, deadline=None)
 @given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.sampled_from([0.0005, 0.005, 0.02]), LARGE)
-def test_who_is_given_work_by_a_later_attempt_does_not_run_what_that_has_claimed():
-    """1. An attempt claims 2 and dies; 2. the next one gives 1 away, a parent of 2; 3. its receiver promises 2 as well."""
-    edges = Edges(0, [[], [], [0, 1], []], [[2], [2], [], []], fan_ins={2: 2})
-    again = Assignment("job", "e", 2, starts=[0, 1], claims={2: {0: b"x", 1: b"y"}}, patience=1.0)
-    segments = Segments()
-    segments.add(0, edges)
-    delegation = Delegation(again, Policy(), segments, Parked())
-    (delegate,) = delegation.offer([1, 0], size=1, upto=1)
-    assert [(each.starts, each.without) for each in delegate.assignments] == [([1], (2,))]
-    delegation.answered(granted=1, now=0.0)
-    (delegate,) = delegation.offer([2, 0], size=1, upto=1)
-    assert [(each.starts, each.without) for each in delegate.assignments] == [([2], ())]
-
-
 def test_executors_whose_time_is_up_leave_the_rest_to_a_successor(dag, groups, seed, inline, seconds_left, large):
     graph, _ = graph_of(*dag)
     policy = Policy(ceiling=4, invoke_seconds=1e-4, share_seconds_min=0, full_seconds=0, refused_seconds=0.001)
@@ -384,6 +370,20 @@ def test_executors_whose_time_is_up_leave_the_rest_to_a_successor(dag, groups, s
     world.run()
     assert world.results == world.expected()
     assert set(world.runs.values()) == {1}
+
+
+def test_who_is_given_work_by_a_later_attempt_does_not_run_what_that_has_claimed():
+    """1. An attempt claims 2 and dies; 2. the next one gives 1 away, a parent of 2; 3. who got it promises 2."""
+    edges = Edges(0, [[], [], [0, 1], []], [[2], [2], [], []], fan_ins={2: 2})
+    again = Assignment("job", "e", 2, starts=[0, 1], claims={2: {0: b"x", 1: b"y"}}, patience=1.0)
+    segments = Segments()
+    segments.add(0, edges)
+    delegation = Delegation(again, Policy(), segments, Parked())
+    (delegate,) = delegation.offer([1, 0], size=1, upto=1)
+    assert [(each.starts, each.without) for each in delegate.assignments] == [([1], (2,))]
+    delegation.answered(granted=1, now=0.0)
+    (delegate,) = delegation.offer([2, 0], size=1, upto=1)
+    assert [(each.starts, each.without) for each in delegate.assignments] == [([2], ())]
 
 
 def test_a_chain_longer_than_any_lambda_lives():
