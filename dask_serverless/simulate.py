@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Collection, Iterable, Iterator
@@ -88,6 +89,7 @@ def simulate_many(
 
 
 def _batch(seeds: list[int], among: Collection[str] | None, share: float | None) -> list[Outcome]:
+    gc.collect()  # a run is full of cycles: what the last ones left is not to pile up
     return [outcome if outcome.violation else outcome.brief() for outcome in (simulate(s, among, share) for s in seeds)]
 
 
