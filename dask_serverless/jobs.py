@@ -14,7 +14,9 @@ The life of a start task: *gated* (an external whose value is not there yet) -> 
 A job is closed when none of its visible keys is pending; executors still at work for it are fenced.
 
 Rules, where two things could happen: the first result of a key stays; a released key takes no
-result; an error of a task is the error of every pending visible key that depends on it.
+result; an error of a task is the error of every pending visible key that depends on it. A value that
+tasks of an open job may read is not freed, whoever has let go of its key: an executor that died
+reads it again.
 """
 
 from __future__ import annotations
@@ -87,6 +89,7 @@ class Job:
     rooms_seen: int = 0  # of the ledger's `_rooms`, when the last launch was made
     live: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
+    holds: list[Ref] = field(default_factory=list)  # values that its tasks may need (again), until it is over
 
     @property
     def stalled(self) -> bool:
@@ -218,6 +221,7 @@ class Ledger:
             job = self.jobs[name]
             del job.gated[task]
             if entry.result is not None:
+                self._hold_for(job, entry.result.location)
                 job.ready.append((task, entry.result.location))
                 self._launch(job, out)
             else:
@@ -236,8 +240,10 @@ class Ledger:
             return
         entry.result = result
         if isinstance(result.location, Ref):
-            held = self._held.setdefault(_maker(result.location), {})
-            held[result.location] = held.get(result.location, 0) + 1
+            self._hold(result.location)
+        job = self.jobs.get(entry.job or "")
+        if job is not None and job.graph.children[entry.task]:
+            self._hold_for(job, result.location)
         out.append(Finish(key, result))
         self._answered.append(key)
 
@@ -295,11 +301,33 @@ class Ledger:
             if keys is not None:
                 for key in keys:
                     self._give(key, result, out)
-            else:
+            elif job is None or not job.graph.children[result.task]:
                 late.append(result)  # a second result, or one that nobody wants any more
+            # else arrivals may have mentioned it; it goes with its job
         self._free_unheld(late, out)
         if job is not None:
             self._settle(job, out)
+
+    def _hold(self, ref: Ref) -> None:
+        held = self._held.setdefault(_maker(ref), {})
+        held[ref] = held.get(ref, 0) + 1
+
+    def _hold_for(self, job: Job, location: Location) -> None:
+        """1. A key's last reader is done; 2. the key is released; 3. who read it dies; 4. its next attempt reads it."""
+        if isinstance(location, Ref):
+            self._hold(location)
+            job.holds.append(location)
+
+    def _let_go(self, ref: Ref) -> bool:
+        """Hold a value once less; tell whether nobody holds it any more."""
+        held = self._held[_maker(ref)]
+        held[ref] -= 1
+        if held[ref]:
+            return False
+        del held[ref]
+        if not held:
+            del self._held[_maker(ref)]
+        return True
 
     def _free_unheld(self, results: Sequence[Result], out: list[Instruction]) -> None:
         refs = [result.location for result in results if isinstance(result.location, Ref)]
@@ -313,14 +341,8 @@ class Ledger:
             return
         if entry.result is not None:
             ref = entry.result.location
-            if isinstance(ref, Ref):
-                held = self._held[_maker(ref)]
-                held[ref] -= 1
-                if not held[ref]:
-                    del held[ref]
-                    if not held:
-                        del self._held[_maker(ref)]
-                    out.append(Free([ref]))
+            if isinstance(ref, Ref) and self._let_go(ref):
+                out.append(Free([ref]))
         elif entry.pending and entry.job in self.jobs:
             job = self.jobs[entry.job]
             names = job.keys.get(entry.task, [])
@@ -379,6 +401,9 @@ class Ledger:
             self._trying = None  # closing makes room, and then the next in line tries
         for key in job.gated.values():
             _remove(self._gates, key, job.name)
+        freed = [ref for ref in job.holds if self._let_go(ref) and _maker(ref) != job.name]
+        if freed:  # its own go with it
+            out.append(Free(freed))
         out.append(Close(job.name, list(self._held.get(job.name, ()))))
 
 

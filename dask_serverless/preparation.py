@@ -10,8 +10,9 @@ from typing import Any
 from dask_serverless.bodies import segment_bodies
 from dask_serverless.constant_pool import ConstantPool
 from dask_serverless.dask_graph import JobPlan
+from dask_serverless.first_assignments import first_assignments
 from dask_serverless.literals import Literals
-from dask_serverless.plan.partition import assign_by_class, edges
+from dask_serverless.plan.partition import edges
 from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.prefixes import prefixes_of
 from lambda_worker.compression import Compressor
@@ -72,23 +73,9 @@ class Preparation:
         learned
             Seconds and bytes to be expected of a task, by prefix number.
         """
-        values = dict(starts)
-        found = assign_by_class(self.plan.graph, groups, values)
-        made = []
-        room = max(0, ceiling - live - len(found))
-        for number, (function_class, group) in enumerate(found):
-            given = {task: location for task in group.starts if (location := values[task]) is not None}
-            inline = {n: self.segments[n] for n in group.segments if n in self.segments}
-            space = payload_room(payload_bytes_max) - sum(
-                len(each) for each in given.values() if isinstance(each, bytes)
-            )
-            if len(inline) < len(group.segments) or sum(map(len, inline.values())) > space:
-                inline = {}
-            name = f"{serial}-{number}"
-            assignment = Assignment(self.job, name, 1, group.starts, given, group.segments, inline, ceiling, room)
-            assignment = replace(assignment, scheduler=scheduler, function_class=function_class, outfit=outfit)
-            made.append(replace(assignment, home=group.home, learned=learned) if group.home or learned else assignment)
-        return made
+        space = payload_room(payload_bytes_max)
+        made = first_assignments(self.job, self.plan.graph, self.segments, starts, groups, ceiling, live, space, serial)
+        return [replace(each, scheduler=scheduler, outfit=outfit, learned=learned) for each in made]
 
 
 def prepare(job: str, plan: JobPlan, secret: bytes, pool: ConstantPool | None = None) -> Preparation:

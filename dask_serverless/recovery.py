@@ -11,14 +11,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_serverless.job_events import Erred, JobFailed, Lost, Retired, Room
+from dask_serverless.job_events import Delegating, Erred, JobFailed, Lost, Retired, Room
 from dask_serverless.killed import ExecutorKilled
 from dask_serverless.plan.classes import FunctionClass
-from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain
+from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
 from lambda_worker.core.errors import (
     EnvironmentMismatch,
     ExecutorLost,
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dask_serverless.recovery")
 
 SWEEP_SECONDS = 1.0
-#: How long who is tried again stays before it leaves the rest to a successor; half as long after each death.
-PATIENCE_SECONDS = 2.0
-PATIENCE_SECONDS_MIN = 0.05
 #: Errors by which a function says that no executor of its kind will ever do; they need no further words.
 _REFUSALS: dict[str, type[ServerlessError]] = {each.__name__: each for each in (EnvironmentMismatch, ProtocolMismatch)}
 
@@ -62,6 +58,7 @@ class Recovery:
         self.supervisor = Supervisor(self.backend.settings.allowed_failures, jitter=random.random)
         self.counts = {"executors_lost": 0, "executors_restarted": 0}
         self._lapsed: dict[tuple[str, str], float] = {}
+        self._stalled: set[str] = set()  # jobs that seemed to have nobody at work when this last looked
 
     # -- ears -----------------------------------------------------------------------------------
 
@@ -99,19 +96,38 @@ class Recovery:
         for lapsed in await dispatcher.call(self.backend.store.lapsed):
             who = (lapsed.job, lapsed.executor)
             since = lapsed_before.get(who, now)
-            # Who has begun and falls silent is most often in a long call that holds the interpreter
-            # lock, so that not even a heartbeat gets through. If it had died, Lambda would have said
-            # so. Only who outlives what Lambda allows is surely gone.
-            if self._has_begun(lapsed) and now - since < self._timeout_seconds(lapsed.job):
+            allowed = silence_allowed(
+                lapsed.attempt,
+                self._has_begun(lapsed),
+                self.backend.settings.executor_lease,
+                self._timeout_seconds(lapsed.job),
+            )
+            if now - since < allowed:
                 self._lapsed[who] = since
                 continue
             silent = f"no sign of life for {self.backend.settings.executor_lease + now - since:.0f} s"
             self._report(lapsed.job, lapsed.executor, lapsed.attempt, silent, Cause.SILENCE, lapsed.running)
+        stalled_before, self._stalled = self._stalled, set()
         for job in dispatcher.ledger.stalled():
+            await self._look_into(job, job in stalled_before)
+        dispatcher.feed(Room())  # whatever was missed, nothing waits for longer than a sweep
+
+    async def _look_into(self, job: str, again: bool) -> None:
+        """Find out why a job has nobody at work that the ledger knows of.
+
+        1. An executor gives work away; 2. it dies before it says so. The store knows who has it, and their leases tell
+        when they are to be tried again. If there is nobody, what they said last may still be on its way, but not long.
+        """
+        dispatcher = self.dispatcher
+        unheard_of = await dispatcher.call(self.backend.store.executors, job)
+        if unheard_of:
+            dispatcher.feed(Delegating(job, unheard_of))
+        elif not again:
+            self._stalled.add(job)
+        elif job in dispatcher.ledger.stalled():
             stalled = ProtocolError(f"job {job} cannot end: keys are pending that no executor works on")
             logger.error("%s; please report it", stalled)
             dispatcher.feed(JobFailed(job, describe_error(stalled)))
-        dispatcher.feed(Room())  # whatever was missed, nothing waits for longer than a sweep
 
     def _timeout_seconds(self, job: str) -> float:
         """Return how long any executor of a job may take: as long as the largest class that it needs."""
@@ -172,16 +188,7 @@ class Recovery:
             if had is None:  # it had just retired when it died, or its job is over
                 dispatcher.feed(Retired(job, executor))
                 return
-            again = replace(
-                had,
-                attempt=verdict.attempt,
-                starts=[task for task in had.starts if task not in verdict.without],
-                claims={child: values for child, values in had.claims.items() if child not in verdict.without},
-                without=tuple(sorted({*had.without, *verdict.without})),
-                room=0,
-                patience=max(PATIENCE_SECONDS_MIN, had.patience / 2 or PATIENCE_SECONDS),
-                function_class=self._class_for(had.function_class, verdict),
-            )
+            again = next_attempt(had, verdict, self._class_for(had.function_class, verdict))
             self.counts["executors_restarted"] += 1
             await dispatcher.start_again(again)
         except PlatformError as error:

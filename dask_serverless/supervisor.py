@@ -11,6 +11,8 @@ What is tried again, and how often, depends on what was running:
   ran out of memory is tried once more, with more memory; one that ran out of time, once more.
 * An executor that dies before any task runs is nobody's fault but the platform's. After `start_tries`
   deaths without a task, the whole job is **given up**: every other executor would die in the same way.
+* One that is only silent may be on its way still: a cold start, or a place in Lambda's queue, may take longer than
+  a lease. Each attempt is waited for twice as long as the one before (`silence_allowed`); there are `silent_tries`.
 * What Lambda refuses for good (permission, size) is given up at once.
 
 Reports come twice, late, and in any order: of one attempt only the first counts.
@@ -19,12 +21,17 @@ Reports come twice, late, and in any order: of one attempt only the first counts
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
+from lambda_worker.core.schedule import Assignment
+
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
+#: How long who is tried again stays before it leaves the rest to a successor; half as long after each death.
+PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS_MIN = 0.05
 
 
 class Cause(Enum):
@@ -95,6 +102,8 @@ class Supervisor:
         How many executors a task may take with it and still be tried once more.
     start_tries
         How often an executor that dies without a task is started, at most.
+    silent_tries
+        How often if the last of these deaths was no more than silence.
     jitter
         Returns numbers in [0, 1): spreads out attempts that would otherwise come together.
 
@@ -110,10 +119,15 @@ class Supervisor:
     """
 
     def __init__(
-        self, allowed_failures: int = 3, start_tries: int = 3, jitter: Callable[[], float] = lambda: 0.5
+        self,
+        allowed_failures: int = 3,
+        start_tries: int = 3,
+        silent_tries: int = 5,
+        jitter: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.start_tries = start_tries
+        self.silent_tries = silent_tries
         self._jitter = jitter
         self._jobs: dict[str, _Watched] = {}
 
@@ -130,7 +144,7 @@ class Supervisor:
             return [GiveUp(1)]
         if death.task < 0 or death.task in job.blamed:
             deaths = job.idle_deaths[death.executor] = job.idle_deaths.get(death.executor, 0) + 1
-            if deaths >= self.start_tries:
+            if deaths >= (self.silent_tries if death.cause is Cause.SILENCE else self.start_tries):
                 return [GiveUp(deaths)]
             return [self._again(job, death, deaths)]
         job.idle_deaths.pop(death.executor, None)
@@ -152,3 +166,42 @@ class Supervisor:
         seconds = min(BACKOFF_SECONDS_MIN * 2 ** (deaths - 1), BACKOFF_SECONDS_MAX) * (0.5 + self._jitter())
         more_memory = death.cause is Cause.MEMORY and death.task not in job.blamed
         return TryAgain(death.attempt + 1, seconds, frozenset(job.blamed), more_memory)
+
+
+def silence_allowed(attempt: int, begun: bool, lease_seconds: float, timeout_seconds: float) -> float:
+    """Decide how long after the end of its lease an executor may still be silent.
+
+    Who has begun and falls silent is most often in a long call that holds the interpreter lock, so that not even a
+    heartbeat gets through. If it had died, Lambda would have said so. Only who outlives what Lambda allows is surely
+    gone. Who has not begun may wait in Lambda's queue: to invoke it again too soon only makes that queue longer.
+
+    Examples
+    --------
+    >>> [silence_allowed(attempt, False, lease_seconds=15, timeout_seconds=900) for attempt in (1, 2, 3)]
+    [0, 15, 45]
+    >>> silence_allowed(1, True, lease_seconds=15, timeout_seconds=900)
+    900
+    """
+    return timeout_seconds if begun else lease_seconds * (2 ** (attempt - 1) - 1)
+
+
+def next_attempt(had: Assignment, verdict: TryAgain, function_class: int) -> Assignment:
+    """Return what the next attempt of an executor is given: what the store says it had, without what was blamed.
+
+    Examples
+    --------
+    >>> had = Assignment("job", "e", 1, [3, 4], claims={7: {3: b"value"}}, room=5)
+    >>> again = next_attempt(had, TryAgain(2, 0.05, frozenset({4, 7})), function_class=0)
+    >>> again.attempt, again.starts, again.claims, again.without, again.room, again.patience
+    (2, [3], {}, (4, 7), 0, 2.0)
+    """
+    return replace(
+        had,
+        attempt=verdict.attempt,
+        starts=[task for task in had.starts if task not in verdict.without],
+        claims={child: values for child, values in had.claims.items() if child not in verdict.without},
+        without=tuple(sorted({*had.without, *verdict.without})),
+        room=0,
+        patience=max(PATIENCE_SECONDS_MIN, had.patience / 2 or PATIENCE_SECONDS),
+        function_class=function_class,
+    )

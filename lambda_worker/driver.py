@@ -110,7 +110,7 @@ class Driver:
         self.executor = Executor(assignment, world.policy)
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Instruction | _Failed] = queue.SimpleQueue()
-        self._belongings = Belongings(assignment.job, assignment.given, world.cache, world.constants)
+        self._belongings = Belongings(assignment.job, assignment.located, world.cache, world.constants)
         self._publisher = Publisher(world, assignment, self._belongings, self.executor, waiter)
         self._words: LastWords | None = None
         self._context: TaskWorker | None = None

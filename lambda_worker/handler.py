@@ -62,8 +62,10 @@ def make_world(environment: Mapping[str, str]) -> World:
     )
     # Another endpoint than AWS's own: the local service, or an emulator such as LocalStack.
     endpoint_url = environment.get("DASK_SERVERLESS_ENDPOINT") or environment.get("AWS_ENDPOINT_URL")
+    # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
+    name = hashlib.sha256(environment.get("AWS_LAMBDA_LOG_STREAM_NAME", "").encode()).hexdigest()[:12]
     return World(
-        store=RedisStore(StoreConfig.from_json(environment["DASK_SERVERLESS_STORE"])),
+        store=RedisStore(StoreConfig.from_json(environment["DASK_SERVERLESS_STORE"]), holder=name),
         invoker=LambdaInvoker(
             environment["DASK_SERVERLESS_FUNCTION"],
             secret,
@@ -81,8 +83,7 @@ def make_world(environment: Mapping[str, str]) -> World:
         linger_seconds=settings.get("linger_seconds", 0.0),
         payload_bytes_max=settings.get("payload_bytes_max", 256 * 1024),
         last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
-        # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
-        name=hashlib.sha256(environment.get("AWS_LAMBDA_LOG_STREAM_NAME", "").encode()).hexdigest()[:12],
+        name=name,
         cache=Cache(memory // 8 if settings.get("cache", True) else 0),
         tls=json.loads(environment.get("DASK_SERVERLESS_TLS", "null")),
     )

@@ -81,6 +81,9 @@ class Lapsed:
 class Store(Protocol):
     """The storage tier as executors see it: records, fan-ins, events, segments, objects.
 
+    A store is one sandbox's. Lambda may deliver an invocation twice: of several sandboxes that speak for
+    the same attempt, the first one holds it, and the others are fenced.
+
     Times are store time; no caller's clock is trusted. All keys carry the cluster's prefix and a
     time to live. Raises `StoreUnavailable` when the tier cannot be reached, `StoreFull` when it
     refuses a write for lack of memory.
@@ -229,6 +232,10 @@ class JobStore(Store, Protocol):
 
     def lapsed(self) -> list[Lapsed]:
         """Return the records whose lease has run out (they stay until `drop`)."""
+        ...
+
+    def executors(self, job: str) -> list[str]:
+        """Name the executors of a job that have a record, sorted. Takes time in the number of all that live."""
         ...
 
     def recall(self, job: str, executor: str) -> Assignment | None:

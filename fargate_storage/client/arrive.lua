@@ -9,7 +9,7 @@
 -- ARGV: header, events, then one value for each edge (empty: it asks).
 -- Header: job, executor, attempt, lease_ms, ttl, retire (0/1), digest of this call, edges (child, parent, parents, ...),
 --         succession (executor, attempt, starts, assignment, events; empty: none),
---         lingering (name, milliseconds; 0 ms or empty: it does not linger)
+--         lingering (name, milliseconds; 0 ms or empty: it does not linger), who speaks
 -- Reply: standing, retired (0/1), {{child, verdict, parent, value, parent, value, ... (with 'yours')}, ...}
 
 local header = cmsgpack.unpack(ARGV[1])
@@ -20,7 +20,7 @@ local events = ARGV[2]
 -- A full server must still let executors go: after a first write that needs no memory, the rest is not refused.
 if #edges == 0 and events == '' then redis.call('EXPIRE', leases_key, ttl) end
 
-local standing = enter(job, executor, attempt)
+local standing = enter(job, executor, attempt, header[11])
 if standing ~= 'ok' then return {standing, 0, {}} end
 renew(job, executor, lease_ms, ttl)
 

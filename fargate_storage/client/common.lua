@@ -8,13 +8,21 @@ local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 -- Whether an attempt may go on. A newer attempt than the record knows is believed, and fences the older one: only
 -- the supervisor hands out attempts, and an invocation may overtake the step that announces it.
-local function enter(job, executor, attempt)
+-- Lambda may deliver an invocation twice: of several sandboxes that speak for one attempt, the first one holds it.
+local function enter(job, executor, attempt, holder)
   local state = redis.call('HMGET', key_of(job, 'job'), 'opened', 'cancelled')
   if state[2] then return 'cancelled' end
   local record = key_of(job, 'record:' .. executor)
-  local known = tonumber(redis.call('HGET', record, 'attempt') or nil)
+  local fields = redis.call('HMGET', record, 'attempt', 'holder')
+  local known, held = tonumber(fields[1] or nil), fields[2] or ''
   if not state[1] or not known or known > attempt then return 'fenced' end
-  if known < attempt then redis.call('HSET', record, 'attempt', attempt, 'running', -1) end
+  if known < attempt then
+    redis.call('HSET', record, 'attempt', attempt, 'running', -1, 'holder', holder)
+  elseif held == '' then
+    if holder ~= '' then redis.call('HSET', record, 'holder', holder) end
+  elseif holder ~= '' and held ~= holder then
+    return 'fenced'
+  end
   return 'ok'
 end
 

@@ -2,7 +2,8 @@
 -- The promises are in `lambda_worker.ports`.
 --
 -- ARGV[1]: job, executor, attempt of the giver ('' for the proxy), lease_ms, ttl, ceiling (-1: none),
---          records {{job, executor, attempt, starts, assignment, mail}, ...}, whether their jobs are opened along (0/1)
+--          records {{job, executor, attempt, starts, assignment, mail}, ...}, whether their jobs are opened along (0/1),
+--          who speaks
 -- Reply: for each of the records, from the front, that exists now: who was sent its mail ('': nobody).
 
 local header = cmsgpack.unpack(ARGV[1])
@@ -19,7 +20,7 @@ end
 
 local giver_record
 if giver ~= '' then
-  if enter(giver_job, giver, giver_attempt) ~= 'ok' then return {} end
+  if enter(giver_job, giver, giver_attempt, header[9]) ~= 'ok' then return {} end
   renew(giver_job, giver, lease_ms, ttl)
   giver_record = key_of(giver_job, 'record:' .. giver)
 end

@@ -14,7 +14,7 @@ key                                   type     what
 ``CLUSTER:{JOB}:job``                 hash     ``opened``, ``cancelled``
 ``CLUSTER:{JOB}:executors``           set      executors that have, or had, a record (to find keys again)
 ``CLUSTER:{JOB}:record:EXECUTOR``     hash     ``attempt``, ``running``, ``starts``, ``assignment``,
-                                               ``generation``, ``heard``, ``recipient`` of its mail,
+                                               ``generation``, ``heard``, ``recipient`` of its mail, ``holder``,
                                                ``gave:EXECUTOR``
 ``CLUSTER:{JOB}:claims:EXECUTOR``     set      children that are this executor's to run
 ``CLUSTER:{JOB}:fan-in:CHILD``        hash     parent -> value, ``owner``, and ``held`` if it holds values

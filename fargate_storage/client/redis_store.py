@@ -61,6 +61,9 @@ class RedisStore:
     ----------
     config
         Where the tier is. Nothing is connected before the first call.
+    holder
+        Names the sandbox that speaks. Of several that speak for one attempt, the first one holds it, and the others
+        are fenced. Who has no name neither holds an attempt nor is fenced by who does.
 
     Examples
     --------
@@ -70,8 +73,9 @@ class RedisStore:
     >>> store.close()
     """
 
-    def __init__(self, config: StoreConfig) -> None:
+    def __init__(self, config: StoreConfig, holder: str = "") -> None:
         self.config = config
+        self._holder = holder
         self._keys = Keys(config.cluster)
         self._counters = Counters()
         self._metadata = Endpoint("metadata", config.metadata, config, self._counters)
@@ -116,6 +120,7 @@ class RedisStore:
             *(job, executor, attempt, self._lease_ms, self.config.ttl_seconds, int(retire), digest, edges),
             [] if succession is None else [*_record_fields(succession.record)[1:], succession.events],
             [] if lingering is None else [lingering.name, round(lingering.seconds * 1000)],
+            self._holder,
         )
         standing, retired, answers = self._run(scripts.ARRIVE, header, events, *values)
         return Reply(Standing(standing.decode()), tuple(map(_claim, answers)), bool(retired))
@@ -161,7 +166,7 @@ class RedisStore:
         if not runs:
             return []
         flat = [part for run in runs for part in run]
-        standings = self._run(scripts.BEAT, scripts.header(self._lease_ms, self.config.ttl_seconds, flat))
+        standings = self._run(scripts.BEAT, scripts.header(self._lease_ms, self.config.ttl_seconds, flat, self._holder))
         return [Standing(standing.decode()) for standing in standings]
 
     def load(self, job: str, segments: Sequence[int]) -> list[bytes]:
@@ -267,6 +272,12 @@ class RedisStore:
             for job, executor, attempt, running in self._run(scripts.LAPSED, STEP_ITEMS_MAX)
         ]
 
+    def executors(self, job: str) -> list[str]:
+        """See `lambda_worker.ports.JobStore.executors`. Every record has a lease."""
+        (members,) = self._metadata.ask(("ZRANGE", self._keys.leases, 0, -1))
+        mine = self._keys.lease_member(job, "")
+        return sorted(member.decode().removeprefix(mine) for member in members if member.startswith(mine.encode()))
+
     def recall(self, job: str, executor: str) -> Assignment | None:
         """See `lambda_worker.ports.JobStore.recall`."""
         reply = self._run(scripts.RECALL, job, executor)
@@ -371,7 +382,7 @@ class RedisStore:
         letters = mails or [b""] * len(records)
         items = [[*_record_fields(record), mail] for record, mail in zip(records, letters, strict=True)]
         ttl = self.config.ttl_seconds
-        return scripts.header(job, executor, attempt, self._lease_ms, ttl, ceiling, items, int(opening))
+        return scripts.header(job, executor, attempt, self._lease_ms, ttl, ceiling, items, int(opening), self._holder)
 
     def _next_events(self, seconds: float) -> list[Any]:
         key = self._keys.events

@@ -185,7 +185,8 @@ class Delegation:
             scheduler=mine.scheduler,
             outfit=mine.outfit,
             function_class=max(map(self._class_of, share)) if mine.function_class or self.unfitting else 0,
-            without=mine.without,
+            # What an earlier attempt has claimed is run here, or was: who is given its parents must not run it again.
+            without=tuple(sorted({*mine.without, *mine.claims}.difference(share))) if mine.claims else mine.without,
             redo=mine.redo or mine.patience > 0,
             learned=self._observed.known(),
             patience=2 * mine.patience,  # every successor of one that did not die may stay longer

@@ -162,6 +162,20 @@ class Assignment:
     home: Sequence[int] = ()
     learned: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
+    @property
+    def located(self) -> dict[int, Location]:
+        """Where the values are that came with this, by task number: those of starts and those of claims.
+
+        Examples
+        --------
+        >>> Assignment("job", "e", 2, [0], given={0: b"x"}, claims={7: {3: b"y", 4: b"z"}}).located
+        {3: b'y', 4: b'z', 0: b'x'}
+        """
+        found: dict[int, Location] = {}
+        for values in self.claims.values():
+            found.update(values)
+        return {**found, **self.given}
+
     def to_bytes(self) -> bytes:
         """Encode."""
         given = _values_to_wire(self.given)

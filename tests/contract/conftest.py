@@ -1,10 +1,15 @@
 """Adapters under test. A contract test asks for `store` (or `make_store`) and runs on every adapter listed here."""
 
+import functools
 import itertools
 import os
+import threading
+import time
 
 import pytest
+import redis
 
+from dask_serverless.simulator.sim_store import SimStore, Tier
 from fargate_storage.client import RedisStore
 from fargate_storage.service import LocalTier, ServerNotFound
 
@@ -25,18 +30,64 @@ def tier():
 
 
 @pytest.fixture
-def make_store(tier):
+def make_redis_store(tier):
     """Make clients of one fresh cluster: each stands for a process of its own."""
     cluster = f"test-{next(_numbers)}"
     stores = []
 
     def make(**options):
-        stores.append(RedisStore(tier.config(cluster, **options)))
+        holder = options.pop("holder", "")
+        stores.append(RedisStore(tier.config(cluster, **options), holder))
         return stores[-1]
 
     yield make
     for store in stores:
         store.close()
+
+
+@pytest.fixture
+def make_sim_store():
+    """Make clients of one fresh `Tier`. Threads may share them: a lock makes each call one step."""
+    changed = threading.Condition(threading.RLock())
+    tier = Tier(time.monotonic)
+
+    class Locked(SimStore):
+        def __getattribute__(self, name):
+            found = super().__getattribute__(name)
+            if name.startswith("_") or not callable(found):
+                return found
+
+            @functools.wraps(found)
+            def call(*args, **options):
+                with changed:
+                    try:
+                        return found(*args, **options)
+                    finally:
+                        changed.notify_all()
+
+            return call
+
+    return lambda **options: Locked(tier, wait=changed.wait_for, **options)
+
+
+@pytest.fixture(params=["redis", "simulated"])
+def make_store(request):
+    """Make clients of one fresh cluster, of every kind of store."""
+    return request.getfixturevalue({"redis": "make_redis_store", "simulated": "make_sim_store"}[request.param])
+
+
+@pytest.fixture
+def leftovers():
+    """Tell which keys a store's cluster has left at its servers."""
+
+    def keys(store):
+        if isinstance(store, SimStore):
+            return store.tier.keys()
+        config = store.config
+        servers = [redis.Redis.from_url(url, password=config.password) for url in (config.metadata, *config.shards)]
+        return [key for server in servers for key in server.scan_iter(f"{config.cluster}:*")]
+
+    return keys
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The promises of `lambda_worker.ports` about executors that linger, and what is sent to them, on real servers.
+"""The promises of `lambda_worker.ports` about executors that linger, and what is sent to them.
 
 ``a`` retires and lingers under the name ``room``; ``b`` is who comes by mail.
 """
@@ -6,9 +6,6 @@
 import threading
 import time
 
-import pytest
-
-from lambda_worker.core.errors import StoreUnavailable
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.ports import Lingering, Standing, Succession
 from tests.waiting import until
@@ -169,35 +166,3 @@ def test_what_is_left_of_mail_is_nothing(store):
     store.arrive("job", "b", 1, retire=True, lingering=Lingering("room", LONG))
     store.take_mail("room", 0.01)
     assert store.usage()["store_keys"] <= before
-
-
-def test_an_admission_in_two_parts_says_what_it_says_in_one(store):
-    """The first time there is no connection at hand, the second time there is."""
-    lingering(store, "room", "roomy")
-    for executor, recipient in (("b", "roomy"), ("c", "room"), ("d", "")):
-        answer = store.begin_admit([record(executor)], [MAIL], None)
-        assert answer() == [recipient]
-        assert store.recall("job", executor) is not None
-
-
-def test_an_admission_whose_connection_breaks_between_its_parts_is_repeated(store):
-    lingering(store, "room", "roomy")
-    store.begin_admit([record("b")], [MAIL], None)()  # leaves a connection at hand
-    answer = store.begin_admit([record("c")], [MAIL], None)
-    store._metadata._pool.disconnect()
-    assert answer() == ["room"]
-    assert store.take_mail("room", LONG) == MAIL
-
-
-def test_an_admission_after_the_connection_broke_is_made_by_another(store):
-    lingering(store)
-    store.begin_admit([record("b")], [MAIL], None)()
-    store._metadata._pool.disconnect()
-    assert store.begin_admit([record("c")], [MAIL], None)() == [""]
-
-
-def test_an_admission_after_the_end_says_so(store):
-    lingering(store)
-    store.close()
-    with pytest.raises(StoreUnavailable):
-        store.begin_admit([record("c")], [MAIL], None)()

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dask_serverless.plan import assign_starts, edges, number
+from lambda_worker.core.delegation import Delegation
 from lambda_worker.core.events import (
     Answered,
     Began,
@@ -41,8 +42,10 @@ from lambda_worker.core.instructions import (
     TakePlace,
     WakeAfter,
 )
+from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment, Edges
+from lambda_worker.core.segments import Segments
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
 from lambda_worker.core.wire import pack, unpack
 
@@ -417,6 +420,20 @@ def test_executors_whose_time_is_up_leave_the_rest_to_a_successor(dag, groups, s
     world.run()
     assert world.results == world.expected()
     assert set(world.runs.values()) == {1}
+
+
+def test_who_is_given_work_by_a_later_attempt_does_not_run_what_that_has_claimed():
+    """1. An attempt claims 2 and dies; 2. the next one gives 1 away, a parent of 2; 3. who got it promises 2."""
+    edges = Edges(0, [[], [], [0, 1], []], [[2], [2], [], []], fan_ins={2: 2})
+    again = Assignment("job", "e", 2, starts=[0, 1], claims={2: {0: b"x", 1: b"y"}}, patience=1.0)
+    segments = Segments()
+    segments.add(0, edges)
+    delegation = Delegation(again, Policy(), segments, Parked())
+    (delegate,) = delegation.offer([1, 0], size=1, upto=1)
+    assert [(each.starts, each.without) for each in delegate.assignments] == [([1], (2,))]
+    delegation.answered(granted=1, now=0.0)
+    (delegate,) = delegation.offer([2, 0], size=1, upto=1)
+    assert [(each.starts, each.without) for each in delegate.assignments] == [([2], ())]
 
 
 def test_a_chain_longer_than_any_lambda_lives():

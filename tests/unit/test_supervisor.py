@@ -19,6 +19,7 @@ from dask_serverless.supervisor import (
     GiveUp,
     Supervisor,
     TryAgain,
+    silence_allowed,
 )
 
 
@@ -63,6 +64,15 @@ def test_who_never_gets_to_a_task_is_given_up():
     supervisor = Supervisor(start_tries=3)
     found = verdicts(supervisor, *(death(attempt, task=-1) for attempt in (1, 2, 3)))
     assert [type(each) for each in found] == [TryAgain, TryAgain, GiveUp]
+
+
+def test_who_is_only_silent_may_be_late_and_is_waited_for_longer_each_time():
+    """1. A cold start takes longer than a lease; 2. so does that of the next attempt: not for ever."""
+    supervisor = Supervisor()
+    found = verdicts(supervisor, *(death(attempt, task=-1, cause=Cause.SILENCE) for attempt in range(1, 6)))
+    assert [type(each) for each in found] == [TryAgain] * 4 + [GiveUp]
+    waits = [silence_allowed(attempt, False, lease_seconds=15, timeout_seconds=60) for attempt in range(1, 6)]
+    assert waits == [0, 15, 45, 105, 225]
 
 
 def test_a_start_that_succeeds_forgives_those_that_did_not():

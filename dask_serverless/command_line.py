@@ -1,0 +1,68 @@
+"""``dask serverless ...`` on the command line."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from dask_serverless.simulate import check_classes, commit, replay_line, simulate, simulate_many
+
+
+@click.group(name="serverless")
+def serverless() -> None:
+    """Dask graphs executed by Lambda functions."""
+
+
+def _classes(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    try:
+        return check_classes(name for name in value.split(",") if name not in ("", "none"))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@serverless.command(name="simulate")
+@click.option("--seed", type=int, help="Run this one, and tell its story.")
+@click.option("--seeds", type=click.IntRange(min=1), default=200, show_default=True, help="How many to run.")
+@click.option("--first", type=int, default=0, show_default=True, help="The first of them.")
+@click.option(
+    "--faults", "among", callback=_classes, help="Only these classes of faults, with commas between ('none')."
+)
+@click.option("--share", type=click.FloatRange(0, 1), help="The chance of each class of faults.")
+@click.option("--processes", type=click.IntRange(min=1), help="How many cores to use (all of them).")
+@click.option("--commit", "seen", help="Where the failure was seen that is to be seen again.")
+def simulate_command(
+    seed: int | None,
+    seeds: int,
+    first: int,
+    among: tuple[str, ...] | None,
+    share: float | None,
+    processes: int | None,
+    seen: str | None,
+) -> None:
+    """Run a cluster under virtual time while things go wrong, and check that no promise is broken.
+
+    The real executor, ledger and supervisor; modelled servers, Lambdas and networks. A failure is named by its
+    seed, which gives the same run again, wherever it runs.
+    """
+    here = commit()
+    if seen is not None and seen != here:
+        click.echo(f"note: this is {here}, the failure was seen at {seen}: the same seed may run differently")
+    if seed is not None:
+        outcome = simulate(seed, among, share)
+        for line in outcome.story:
+            click.echo(line)
+        click.echo(f"{outcome}\n{outcome.options}\nreplay: {replay_line(seed, among, share)}")
+        raise SystemExit(outcome.violation is not None)
+    began = time.perf_counter()
+    failed = steps = 0
+    for outcome in simulate_many(range(first, first + seeds), among, share, processes):
+        steps += outcome.steps
+        if outcome.violation is not None:
+            failed += 1
+            click.echo(f"{outcome}\nreplay: {replay_line(outcome.seed, among, share)}")
+    seconds = time.perf_counter() - began
+    click.echo(f"{seeds} seeds from {first} at {here}: {failed} failed; {steps:,} steps in {seconds:.1f} s")
+    raise SystemExit(failed > 0)

@@ -1,0 +1,501 @@
+"""The proxy in virtual time: a real `Ledger`, a real `Supervisor`, and hands that perform what they decide. Pure.
+
+This is `dask_serverless.dispatch`, `launcher` and `recovery` with everything left out but what they do at the store
+and at Lambda, and in which order. In front of it stands the client, which reads what it is given and compares it with
+the right answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dask_serverless.first_assignments import first_assignments
+from dask_serverless.job_events import (
+    Admitted,
+    Close,
+    Delegating,
+    Done,
+    Erred,
+    Event,
+    Fail,
+    Finish,
+    Free,
+    Import,
+    ImportFailed,
+    JobFailed,
+    Key,
+    Launch,
+    Lost,
+    Released,
+    Result,
+    Retired,
+    Room,
+    Submitted,
+)
+from dask_serverless.jobs import Ledger
+from dask_serverless.places import Places
+from dask_serverless.plan.partition import edges
+from dask_serverless.postings import Postings
+from dask_serverless.simulator.lambda_service import names
+from dask_serverless.simulator.network import Host
+from dask_serverless.simulator.timeline import Body
+from dask_serverless.simulator.workload import SimJob, from_frames
+from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
+from lambda_worker.core.errors import ServerlessError, ValueLost
+from lambda_worker.core.policy import first_groups
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import Location, Ref, location_from_wire, pack, unpack, unpack_inline
+from lambda_worker.lingering import name_of
+from lambda_worker.ports import Lapsed
+
+if TYPE_CHECKING:
+    from dask_serverless.simulator.simulation import Simulation
+
+SWEEP_SECONDS = 1.0
+TAKE_BACK_SECONDS = 0.1
+CLOSE_SECONDS = 0.05
+FREE_SECONDS = 0.01
+#: The listener's blocked read comes back so soon after something was published.
+LISTEN_SECONDS = 0.0005
+#: What travels along in an invocation, at most.
+PAYLOAD_ROOM = 170_000
+
+
+class Proxy(Host):
+    """One cluster's proxy. It does not die (yet), and is never cut off for so long that it gives up."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__(simulation, "proxy", simulation.options.latency_seconds)
+        self.out.per_second = self.back.per_second = self.out.burst_per_second  # not a Lambda
+        options = simulation.options
+        self.ledger = Ledger()
+        self.supervisor = Supervisor(options.allowed_failures, jitter=simulation.luck.random)
+        self.places = Places(options.ceiling)
+        self.postings = Postings()
+        self.jobs: dict[str, SimJob] = {}
+        self.segments: dict[str, dict[int, bytes]] = {}
+        self.hearing: list[tuple[str, str, int, bytes]] = []  # heard, and not taken in yet
+        self._dead: set[str] = set()
+        self._lapsed: dict[tuple[str, str], float] = {}
+        self._stalled: set[str] = set()
+        self._listening = False
+        self._closes: list[Close] = []
+        self._frees: list[Ref] = []
+        self._serials = itertools.count(1)
+
+    def spawn(self, body: Body) -> None:
+        """Run something beside everything else; an error of the platform fails every job."""
+        self.simulation.timeline.spawn(self._guarded(body))
+
+    def _guarded(self, body: Body) -> Body:
+        try:
+            yield from body
+        except ServerlessError as error:
+            self.simulation.tell("proxy", f"fails: {type(error).__name__}: {error}")
+            for job in list(self.ledger.jobs):
+                self.feed(JobFailed(job, pack([type(error).__name__, job, -1])))
+
+    # -- jobs -----------------------------------------------------------------------------------
+
+    def submit(self, job: SimJob) -> None:
+        """Take on a graph."""
+        self.simulation.tell("proxy", f"{job.name} is submitted: {len(job.tasks)} tasks")
+        self.jobs[job.name] = job
+        self.segments[job.name] = {number: each.to_bytes() for number, each in enumerate(edges(job.graph))}
+        self.feed(Submitted(job.name, job.graph, job.visible, job.externals, {}))
+
+    def feed(self, event: Event) -> None:
+        """Feed the ledger, and do what it says."""
+        sim = self.simulation
+        for instruction in self.ledger.handle(event):
+            match instruction:
+                case Finish(key, result):
+                    sim.client.finish(key, result)
+                case Fail(key, error):
+                    sim.client.fail(key, error)
+                case Launch():
+                    self.spawn(self._launch(instruction))
+                case Import(key):
+                    self.feed(ImportFailed(key, pack(["released", "", -1])))
+                case Free(refs):
+                    if not self._frees:
+                        sim.timeline.after(FREE_SECONDS, self._free)
+                    self._frees += refs
+                case Close():
+                    self.places.forget(instruction.job)
+                    self.postings.forget(instruction.job)
+                    if not self._closes:
+                        sim.timeline.after(CLOSE_SECONDS, self._close_jobs)
+                    self._closes.append(instruction)
+
+    def _launch(self, launch: Launch) -> Body:
+        sim, name = self.simulation, launch.job
+        segments = self.segments.get(name)
+        if segments is None:  # closed meanwhile
+            self.feed(Admitted(name, ()))
+            return
+        graph = self.jobs[name].graph
+        live = sum(len(each.live) for each in self.ledger.jobs.values())
+        groups = first_groups(len(launch.starts), max(1, self.places.ceiling))
+        assignments = first_assignments(
+            name,
+            graph,
+            segments if sim.options.segments_travel else {},
+            launch.starts,
+            groups,
+            self.places.ceiling,
+            live,
+            PAYLOAD_ROOM,
+            next(self._serials),
+        )
+        mails = [sim.mail_of(each) for each in assignments]
+        places = self.places.count
+        by_shard: dict[int, dict[int, bytes]] = {}
+        for number, blob in segments.items():
+            by_shard.setdefault(number % len(sim.shards), {})[number] = blob
+        for shard, some in by_shard.items():
+            nbytes = sum(map(len, some.values()))
+            yield from self.ask(sim.shards[shard], partial(sim.store.open_job, name, some), out=nbytes)
+        recipients = yield from self.ask(
+            sim.metadata, lambda: self._admitted(assignments, sim.store.admit_and_post(assignments, mails, places))
+        )
+        granted = len(recipients)
+        starts = dict(launch.starts)
+        refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
+        sim.tell("proxy", f"admits {names(assignments[:granted])}, refuses {len(refused)} starts")
+        self.feed(Admitted(name, [each.executor for each in assignments[:granted]], refused))
+        for recipient, assignment in zip(recipients, assignments, strict=False):
+            self._note_posted(recipient, name, assignment.executor)
+        unposted = [each for recipient, each in zip(recipients, assignments, strict=False) if not recipient]
+        yield from self._invoke(unposted)
+
+    def _admitted(self, assignments: Sequence[Assignment], recipients: list[str]) -> list[str]:
+        for each in assignments[: len(recipients)]:
+            self.simulation.watch.admitted(each)
+        return recipients
+
+    def _invoke(self, assignments: Sequence[Assignment]) -> Body:
+        sim = self.simulation
+        answers = yield from sim.together(self, [sim.service.invoke(each) for each in assignments])
+        for assignment, answer in zip(assignments, answers, strict=True):
+            if answer is not None:
+                self._report(assignment.job, assignment.executor, assignment.attempt, Cause.REFUSED, -1)
+
+    def _free(self) -> None:
+        refs, self._frees = self._frees, []
+        self.spawn(self.ask(self.simulation.metadata, lambda: self.simulation.store.free(refs)))
+
+    def _close_jobs(self) -> None:
+        closes, self._closes = self._closes, []
+        self.spawn(self._clean_up(closes))
+
+    def _clean_up(self, closes: list[Close]) -> Body:
+        sim = self.simulation
+        for close in closes:
+            self.segments.pop(close.job, None)
+            self.supervisor.forget(close.job)
+        for close in closes:
+            yield from self.ask(sim.metadata, partial(self.close_job, close))
+        self.feed(Room())
+
+    def close_job(self, close: Close) -> None:
+        """Remove what a job left behind; this fences whoever is still at work."""
+        self.simulation.store.close_job(close.job, close.keep)
+
+    def release(self, key: Key) -> None:
+        """The client holds a key no longer."""
+        self.feed(Released(key))
+
+    # -- what executors say ---------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something was published."""
+        if not self._listening:
+            self._listening = True
+            self.simulation.timeline.after(LISTEN_SECONDS, self._listen)
+
+    def _listen(self) -> None:
+        self.spawn(self._hear())
+
+    def _hear(self) -> Body:
+        sim = self.simulation
+
+        def step() -> list[tuple[str, str, int, bytes]]:
+            if self.hearing:  # what was read has not arrived: it is read again
+                sim.store.not_returned()
+            self.hearing = sim.store.listen(0)
+            self._listening = bool(self.hearing)  # if there is nothing, what comes from now on wakes the listener
+            return self.hearing
+
+        while True:
+            heard = yield from self.ask(sim.metadata, step)
+            if not heard:
+                return
+            self.hearing = []
+            for job, executor, _, blob in heard:
+                self._take(job, executor, blob)
+
+    def _take(self, job: str, executor: str, blob: bytes) -> None:
+        if not blob:
+            self._forget_executor(job, executor)
+            self.feed(Retired(job, executor))
+            return
+        _, said = unpack(blob)
+        for word, content in said:
+            match word:
+                case "done":
+                    results = [Result(task, location_from_wire(where), *rest) for task, where, *rest in content]
+                    self.feed(Done(job, results))
+                case "erred":
+                    for task, error in content:
+                        self.feed(Erred(job, task, error))
+                case "delegating":
+                    self.feed(Delegating(job, content))
+                case "posted":
+                    for recipient, name in content:
+                        self._note_posted(recipient, job, name)
+                case "invoke":
+                    self.spawn(self._invoke([Assignment.from_bytes(content)]))
+                case "seceded" | "rejoined":
+                    if self.places.note_seceded(job, executor, word == "seceded"):
+                        self.spawn(self._set_places())
+
+    def _set_places(self) -> Body:
+        sim = self.simulation
+        yield from self.ask(sim.metadata, lambda: sim.store.set_ceiling(self.places.count))
+        self.feed(Room())
+
+    def _forget_executor(self, job: str, executor: str) -> None:
+        if self.places.note_seceded(job, executor, False):
+            self.spawn(self._set_places())
+        self.postings.ended(job, executor)
+
+    # -- mail -----------------------------------------------------------------------------------
+
+    def _note_posted(self, recipient: str, job: str, executor: str) -> None:
+        known = self.ledger.jobs.get(job)
+        if not recipient or known is None or executor in known.gone:
+            return
+        self.postings.sent(recipient, job, executor)
+        if recipient in self._dead:
+            self.spawn(self._recipient_died(recipient, Cause.CRASH))
+        else:
+            self.simulation.timeline.after(TAKE_BACK_SECONDS, self._see_to, recipient, job, executor)
+
+    def _see_to(self, recipient: str, job: str, executor: str) -> None:
+        if (job, executor) in self.postings:
+            self.spawn(self._take_back(recipient))
+
+    def _take_back(self, recipient: str) -> Body:
+        sim = self.simulation
+        mail = yield from self.ask(sim.metadata, lambda: sim.store.take_back(recipient))
+        if mail:
+            assignment = Assignment.from_bytes(mail)
+            self.postings.ended(assignment.job, assignment.executor)
+            yield from self._invoke([assignment])
+
+    def _recipient_died(self, recipient: str, cause: Cause) -> Body:
+        self._dead.add(recipient)
+        if self.postings.to(recipient):
+            yield from self._take_back(recipient)
+        for job, executor in self.postings.to(recipient):
+            self._report(job, executor, 1, cause, -1)  # later attempts do not come by mail
+
+    # -- who died -------------------------------------------------------------------------------
+
+    def hear_failure(self, invoked: Assignment, cause: Cause) -> None:
+        """Lambda says that an invocation failed."""
+        self._report(invoked.job, invoked.executor, invoked.attempt, cause, -1)
+        self.spawn(self._recipient_died(name_of(invoked), cause))
+
+    def sweep(self) -> Body:
+        """Look for who has fallen silent, for ever."""
+        sim = self.simulation
+        while True:
+            yield sim.timeline.sleep(SWEEP_SECONDS)
+            if not self.ledger.jobs:
+                if sim.is_over():
+                    return
+                continue
+            lapsed = yield from self.ask(sim.metadata, sim.store.lapsed)
+            before, self._lapsed = self._lapsed, {}
+            for each in lapsed:
+                self._judge_silence(each, before.get((each.job, each.executor), sim.timeline.now))
+            stalled_before, self._stalled = self._stalled, set()
+            for job in self.ledger.stalled():
+                yield from self._look_into(job, job in stalled_before)
+            self.feed(Room())
+
+    def _look_into(self, job: str, again: bool) -> Body:
+        sim = self.simulation
+        unheard_of = yield from self.ask(sim.metadata, lambda: sim.store.executors(job))
+        if unheard_of:
+            self.feed(Delegating(job, unheard_of))
+        elif not again:
+            self._stalled.add(job)
+        elif job in self.ledger.stalled():
+            sim.watch.stalled(job)
+
+    def _judge_silence(self, lapsed: Lapsed, since: float) -> None:
+        sim = self.simulation
+        who = (lapsed.job, lapsed.executor)
+        begun = lapsed.running >= 0 or who in sim.last_words
+        options = sim.options
+        allowed = silence_allowed(lapsed.attempt, begun, options.lease_seconds, options.function.timeout_seconds)
+        if sim.timeline.now - since < allowed:
+            self._lapsed[who] = since
+            return
+        self._report(lapsed.job, lapsed.executor, lapsed.attempt, Cause.SILENCE, lapsed.running)
+
+    def _report(self, job: str, executor: str, attempt: int, cause: Cause, running: int) -> None:
+        sim = self.simulation
+        said = sim.last_words.pop((job, executor), -1)
+        if job not in self.ledger.jobs:
+            return  # over: whoever was still at work in it, nobody waits for
+        task = said if said >= 0 else running
+        verdicts = self.supervisor.judge(Death(job, executor, attempt, task, cause))
+        if verdicts:
+            sim.tell("proxy", f"{job}/{executor}#{attempt} died of {cause.value}, task {task}: {verdicts}")
+            self._forget_executor(job, executor)
+        for verdict in verdicts:
+            match verdict:
+                case Blame(blamed, _):
+                    sim.watch.blamed(job, blamed)
+                    self.feed(Erred(job, blamed, pack(["killed", job, blamed])))
+                case TryAgain():
+                    self.spawn(self._try_again(job, executor, verdict))
+                case GiveUp():
+                    self.spawn(self._give_up(job, executor))
+
+    def _try_again(self, job: str, executor: str, verdict: TryAgain) -> Body:
+        sim = self.simulation
+        yield sim.timeline.sleep(verdict.seconds)
+
+        def recall() -> Assignment | None:
+            had: Assignment | None = sim.store.recall(job, executor)
+            sim.watch.recalled(job, executor)
+            return had
+
+        had = yield from self.ask(sim.metadata, recall)
+        if had is None:  # it had just retired when it died, or its job is over
+            self.feed(Retired(job, executor))
+            return
+        function_class = min(had.function_class + verdict.more_memory, sim.options.function_classes - 1)
+        again = next_attempt(had, verdict, function_class)
+        kept = self.segments.get(job)
+        if kept is None:
+            return
+        if sim.options.segments_travel:
+            again = _with_segments(again, kept)
+        places = self.places.count
+        sim.tell("proxy", f"tries {names([again])} again with {list(again.starts)} {sorted(again.claims)}")
+        yield from self.ask(
+            sim.metadata, lambda: self._admitted([again], sim.store.admit_and_post([again], (), places))
+        )
+        yield from self._invoke([again])
+
+    def _give_up(self, job: str, executor: str) -> Body:
+        sim = self.simulation
+        self.feed(Lost(job, executor, pack(["lost", job, -1])))
+        yield from self.ask(sim.metadata, lambda: sim.store.drop(job, executor))
+        self.feed(Room())
+
+
+def _with_segments(assignment: Assignment, kept: Mapping[int, bytes]) -> Assignment:
+    return replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
+
+
+class Client:
+    """Who wants the answers: reads them, compares them, and lets them go when nobody needs them any more."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        self.host = Host(simulation, "client", simulation.options.latency_seconds)
+        self.answered: dict[Key, str] = {}  # by key: what it was told
+        self.released: set[Key] = set()
+        self._expected = simulation.workload.answers()
+        self._leaving: set[Key] = set()
+        self._reading = 0
+        jobs = simulation.workload.jobs
+        self._sources = {job.name: job.graph.sources() for job in jobs}
+        self._names = {
+            job.name: {task: key for keys in (job.visible, job.externals) for key, task in keys.items()} for job in jobs
+        }
+
+    def finish(self, key: Key, result: Result) -> None:
+        """A key has a value."""
+        self._told(key, "a value")
+        self._reading += 1
+        self.simulation.timeline.spawn(self._read(key, result.location))
+
+    def fail(self, key: Key, error: bytes) -> None:
+        """A key has an error."""
+        kind, job, task = unpack(error)
+        self._told(key, f"error {kind} of {job}/{task}")
+        self.simulation.watch.failed(key, self._expected[key], kind, (job, task))
+        self._release_what_is_over()
+
+    def forget(self, job: SimJob) -> None:
+        """The client loses interest in a job."""
+        for key in job.visible:
+            self._let_go(key)
+
+    @property
+    def pending(self) -> list[Key]:
+        """Keys without an answer, of those that are still wanted, and those being read."""
+        jobs = self.simulation.workload.jobs
+        keys = [key for job in jobs for key in job.visible if key not in self.answered and key not in self.released]
+        return keys + ["(reading)"] * bool(self._reading)
+
+    def _told(self, key: Key, what: str) -> None:
+        sim = self.simulation
+        sim.tell("client", f"{key}: {what}")
+        if key in self.answered:
+            sim.watch.violated("I3", f"{key} has two answers: {self.answered[key]}, {what}")
+        self.answered[key] = what
+
+    def _read(self, key: Key, location: Location) -> Body:
+        sim = self.simulation
+        yield sim.timeline.sleep(sim.luck.choice((0.0, 0.001, 0.1, 2.0)))
+        value: int | None = None
+        if not isinstance(location, Ref):
+            value, _ = from_frames(unpack_inline(location)[1])
+        elif key not in self.released:
+            try:
+                (frames,) = yield from self.host.ask(sim.shards[location.shard], lambda: sim.store.get([location]))
+                value, _ = from_frames(frames)
+            except ValueLost as error:
+                if key not in self.released:
+                    sim.watch.lost(key, str(error))
+        if value is not None:
+            sim.watch.answered(key, self._expected[key], value)
+        self._reading -= 1
+        self._release_what_is_over()
+
+    def _release_what_is_over(self) -> None:
+        """Let go of what nobody needs any more, some time later: as Dask's scheduler does, which knows the stubs."""
+        sim = self.simulation
+        needed: set[Key] = set()
+        for job in sim.workload.jobs:
+            pending = [key for key in job.visible if key not in self.answered and key not in self.released]
+            if pending:
+                needed.update(job.externals)
+                sources = self._sources[job.name]
+                names = self._names[job.name]
+                needed.update(names[source] for key in pending for source in sources[job.visible[key]])
+        for key in self.answered:
+            if key not in needed and key not in self._leaving:
+                self._leaving.add(key)
+                sim.timeline.after(sim.luck.uniform(0.0, 5.0), self._let_go, key)
+
+    def _let_go(self, key: Key) -> None:
+        if key not in self.released and (not self._reading or key not in self.answered):
+            self.released.add(key)
+            self.simulation.proxy.release(key)
+            self._release_what_is_over()
+        elif key not in self.released:
+            self.simulation.timeline.after(1.0, self._let_go, key)

@@ -1,0 +1,710 @@
+"""The storage tier in memory: every promise of `lambda_worker.ports.Store` and `JobStore`, without a server. Pure.
+
+It is held to the same contract suite as the Redis store (``tests/contract``), so what is learnt of the protocol on it
+holds there. A call takes no time: whoever calls decides when it happens. Nothing expires, since no run lasts for days.
+
+`Tier` is what servers keep; a `SimStore` is one client of it. Each step is small, so that a test can plant a bug in it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+
+from lambda_worker.core.errors import StoreFull, ValueLost, ValueTooLarge
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import Frame, Frames, Location, Ref, frames_nbytes
+from lambda_worker.ports import Arrival, Claim, Lapsed, Lingering, Reply, Standing, Succession, Verdict
+
+#: What one `listen` returns at most; the rest comes with the next call.
+EVENTS_MAX = 1_000
+#: An executor's last calls with events, by which a repeated one is recognised.
+HEARD_MAX = 16
+
+Who = tuple[str, str]  # job and executor
+#: Waits until something is true, or for some seconds.
+Wait = Callable[[Callable[[], bool], float], object]
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one executor."""
+
+    attempt: int
+    assignment: Assignment
+    generation: int
+    running: int = -1
+    holder: str = ""
+    recipient: str = ""
+    gave: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    heard: list[object] = field(default_factory=list)
+
+
+class FanIn:
+    """The parents of a child that are done, with their values, and whose child it is."""
+
+    def __init__(self, parents: int) -> None:
+        self.parents = parents
+        self.values: dict[int, Location] = {}
+        self.owner: str | None = None
+        self.held = False  # the owner has asked for it: values of some parents are with it alone
+
+    def __repr__(self) -> str:
+        return f"<FanIn {sorted(self.values)} of {self.parents}, owner {self.owner}>"
+
+    def set(self, parent: int, value: Location) -> None:
+        """Set an edge. The first value stays."""
+        self.values.setdefault(parent, value)
+
+    def complete(self, held: Set[int] = frozenset()) -> bool:
+        """Tell whether all parents are done, with those that an executor holds."""
+        return len(self.values) + len(held - self.values.keys()) >= self.parents
+
+
+@dataclass(slots=True)
+class JobState:
+    """The metadata of one job."""
+
+    opened: bool = False
+    cancelled: bool = False
+    records: dict[str, Record] = field(default_factory=dict)
+    claims: dict[str, dict[int, None]] = field(default_factory=dict)
+    fan_ins: dict[int, FanIn] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Shard:
+    """One server of bulk data."""
+
+    objects: dict[str, list[Frame]] = field(default_factory=dict)
+    segments: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    slices: dict[str, dict[int, list[Frame]]] = field(default_factory=dict)
+    nbytes: int = 0
+
+
+class Tier:
+    """What the servers of one cluster keep.
+
+    Parameters
+    ----------
+    clock
+        Their time, in seconds; it may jump.
+    shards
+        How many there are, beside the one for metadata.
+    shard_bytes_max
+        What a shard has room for.
+    measure
+        Tells the size of a value's frames; in a simulation they stand for more than they are.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        shards: int = 2,
+        shard_bytes_max: int = 2**60,
+        measure: Callable[[Frames], int] = frames_nbytes,
+    ) -> None:
+        self.clock = clock
+        self.shards = [Shard() for _ in range(shards)]
+        self.shard_bytes_max = shard_bytes_max
+        self.measure = measure
+        self.jobs: dict[str, JobState] = {}
+        self.leases: dict[Who, float] = {}
+        self.events: list[tuple[str, str, int, bytes]] = []
+        self.ceiling: int | None = None
+        self.lingering: dict[str, float] = {}
+        self.generation = 0
+        self.mail: dict[str, bytes] = {}
+        self.taken: dict[str, bytes] = {}
+        self.taken_back: dict[str, bytes] = {}
+        self.on_events: Callable[[], object] = lambda: None  #: called when there are new events
+        self.on_mail: Callable[[str], object] = lambda name: None  #: called when mail is sent, with its recipient
+
+    def __repr__(self) -> str:
+        return f"<Tier: {len(self.leases)} executors in {len(self.jobs)} jobs>"
+
+    def keys(self) -> list[str]:
+        """Name everything that is kept, except what lasts no longer than a lease (mail) and the ceiling.
+
+        Examples
+        --------
+        >>> tier = Tier(lambda: 0.0)
+        >>> _ = SimStore(tier).put([("job/1/a/1", [b"tag"])])
+        >>> tier.keys()
+        ['object:job/1/a/1']
+        """
+        return list(self._keys())
+
+    def _keys(self) -> Iterator[str]:
+        yield from (f"lease:{job}:{executor}" for job, executor in self.leases)
+        yield from ("events",) * bool(self.events)
+        for name, job in self.jobs.items():
+            yield from (f"{name}:job",) * job.opened
+            yield from (f"{name}:done",) * bool(job.done)
+            yield from (f"{name}:record:{executor}" for executor in job.records)
+            yield from (f"{name}:claims:{executor}" for executor, claims in job.claims.items() if claims)
+            yield from (f"{name}:fan-in:{child}" for child in job.fan_ins)
+        for shard in self.shards:
+            yield from (f"object:{name}" for name in shard.objects)
+            yield from (f"slices:{name}" for name in shard.slices)
+            yield from (f"segment:{job}:{number}" for job, number in shard.segments)
+
+    def job(self, name: str) -> JobState:
+        """Return a job's metadata; of an unknown one, nothing that stays."""
+        return self.jobs.get(name) or JobState()
+
+    # -- faults ---------------------------------------------------------------------------------
+
+    def lose(self, shard: int, names: Sequence[str] | None = None) -> int:
+        """A shard loses values: some, or all that it has with its segments. Return how many."""
+        server = self.shards[shard]
+        lost = list(server.objects) if names is None else [name for name in names if name in server.objects]
+        for name in lost:
+            server.nbytes -= self.measure(server.objects.pop(name))
+        if names is None:
+            server.segments.clear()
+            server.slices.clear()
+        return len(lost)
+
+
+class SimStore:
+    """One client of a `Tier`.
+
+    Parameters
+    ----------
+    tier
+        What the servers keep.
+    lease_seconds
+        An executor that was silent for so long has lapsed.
+    object_bytes_max
+        A larger value is refused.
+    holder
+        Names the sandbox that speaks.
+    wait
+        Waits for events or mail. By default nobody waits: there is something now, or not.
+
+    Examples
+    --------
+    >>> store = SimStore(Tier(lambda: 0.0))
+    >>> store.open_job("job", {})
+    >>> store.admit([Assignment("job", "a", 1, [0, 1])], ceiling=8)
+    1
+    >>> store.arrive("job", "a", 1, [Arrival(2, 0, 2, b"x"), Arrival(2, 1, 2, b"y")]).claims
+    (Claim(child=2, verdict=<Verdict.YOURS: 'yours'>, values={0: b'x', 1: b'y'}),)
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        lease_seconds: float = 15.0,
+        object_bytes_max: int = 10 * 2**30,
+        holder: str = "",
+        wait: Wait = lambda ready, seconds: None,
+    ) -> None:
+        self.tier = tier
+        self.holder = holder
+        self.lease_seconds = lease_seconds
+        self.object_bytes_max = object_bytes_max
+        self._wait = wait
+        self._returned = 0  # events that the last `listen` returned
+        names = ("round_trips", "objects_written", "slices_written", "bytes_written", "bytes_read")
+        self._counters = dict.fromkeys(names, 0)
+
+    def __repr__(self) -> str:
+        return f"<SimStore of {self.tier}>"
+
+    # -- fan-ins, events, retirement ------------------------------------------------------------
+
+    def arrive(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        arrivals: Sequence[Arrival] = (),
+        events: bytes = b"",
+        retire: bool = False,
+        succession: Succession | None = None,
+        lingering: Lingering | None = None,
+    ) -> Reply:
+        """See `lambda_worker.ports.Store.arrive`."""
+        if succession is not None and succession.record.job != job:
+            raise ValueError("an executor can only be succeeded in its own job")
+        self._count(round_trips=1)
+        standing = self._enter(job, executor, attempt)
+        if standing is not Standing.OK:
+            return Reply(standing)
+        self._renew(job, executor)
+        state = self.tier.jobs[job]
+        claims = self._arrive_at_each(state, executor, arrivals)
+        record = state.records[executor]
+        if events:
+            digest = (attempt, tuple((each.child, each.parent, each.parents) for each in arrivals), retire, events)
+            if digest not in record.heard:
+                record.heard = [*record.heard[1 - HEARD_MAX :], digest]
+                self._publish(job, executor, attempt, events)
+        retired = retire and all(claim.verdict is not Verdict.YOURS for claim in claims)
+        if retired:
+            self._retire(job, executor, attempt, succession, lingering)
+        return Reply(Standing.OK, tuple(claims), retired)
+
+    def _arrive_at_each(self, state: JobState, executor: str, arrivals: Sequence[Arrival]) -> list[Claim]:
+        settled: dict[int, Verdict] = {}  # as each child stood when this call came to it
+        fan_ins: dict[int, FanIn] = {}
+        held: dict[int, set[int]] = {}
+        for arrival in arrivals:
+            child = arrival.child
+            if child not in settled:
+                settled[child] = self._verdict(state, executor, child)
+            if settled[child] is Verdict.WAIT:
+                fan_in = fan_ins.get(child) or state.fan_ins.get(child) or self._new_fan_in(arrival.parents)
+                fan_ins[child] = fan_in
+                if arrival.value is None:
+                    held.setdefault(child, set()).add(arrival.parent)
+                else:
+                    state.fan_ins[child] = fan_in
+                    fan_in.set(arrival.parent, arrival.value)
+        claims = []
+        for child, verdict in settled.items():
+            mine: Set[int] = held.get(child, set())
+            if verdict is Verdict.WAIT and fan_ins[child].complete(mine):
+                state.fan_ins[child] = fan_ins[child]  # who asked in vain leaves no trace
+                fan_ins[child].owner = executor
+                fan_ins[child].held = not mine <= fan_ins[child].values.keys()
+                verdict = Verdict.YOURS
+            if verdict is Verdict.YOURS:
+                state.claims.setdefault(executor, {})[child] = None
+                claims.append(Claim(child, verdict, dict(state.fan_ins[child].values)))
+            else:
+                claims.append(Claim(child, verdict))
+        return claims
+
+    def _verdict(self, state: JobState, executor: str, child: int) -> Verdict:
+        if child in state.done:
+            return Verdict.DONE
+        fan_in = state.fan_ins.get(child)
+        if fan_in is None or fan_in.owner is None:
+            return Verdict.WAIT
+        return Verdict.YOURS if fan_in.owner == executor else Verdict.TAKEN
+
+    def _new_fan_in(self, parents: int) -> FanIn:
+        return FanIn(parents)
+
+    def _publish(self, job: str, executor: str, attempt: int, events: bytes) -> None:
+        self.tier.events.append((job, executor, attempt, events))
+        self.tier.on_events()
+
+    def _retire(
+        self, job: str, executor: str, attempt: int, succession: Succession | None, lingering: Lingering | None
+    ) -> None:
+        tier = self.tier
+        state = tier.jobs[job]
+        for child in state.claims.pop(executor, ()):
+            state.done.add(child)
+            state.fan_ins.pop(child, None)
+        record = state.records.pop(executor)
+        tier.leases.pop((job, executor), None)
+        if succession is not None:
+            self._create_record(succession.record)
+            self._publish(job, executor, attempt, succession.events)
+        self._publish(job, executor, attempt, b"")
+        if lingering is not None:
+            tier.taken.pop(lingering.name, None)
+            if lingering.seconds > 0 and record.generation == tier.generation:
+                tier.lingering[lingering.name] = tier.clock() + lingering.seconds
+
+    # -- records --------------------------------------------------------------------------------
+
+    def delegate(self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int) -> int:
+        """See `lambda_worker.ports.Store.delegate`."""
+        return len(self.delegate_and_post(job, executor, attempt, records, (), ceiling))
+
+    def delegate_and_post(
+        self,
+        job: str,
+        executor: str,
+        attempt: int,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int,
+    ) -> list[str]:
+        """See `lambda_worker.ports.Store.delegate_and_post`."""
+        if any(record.job != job for record in records):
+            raise ValueError("an executor can only give away tasks of its own job")
+        if not records:
+            return []
+        self._count(round_trips=1)
+        if self._enter(job, executor, attempt) is not Standing.OK:
+            return []
+        self._renew(job, executor)
+        latest = self.tier.ceiling
+        giver = self.tier.jobs[job].records[executor]
+        return self._create(records, mails, ceiling if latest is None else latest, giver, attempt)
+
+    def admit(self, records: Sequence[Assignment], ceiling: int | None, opening: bool = False) -> int:
+        """See `lambda_worker.ports.JobStore.admit`."""
+        return len(self.admit_and_post(records, (), ceiling, opening))
+
+    def admit_and_post(
+        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+    ) -> list[str]:
+        """See `lambda_worker.ports.JobStore.admit_and_post`."""
+        if not records:
+            return []
+        self._count(round_trips=1)
+        if opening:
+            for record in records:
+                self._open(record.job)
+        places: float = float("inf")
+        if ceiling is not None:
+            places = ceiling if self.tier.ceiling is None else min(ceiling, self.tier.ceiling)
+        return self._create(records, mails, places)
+
+    def _create(
+        self,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: float,
+        giver: Record | None = None,
+        giver_attempt: int = 0,
+    ) -> list[str]:
+        posted: list[str] = []
+        for record, mail in zip(records, mails or [b""] * len(records), strict=True):
+            state = self.tier.job(record.job)
+            if not state.opened or state.cancelled:
+                break
+            known = state.records.get(record.executor)
+            gave = (giver_attempt, tuple(record.starts))
+            write, recipient = True, ""
+            if giver is not None and giver.gave.get(record.executor) == gave:
+                write = False  # this attempt's call, repeated: the new executor may even have retired since
+            elif known is not None and giver is not None:
+                if tuple(known.assignment.starts) != tuple(record.starts):
+                    break  # not the same record: the starts stay with the giver
+                write = False
+            elif known is not None and known.attempt >= record.attempt:
+                write = False
+            elif known is None and len(self.tier.leases) >= ceiling:
+                break
+            if write:
+                made = self._create_record(record)
+                made.recipient = recipient = self._post(mail)
+            elif known is not None and known.attempt == record.attempt:
+                recipient = known.recipient
+            if giver is not None:
+                giver.gave[record.executor] = gave
+            posted.append(recipient)
+        return posted
+
+    def _create_record(self, assignment: Assignment) -> Record:
+        state = self.tier.jobs[assignment.job]
+        # Segments travel with the invocation; what an attempt before this gave away counts no more.
+        made = Record(assignment.attempt, replace(assignment, segments={}), self.tier.generation)
+        state.records[assignment.executor] = made
+        self._renew(assignment.job, assignment.executor)
+        return made
+
+    def _enter(self, job: str, executor: str, attempt: int) -> Standing:
+        """Tell whether an attempt may go on. A newer one than is known is believed; who speaks first holds it."""
+        state = self.tier.job(job)
+        if state.cancelled:
+            return Standing.CANCELLED
+        record = state.records.get(executor)
+        if not state.opened or record is None or record.attempt > attempt:
+            return Standing.FENCED
+        if record.attempt < attempt:
+            record.attempt, record.running, record.holder = attempt, -1, ""
+        if not record.holder:
+            record.holder = self.holder
+        elif self.holder and self.holder != record.holder:
+            return Standing.FENCED
+        return Standing.OK
+
+    def _renew(self, job: str, executor: str) -> None:
+        self.tier.leases[job, executor] = self.tier.clock() + self.lease_seconds
+
+    def beat(self, runs: Sequence[tuple[str, str, int, int]]) -> list[Standing]:
+        """See `lambda_worker.ports.Store.beat`."""
+        if runs:
+            self._count(round_trips=1)
+        standings = []
+        for job, executor, attempt, running in runs:
+            standing = self._enter(job, executor, attempt)
+            if standing is Standing.OK:
+                self.tier.jobs[job].records[executor].running = running
+                self._renew(job, executor)
+            standings.append(standing)
+        return standings
+
+    def lapsed(self) -> list[Lapsed]:
+        """See `lambda_worker.ports.JobStore.lapsed`."""
+        self._count(round_trips=1)
+        now = self.tier.clock()
+        found = []
+        for (job, executor), end in sorted(self.tier.leases.items(), key=lambda item: item[1]):
+            if end > now:
+                break
+            record = self.tier.job(job).records.get(executor)
+            if record is not None:
+                found.append(Lapsed(job, executor, record.attempt, record.running))
+        return found
+
+    def executors(self, job: str) -> list[str]:
+        """See `lambda_worker.ports.JobStore.executors`."""
+        self._count(round_trips=1)
+        return sorted(self.tier.job(job).records)
+
+    def recall(self, job: str, executor: str) -> Assignment | None:
+        """See `lambda_worker.ports.JobStore.recall`."""
+        self._count(round_trips=1)
+        state = self.tier.job(job)
+        record = state.records.get(executor)
+        if record is None:
+            return None
+        had = record.assignment
+        gone = {*had.without, *(task for _, starts in record.gave.values() for task in starts)}
+        claims: dict[int, Mapping[int, Location]] = dict(had.claims)
+        for child in list(state.claims.get(executor, ())):
+            fan_in = state.fan_ins[child]
+            if fan_in.held:  # what was held has died with the attempt: it has no owner any more
+                fan_in.owner, fan_in.held = None, False
+                del state.claims[executor][child]
+            else:
+                claims[child] = dict(fan_in.values)
+        return replace(
+            had,
+            attempt=record.attempt,
+            starts=[start for start in had.starts if start not in gone],
+            claims={child: values for child, values in claims.items() if child not in gone},
+            without=tuple(sorted(gone)),
+        )
+
+    def drop(self, job: str, executor: str) -> None:
+        """See `lambda_worker.ports.JobStore.drop`."""
+        self._count(round_trips=1)
+        self.tier.job(job).records.pop(executor, None)
+        self.tier.leases.pop((job, executor), None)
+
+    def set_ceiling(self, ceiling: int) -> None:
+        """See `lambda_worker.ports.JobStore.set_ceiling`."""
+        self._count(round_trips=1)
+        self.tier.ceiling = ceiling
+
+    # -- mail -----------------------------------------------------------------------------------
+
+    def _post(self, mail: bytes) -> str:
+        """Send mail to who came last to linger; return its name, or "": nobody, or it was sent away."""
+        tier = self.tier
+        while tier.lingering:
+            name = max(tier.lingering, key=lambda each: (tier.lingering[each], each))
+            if tier.lingering.pop(name) > tier.clock():
+                tier.mail[name] = mail
+                tier.on_mail(name)
+                return name if mail else ""
+        return ""
+
+    def take_mail(self, name: str, seconds: float) -> bytes:
+        """See `lambda_worker.ports.Store.take_mail`."""
+        self._count(round_trips=1)
+        tier = self.tier
+        if name not in tier.taken and name not in tier.mail:
+            self._wait(lambda: name in tier.mail, seconds)
+        if name in tier.mail:
+            tier.taken.setdefault(name, tier.mail.pop(name))
+        tier.lingering.pop(name, None)
+        return tier.taken.get(name, b"")
+
+    def take_back(self, name: str) -> bytes:
+        """See `lambda_worker.ports.JobStore.take_back`."""
+        self._count(round_trips=1)
+        if name in self.tier.mail:
+            self.tier.taken_back[name] = self.tier.mail.pop(name)
+        return self.tier.taken_back.get(name, b"")
+
+    def send_home(self) -> None:
+        """See `lambda_worker.ports.JobStore.send_home`."""
+        self._count(round_trips=1)
+        self.tier.generation += 1
+        while self.tier.lingering:
+            self._post(b"")
+
+    # -- jobs -----------------------------------------------------------------------------------
+
+    def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
+        """See `lambda_worker.ports.JobStore.open_job`."""
+        self._count(round_trips=1, bytes_written=sum(map(len, segments.values())))
+        for number, segment in segments.items():
+            self._shard(number).segments[job, number] = segment
+        self._open(job)
+
+    def _open(self, job: str) -> None:
+        self.tier.jobs.setdefault(job, JobState()).opened = True
+
+    def listen(self, seconds: float) -> list[tuple[str, str, int, bytes]]:
+        """See `lambda_worker.ports.JobStore.listen`."""
+        self._count(round_trips=1)
+        events = self.tier.events
+        del events[: self._returned]
+        self._returned = 0
+        if not events:
+            self._wait(lambda: bool(events), seconds)
+        heard = events[:EVENTS_MAX]
+        self._returned = len(heard)
+        return heard
+
+    def not_returned(self) -> None:
+        """What the last `listen` read has not arrived: the next one reads it again."""
+        self._returned = 0
+
+    def cancel(self, job: str) -> None:
+        """See `lambda_worker.ports.JobStore.cancel`."""
+        self._count(round_trips=1)
+        if self.tier.job(job).opened:
+            self.tier.jobs[job].cancelled = True
+            self._forget_executors(job)
+
+    def close_job(self, job: str, keep: Sequence[Ref]) -> None:
+        """See `lambda_worker.ports.JobStore.close_job`."""
+        self._count(round_trips=1)
+        if job in self.tier.jobs:
+            self._forget_executors(job)
+            del self.tier.jobs[job]
+        kept = {ref.name for ref in keep}
+        for shard in self.tier.shards:
+            self._remove(shard, [name for name in shard.objects if _job_of(name) == job and name not in kept])
+            for name in [name for name in shard.slices if _job_of(name) == job]:
+                del shard.slices[name]
+            for which in [each for each in shard.segments if each[0] == job]:
+                del shard.segments[which]
+
+    def _forget_executors(self, job: str) -> None:
+        state = self.tier.jobs[job]
+        for executor in state.records:
+            self.tier.leases.pop((job, executor), None)
+        state.records.clear()
+        state.claims.clear()
+
+    # -- bulk data ------------------------------------------------------------------------------
+
+    def load(self, job: str, segments: Sequence[int]) -> list[bytes]:
+        """See `lambda_worker.ports.Store.load`."""
+        self._count(round_trips=1)
+        found = []
+        for number in segments:
+            segment = self._shard(number).segments.get((job, number))
+            if segment is None:
+                raise ValueLost(f"segment {number} of job {job!r} is not in the storage tier")
+            found.append(segment)
+        self._count(bytes_read=sum(map(len, found)))
+        return found
+
+    def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """See `lambda_worker.ports.Store.put`."""
+        self._count(round_trips=1)
+        sizes = []
+        for name, frames in objects:
+            sizes.append(self.tier.measure(frames))
+            if sizes[-1] > self.object_bytes_max:
+                raise ValueTooLarge(
+                    f"a value of {sizes[-1]:,} bytes is larger than {self.object_bytes_max:,} "
+                    "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
+                )
+            if not frames:
+                raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
+        refs = []
+        for (name, frames), nbytes in zip(objects, sizes, strict=True):
+            ref = Ref(name, self.shard_of(name), nbytes)
+            shard = self.tier.shards[ref.shard]
+            self._remove(shard, [name])
+            if shard.nbytes + nbytes > self.tier.shard_bytes_max:
+                limit = f"(limit: {self.tier.shard_bytes_max:,} bytes)"
+                raise StoreFull(f"the shard {ref.shard} server is full {limit}")
+            shard.objects[name] = [frame if isinstance(frame, bytes) else bytes(frame) for frame in frames]
+            shard.nbytes += nbytes
+            refs.append(ref)
+        self._count(objects_written=len(refs), bytes_written=sum(sizes))
+        return refs
+
+    def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
+        """See `lambda_worker.ports.Store.get`."""
+        self._count(round_trips=1)
+        found = []
+        for ref in refs:
+            frames = self.tier.shards[ref.shard].objects.get(ref.name)
+            if frames is None or self.tier.measure(frames) != ref.nbytes or ref.stripes != 1:
+                where = f"the shard {ref.shard} server"
+                raise ValueLost(f"value {ref.name!r} ({ref.nbytes:,} bytes) is not in {where} as it was written")
+            found.append(list(frames))
+        self._count(bytes_read=sum(ref.nbytes for ref in refs))
+        return found
+
+    def free(self, refs: Sequence[Ref]) -> None:
+        """See `lambda_worker.ports.JobStore.free`."""
+        self._count(round_trips=1)
+        for ref in refs:
+            self._remove(self.tier.shards[ref.shard], [ref.name])
+
+    def touch(self, refs: Sequence[Ref]) -> None:
+        """See `lambda_worker.ports.JobStore.touch`. Nothing expires here."""
+        self._count(round_trips=1)
+
+    def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
+        """See `lambda_worker.ports.Store.put_slices`."""
+        self._count(round_trips=1)
+        for target, frames in slices.items():
+            if frames_nbytes(frames) > self.object_bytes_max:
+                raise ValueTooLarge(
+                    f"what partition {source} has for partition {target} of shuffle {shuffle} "
+                    f"({frames_nbytes(frames):,} bytes) is larger than {self.object_bytes_max:,} "
+                    "(serverless.storage.object-bytes-max): make the partitions smaller, or raise that limit"
+                )
+        if not self.tier.job(job).opened:
+            return
+        for target, frames in slices.items():
+            name = f"{job}/shuffle/{shuffle}/{target}"
+            pieces: list[Frame] = [bytes(frame) for frame in frames]
+            self.tier.shards[self.shard_of(name)].slices.setdefault(name, {})[source] = pieces
+        self._count(slices_written=len(slices), bytes_written=sum(map(frames_nbytes, slices.values())))
+
+    def get_slices(self, job: str, shuffle: str, target: int, nbytes: int) -> dict[int, list[Frame]]:
+        """See `lambda_worker.ports.Store.get_slices`."""
+        self._count(round_trips=1)
+        name = f"{job}/shuffle/{shuffle}/{target}"
+        found = self.tier.shards[self.shard_of(name)].slices.get(name, {})
+        self._count(bytes_read=sum(map(frames_nbytes, found.values())))
+        return {source: list(frames) for source, frames in found.items()}
+
+    def shard_of(self, name: str) -> int:
+        """Tell where a value is written: by name, so that writing twice writes to the same place."""
+        return zlib.crc32(name.encode()) % len(self.tier.shards)
+
+    def _shard(self, number: int) -> Shard:
+        return self.tier.shards[number % len(self.tier.shards)]
+
+    def _remove(self, shard: Shard, names: Sequence[str]) -> None:
+        for name in names:
+            frames = shard.objects.pop(name, None)
+            if frames is not None:
+                shard.nbytes -= self.tier.measure(frames)
+
+    # -- numbers --------------------------------------------------------------------------------
+
+    def counters(self) -> Mapping[str, int]:
+        """See `lambda_worker.ports.Store.counters`."""
+        return dict(self._counters)
+
+    def usage(self) -> Mapping[str, int]:
+        """See `lambda_worker.ports.JobStore.usage`."""
+        return {
+            "store_keys": len(self.tier.keys()) + len(self.tier.mail) + len(self.tier.taken),
+            "store_bytes": sum(shard.nbytes for shard in self.tier.shards),
+        }
+
+    def _count(self, **amounts: int) -> None:
+        for name, amount in amounts.items():
+            self._counters[name] += amount
+
+
+def _job_of(name: str) -> str:
+    return name.partition("/")[0]
