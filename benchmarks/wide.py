@@ -143,12 +143,14 @@ class Turn:
     def line(self) -> list[str]:
         """Return the time line: when executors began, when naps were over, when the result was here."""
         at = [self.began[min(len(self.began) - 1, int(len(self.began) * share))] for share in (0, 0.1, 0.5, 0.9, 1)]
-        return [self.what, f"{len(self.began):,}", *(f"{each:.2f}" for each in (*at, self.last_nap_ended, self.seconds))]
+        return [
+            self.what,
+            f"{len(self.began):,}",
+            *(f"{each:.2f}" for each in (*at, self.last_nap_ended, self.seconds)),
+        ]
 
 
-def measure(
-    what: str, ideal: float, seconds: float, machine: Machine, run: Callable[[], bytes], count: int
-) -> Turn:
+def measure(what: str, ideal: float, seconds: float, machine: Machine, run: Callable[[], bytes], count: int) -> Turn:
     """Run one turn and return all about it."""
     cluster = machine.cluster
     before, cpu_before = cluster.stats(), machine.cpu()

@@ -149,6 +149,8 @@ def large_nbytes(value: Any) -> int:
     kind = type(value)
     if kind in _SMALL_TYPES:
         return 0
+    if kind is bytes or kind is str:  # Dask's notion of size takes longer than a small task
+        return len(value) if len(value) >= LARGE_BYTES_MIN else 0
     nbytes = getattr(value, "nbytes", None)  # arrays and series: no need to load and ask Dask
     if not isinstance(nbytes, int):
         from dask.sizeof import sizeof
