@@ -40,7 +40,7 @@ from dask_serverless.own_annotations import REQUESTS, before_fusion, function_cl
 from dask_serverless.plan import FunctionClass, Graph, number
 from dask_serverless.shuffles import pin_whole_shuffles, shuffle_specs
 from lambda_worker.core.errors import GraphError
-from lambda_worker.core.schedule import SEGMENT_TASKS
+from lambda_worker.core.schedule import BODIES_TASKS
 from lambda_worker.shuffle import ShuffleTask
 
 Key: TypeAlias = Any  # str, bytes, int, float, or a nested tuple of these
@@ -457,8 +457,8 @@ class _Planner:
 def _embed(value: Any, copies: int, tasks: int) -> bool:
     """Decide whether data travels in the bodies of tasks; otherwise it becomes a constant."""
     nbytes = _pickled_nbytes(value)
-    segments = min(copies, -(-tasks // SEGMENT_TASKS))  # in one segment it is written once
-    return nbytes <= EMBEDDED_BYTES_MAX and nbytes * segments <= EMBEDDED_COPIES_BYTES_MAX
+    pickles = min(copies, -(-tasks // BODIES_TASKS))  # in each of them it is written once
+    return nbytes <= EMBEDDED_BYTES_MAX and nbytes * pickles <= EMBEDDED_COPIES_BYTES_MAX
 
 
 def _without_futures(task: GraphNode) -> GraphNode:

@@ -10,7 +10,7 @@ from dask_serverless.bodies import segment_bodies
 from dask_serverless.dask_graph import JobPlan
 from dask_serverless.plan.partition import assign_starts, edges
 from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
-from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
+from lambda_worker.core.schedule import BODIES_TASKS, SEGMENT_TASKS, Assignment, Segment, seal_segment
 from lambda_worker.core.wire import Location, Ref, seal_frames
 from lambda_worker.parcels import payload_room
 from lambda_worker.ports import JobStore
@@ -134,7 +134,11 @@ def _sealed_segments(
 ) -> Iterator[tuple[int, bytes]]:
     count = len(plan.graph)
     for number, each in enumerate(edges(plan.graph)):
-        bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants)
+        last = min(each.first + SEGMENT_TASKS, count)
+        bodies = [
+            segment_bodies(plan, first, min(first + BODIES_TASKS, last), constants)
+            for first in range(each.first, last, BODIES_TASKS)
+        ]
         yield number, seal_segment(secret, job, number, Segment(each.to_bytes(), bodies))
 
 

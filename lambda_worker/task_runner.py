@@ -19,7 +19,7 @@ from types import CoroutineType, TracebackType
 from typing import Any
 
 from lambda_worker.core.errors import MissingModule
-from lambda_worker.core.schedule import SEGMENT_TASKS, segment_of
+from lambda_worker.core.schedule import BODIES_TASKS, SEGMENT_TASKS, segment_of
 from lambda_worker.core.wire import Ref, pack
 from lambda_worker.values import pickled
 
@@ -34,28 +34,28 @@ _DASKS_PLACE = os.path.join("dask", "_task_spec")
 #: Frames of a traceback or a call stack that are shown, at most.
 TRACEBACK_FRAMES_MAX = 100
 
-#: How many segments are unpickled at once: task objects take some kilobytes each, their pickles a tenth.
-OPEN_SEGMENTS_MAX = 128
+#: How many pickles of bodies are open at once: task objects take some kilobytes each, their pickles a tenth.
+OPEN_PICKLES_MAX = 1024
 #: How many segments that are done with are kept a little longer.
 FORGOTTEN_SEGMENTS_MAX = 64
 
 
 class Bodies:
-    """The task bodies of one job on this executor, unpickled a segment at a time.
+    """The task bodies of one job on this executor, unpickled `BODIES_TASKS` at a time.
 
-    Numbers are given depth-first, so tasks that run one after the other are mostly in the segments
+    Numbers are given depth-first, so tasks that run one after the other are mostly in the pickles
     that were used last; the others are let go, and unpickled again if need be.
     """
 
     def __init__(self) -> None:
-        self._pickles: dict[int, bytes] = {}
-        self._bodies: dict[int, list[Any]] = {}  # the one used last is last
+        self._pickles: dict[int, Sequence[bytes]] = {}  # by segment
+        self._bodies: dict[int, list[Any]] = {}  # by their first task over `BODIES_TASKS`; the one used last is last
         self._forgotten: deque[int] = deque()
         self._lock = threading.Lock()  # I/O threads look up keys here
 
-    def add(self, segment: int, blob: bytes) -> None:
-        """Take in the pickle of a segment; it is unpickled when a task of it is to run."""
-        self._pickles[segment] = blob
+    def add(self, segment: int, pickles: Sequence[bytes]) -> None:
+        """Take in the pickles of a segment; one is unpickled when a task of it is to run."""
+        self._pickles[segment] = pickles
 
     def forget(self, segment: int) -> None:
         """Let go of a segment, soon: a result that cannot be stored is still to be named by its key."""
@@ -63,8 +63,9 @@ class Bodies:
             self._forgotten.append(segment)
             if len(self._forgotten) > FORGOTTEN_SEGMENTS_MAX:
                 oldest = self._forgotten.popleft()
-                self._bodies.pop(oldest, None)
-                self._pickles.pop(oldest, None)
+                first = oldest * SEGMENT_TASKS // BODIES_TASKS
+                for number in range(first, first + len(self._pickles.pop(oldest, ()))):
+                    self._bodies.pop(number, None)
 
     def get(self, task: int) -> Any:
         """Return the body of a task.
@@ -72,20 +73,21 @@ class Bodies:
         Raises
         ------
         MissingModule
-            When a task of the segment needs a module this environment does not have.
+            When one of the tasks that are pickled with it needs a module this environment does not have.
         """
-        segment = segment_of(task)
+        number, place = divmod(task, BODIES_TASKS)
         with self._lock:
-            bodies = self._bodies.pop(segment, None)
+            bodies = self._bodies.pop(number, None)
             if bodies is None:
+                blob = self._pickles[segment_of(task)][task % SEGMENT_TASKS // BODIES_TASKS]
                 try:
-                    bodies = _loads(self._pickles[segment])
+                    bodies = _loads(blob)
                 except ModuleNotFoundError as error:
                     raise MissingModule(str(error), name=error.name) from None
-                while len(self._bodies) >= OPEN_SEGMENTS_MAX:
+                while len(self._bodies) >= OPEN_PICKLES_MAX:
                     del self._bodies[next(iter(self._bodies))]
-            self._bodies[segment] = bodies
-        return bodies[task % SEGMENT_TASKS]
+            self._bodies[number] = bodies
+        return bodies[place]
 
 
 def _loads(blob: bytes) -> Any:

@@ -104,6 +104,9 @@ class ZygoteLink:
                 pass_fds=(theirs.fileno(),),
                 env=function_environment(function, address, os.environ),
                 cwd=function.working_directory,
+                # Where the kernel shares its time among sessions first, a thousand sandboxes that want to run
+                # keep neither the service waiting nor the process that invokes them.
+                start_new_session=True,
             )
         except OSError as error:
             ours.close()
