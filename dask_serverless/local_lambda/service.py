@@ -72,8 +72,15 @@ IDLE_TICK_SECONDS = 2.0
 #: The zygote is started anew when it is lost, but not for ever.
 ZYGOTE_RESTARTS_MAX = 5
 
+#: With more sandboxes than this to a core they take turns (see `sandbox.take_turns`). With fewer, what counts is how
+#: soon one begins.
+CROWD_PER_CORE = 16
+#: Starting takes a sandbox some milliseconds, nearly all of them of a core.
+STARTING_PER_CORE = 8
+
 LOG_TAIL_BYTES = MEBIBYTE
 _PAGE = resource.getpagesize()
+_CORES = os.cpu_count() or 1
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -119,6 +126,7 @@ class Service:
             idle_seconds_max=function.idle_seconds_max,
             idle_sandboxes_max=function.idle_sandboxes_max,
             start_seconds_max=function.start_seconds_max,
+            starting_max=STARTING_PER_CORE * _CORES,
         )
         self._front = Front(self._route)
         self.address = f"127.0.0.1:{self._front.port}"
@@ -225,7 +233,7 @@ class Service:
                 case Finish(invocation, outcome):
                     self._finish(invocation, outcome)
                 case Start(name, function):
-                    self._link.start_sandbox(name, function)
+                    self._link.start_sandbox(name, function, self._pool.concurrency > CROWD_PER_CORE * _CORES)
                 case Kill(name):
                     self._link.kill_sandbox(name)
         if self._tick_is_slow and self._pool.active:

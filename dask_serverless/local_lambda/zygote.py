@@ -4,9 +4,9 @@ Run by path, never with ``-m``: that would import `dask_serverless` itself, and 
 into every sandbox. Rules: one thread; nothing is imported after "ready"; no file is open but the
 socket to the service and the log; whatever ends the service ends everything here.
 
-Messages are lines of JSON over a socket pair. From the service: the settings, then ``{"start": name, "function": n}``
-and ``{"kill": name}``, at last ``{"close": true}``; the end of the stream without it means that the service
-was killed, and its files are removed here. To the service: ``{"ready": {...}}`` or
+Messages are lines of JSON over a socket pair. From the service: the settings, then ``{"start": name, "function": n,
+"crowded": bool}`` and ``{"kill": name}``, at last ``{"close": true}``; the end of the stream without it means that
+the service was killed, and its files are removed here. To the service: ``{"ready": {...}}`` or
 ``{"failed": text}``, then ``{"started": name, "pid": pid}`` and ``{"died": name, "status": status}``
 (minus the signal, as `subprocess` has it), or ``{"died": name, "why": text}`` for a fork that failed.
 """
@@ -88,7 +88,8 @@ class Zygote:
         self.settings = settings
         self.sandbox = sandbox
         self.pid = os.getpid()
-        self.starts: dict[str, int] = {}  # the function of each sandbox that is to be started, by name
+        # The function of each sandbox that is to be started, and whether it is one of very many, by name.
+        self.starts: dict[str, tuple[int, bool]] = {}
         self.names: dict[int, str] = {}  # by pid
         self.pids: dict[str, int] = {}  # by name
         self.partial = b""
@@ -116,7 +117,7 @@ class Zygote:
             self._reap()
             if self.starts:
                 name = next(iter(self.starts))
-                self._fork(name, self.starts.pop(name))
+                self._fork(name, *self.starts.pop(name))
             self._send()
 
     def stop(self, *_: object) -> None:
@@ -134,7 +135,7 @@ class Zygote:
                 self.told_to_close = True
                 return False
             if "start" in command:
-                self.starts[command["start"]] = command["function"]
+                self.starts[command["start"]] = (command["function"], command["crowded"])
             elif command["kill"] in self.pids:
                 self._kill_group(self.pids[command["kill"]])
             elif command["kill"] in self.starts:
@@ -142,7 +143,7 @@ class Zygote:
                 self.outgoing.append({"died": command["kill"], "why": "killed before it was started"})
         return True
 
-    def _fork(self, name: str, function: int) -> None:
+    def _fork(self, name: str, function: int, crowded: bool) -> None:
         try:
             pid = os.fork()
         except OSError as error:
@@ -156,6 +157,8 @@ class Zygote:
                 self.link.close()
                 os.close(self.wakeup)
                 os.close(self.wakeup_write)
+                if crowded:
+                    self.sandbox.take_turns()
                 self.sandbox.become(name, self.settings, self.settings["functions"][function], self.pid)
             finally:
                 os._exit(1)

@@ -36,7 +36,7 @@ class Policy:
         arrivals and results, and costs a small share of the time between two.
     publications_per_second_max
         What the proxy hears from all executors together while they run tasks, at most.
-    full_seconds
+    full_seconds, full_executors
         Who begins while the fleet is full does not ask for more executors before this long: the work
         was shared evenly when it began, and asking costs.
     refused_seconds
@@ -79,6 +79,7 @@ class Policy:
     publish_seconds_min: float = 0.01
     publications_per_second_max: float = 1000.0
     full_seconds: float = 1.0
+    full_executors: int = 200
     refused_seconds: float = 0.1
     refused_seconds_max: float = 2.0
     fetch_ahead: int = 2
@@ -106,6 +107,20 @@ class Policy:
         (0.01, 0.2)
         """
         return max(self.publish_seconds_min, self.ceiling / self.publications_per_second_max)
+
+    @property
+    def settle_seconds(self) -> float:
+        """How long who begins while the fleet is full does not ask for more executors.
+
+        A wide fleet asks as often as one of `full_executors`, all together: else whoever is slow because a thousand
+        others begin as well takes its work for long, and gives it to still others.
+
+        Examples
+        --------
+        >>> Policy(ceiling=2).settle_seconds, Policy(ceiling=1_000).settle_seconds
+        (1.0, 5.0)
+        """
+        return self.full_seconds * max(1.0, self.ceiling / self.full_executors)
 
     def leave_at(self, now: float, seconds_left: float) -> float:
         """Decide until when an executor runs tasks, whose Lambda ends in `seconds_left`.
