@@ -3,8 +3,8 @@
 A nap costs its executor nothing, so what is above the ideal (tasks * nap / executors) is ours: planning, starting
 executors, fan-ins. `graph` is naps as delayed tasks that meet in one visible result, by fan-ins of `--fan-in`;
 `map` is `client.map` of as many, where each future costs the client and the scheduler their own time. Each cluster
-runs everything cold first, in sandboxes that are forked for it, and then `--repeat` times warm. Nothing here
-asserts a time.
+runs everything cold first, in sandboxes that are forked for it; then all executors nap at the same time, until there
+are as many sandboxes as executors; and then it runs `--repeat` times warm. Nothing here asserts a time.
 
     python benchmarks/wide.py [--executors 500 1000] [--tasks 10000] [--nap 0.1 0.5] [--repeat 3] [--forms graph map]
 """
@@ -30,6 +30,7 @@ from dask_serverless import ServerlessCluster
 FORMS = ("graph", "map")
 KINDS = ("this process", "Lambda service", "sandboxes", "storage")
 COUNTERS = ("invocations", "mails", "executors", "sandboxes_cold", "round_trips", "bytes_written", "bytes_read")
+WARM_UP_SECONDS = (4.0, 8.0, 16.0, 32.0)
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 #: What a nap returns: when it began, and in which process.
 BEGUN = "<dI"
@@ -177,6 +178,15 @@ def measure(what: str, ideal: float, seconds: float, machine: Machine, run: Call
     )
 
 
+def warm_up(client: Client, machine: Machine, executors: int) -> None:
+    """Have as many sandboxes as executors: none is free while all nap."""
+    for seconds in WARM_UP_SECONDS:
+        graph_of(client, executors, seconds, 32)()
+        if len(machine.of_kind()["sandboxes"]) >= executors:
+            return
+    print(f"there are {len(machine.of_kind()['sandboxes'])} sandboxes for {executors} executors", file=sys.stderr)
+
+
 def turns(options: argparse.Namespace, executors: int) -> Iterator[Turn]:
     """Yield the turns of one cluster: each form with each nap, the first of all cold."""
     builders = {"graph": graph_of, "map": map_of}
@@ -189,7 +199,6 @@ def turns(options: argparse.Namespace, executors: int) -> Iterator[Turn]:
                 for turn in range(options.repeat + cold):
                     run = builders[form](client, options.tasks, seconds, options.fan_in)
                     name = f"{form}, {seconds} s on {executors:,}, " + ("cold" if cold else f"warm {turn}")
-                    cold = False
                     found = measure(name, ideal, seconds, machine, run, options.tasks)
                     print(
                         f"{name}: {found.seconds:.2f} s, {found.ratio:.2f} of the ideal, load {os.getloadavg()[0]:.1f}",
@@ -197,6 +206,9 @@ def turns(options: argparse.Namespace, executors: int) -> Iterator[Turn]:
                         flush=True,
                     )
                     yield found
+                    if cold:
+                        warm_up(client, machine, executors)
+                        cold = False
                     time.sleep(options.pause)
         count, mib = machine.sandbox_mib()
         print(f"{count:,} sandboxes have {mib:,.0f} MiB together (proportional), {mib / count:.1f} each\n", flush=True)
@@ -234,10 +246,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=3, help="warm turns (default: 3)")
     parser.add_argument("--fan-in", type=int, default=32, help="naps, and then sums, that meet in one task")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["graph"])
+    parser.add_argument(
+        "--linger", default=None, help="serverless.executor.linger, such as 2s (default: as configured)"
+    )
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between turns: nobody lingers any more")
     options = parser.parse_args(arguments)
     if min(*options.executors, options.tasks, options.repeat) < 1 or options.fan_in < 2 or min(options.nap) <= 0:
         parser.error("counts and naps must be positive, and --fan-in 2 or more")
+    if options.linger is not None:
+        dask.config.set({"serverless.executor.linger": options.linger})
     found = [turn for executors in options.executors for turn in turns(options, executors)]
     print(report(found))
     return 0
