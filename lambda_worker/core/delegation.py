@@ -79,13 +79,14 @@ class Delegation:
         shares = self._policy.shares(len(ready), seconds_per_task)
         if shares < 2:
             return []
-        size = -(-len(ready) // shares)
-        return self.offer(ready, size, len(ready) - size)
+        count, room = self._policy.branches(shares)
+        size = -(-len(ready) // count)
+        return self.offer(ready, size, len(ready) - size, room)
 
-    def offer(self, ready: list[int], size: int, upto: int) -> list[Delegate]:
+    def offer(self, ready: list[int], size: int, upto: int, room: int = 0) -> list[Delegate]:
         """Take the tasks below `upto` from the ready ones and offer them, in shares of `size`.
 
-        The bottom of the stack is what this executor would reach last.
+        The bottom of the stack is what this executor would reach last. Who is given one may start `room` more.
         """
         for first in range(0, upto, size):
             share = ready[first : first + size]
@@ -95,7 +96,7 @@ class Delegation:
         if not self.offered:
             return []
         del ready[: sum(map(len, self.offered))]
-        return [self._delegate()]
+        return [self._delegate(room)]
 
     def offer_unfitting(self, keep_last: bool) -> list[Delegate]:
         """Offer the tasks that do not fit to executors of their classes; the last share may stay for a successor."""
@@ -134,12 +135,12 @@ class Delegation:
         tasks = sorted(self.unfitting, reverse=True)
         return Successor(self._assign(tasks), {task: self._segments.known_parents(task) or () for task in tasks})
 
-    def _delegate(self) -> Delegate:
+    def _delegate(self, room: int = 0) -> Delegate:
         known_parents = self._segments.known_parents
         inputs = [sorted({p for task in share for p in known_parents(task) or ()}) for share in self.offered]
-        return Delegate([self._assign(share) for share in self.offered], inputs)
+        return Delegate([self._assign(share, room) for share in self.offered], inputs)
 
-    def _assign(self, share: Sequence[int]) -> Assignment:
+    def _assign(self, share: Sequence[int], room: int = 0) -> Assignment:
         """Make the assignment of a new executor for these ready tasks, of which the last comes first."""
         mine = self._assignment
         self._children_named += 1
@@ -154,6 +155,7 @@ class Delegation:
             hint=hint,
             segments={n: mine.segments[n] for n in hint if n in mine.segments} if alone else {},
             ceiling=mine.ceiling,
+            room=room,
             scheduler=mine.scheduler,
             outfit=mine.outfit,
             function_class=max(map(self._class_of, share)) if mine.function_class or self.unfitting else 0,

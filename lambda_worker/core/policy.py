@@ -28,6 +28,9 @@ class Policy:
         What starting another executor costs before it does useful work.
     invoke_here_min
         Who has no AWS client yet makes one only to invoke at least so many at once.
+    branches_max
+        Nobody starts more executors than this at once: who is started so starts further ones, and a thousand
+        invocations are two times 32, one after the other, rather than a thousand.
     share_seconds_min
         Work worth less than this is never given away: starting many executors for a last few tasks
         each costs every one of them more than it saves.
@@ -75,6 +78,7 @@ class Policy:
     fan_in_bytes_max: int = 1024 * 1024
     invoke_seconds: float = INVOKE_SECONDS
     invoke_here_min: int = 4
+    branches_max: int = 32
     share_seconds_min: float = 0.5
     publish_seconds_min: float = 0.01
     publications_per_second_max: float = 1000.0
@@ -180,6 +184,17 @@ class Policy:
         many executors at once, the proxy would be the bottleneck.
         """
         return warm or executors >= self.invoke_here_min
+
+    def branches(self, shares: int) -> tuple[int, int]:
+        """Decide how many of so many shares are made at once, and into how many more each may be split.
+
+        Examples
+        --------
+        >>> Policy().branches(8), Policy().branches(1_000), Policy().branches(100_000)
+        ((8, 0), (32, 31), (32, 3124))
+        """
+        count = min(shares, self.branches_max)
+        return count, -(-shares // count) - 1
 
     def shares(self, ready: int, seconds_per_task: float) -> int:
         """Decide into how many shares ready tasks are split (1: keep them all here).

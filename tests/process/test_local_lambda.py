@@ -21,7 +21,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError
+from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError, verdicts
 from dask_serverless.local_lambda.config import FunctionSize
 from dask_serverless.local_lambda.failures import FailureQueue
 from dask_serverless.local_lambda.pool import Deliver, Finish, Invocation, Kill, Limits, Pool, Start, State, Throttled
@@ -544,6 +544,19 @@ def test_pool_an_invocation_waits_for_a_returning_sandbox_rather_than_start_anot
     assert p.invoke(second, 0.2) == []
     assert p.ready("a", 0.201) == [Deliver("a", second)]
     assert p.counters.billed_milliseconds == 100
+
+
+def test_pool_a_few_sandboxes_start_at_a_time_and_the_first_ones_take_what_waits() -> None:
+    p = pool(concurrency=8, starting_max=2)
+    requests = [request(str(number)) for number in range(4)]
+    started = [each for invocation in requests for each in p.invoke(invocation, 0)]
+    assert started == [Start("a"), Start("b")]
+    assert p.ready("a", 0.1) == [Deliver("a", requests[0]), Start("c")]
+    assert p.answered("a", "0", OK, 0.2) == [Finish(requests[0], OK)]
+    assert p.ready("a", 0.2) == [Deliver("a", requests[1])]
+    assert p.ready("b", 0.3) == [Deliver("b", requests[2])]
+    assert p.died("c", 1, 0.4)[0] == Finish(requests[3], verdicts.start_failed("3", verdicts.exit_reason(1)))
+    assert not p.waiting
 
 
 def test_pool_a_returning_sandbox_that_does_not_return_is_replaced_and_then_killed() -> None:
