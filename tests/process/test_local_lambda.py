@@ -26,6 +26,7 @@ from dask_serverless.local_lambda.config import FunctionSize
 from dask_serverless.local_lambda.failures import FailureQueue
 from dask_serverless.local_lambda.pool import Deliver, Finish, Invocation, Kill, Limits, Pool, Start, State, Throttled
 from dask_serverless.local_lambda.verdicts import Outcome
+from dask_serverless.local_lambda.zygote import fill_holes
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -742,3 +743,9 @@ def test_pool_asks_every_state_every_event() -> None:
             for name in list(p.sandboxes):
                 p.died(name, -9, 2000)
             assert not p._in_state[State.BUSY]
+
+
+def test_nothing_that_a_sandbox_allocates_needs_a_page_that_it_shares() -> None:
+    filling = fill_holes()
+    assert len(filling) > 1_000
+    assert len(fill_holes()) < len(filling) / 2, "the holes were filled"
