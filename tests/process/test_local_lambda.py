@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -749,3 +750,10 @@ def test_nothing_that_a_sandbox_allocates_needs_a_page_that_it_shares() -> None:
     filling = fill_holes()
     assert len(filling) > 1_000
     assert len(fill_holes()) < len(filling) / 2, "the holes were filled"
+
+
+def test_too_few_open_files_for_so_many_sandboxes_are_an_error_that_says_so() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert 0 < hard < 2**40, "this test needs a limit"
+    with pytest.raises(LocalLambdaError, match=rf"{hard + 1} executors need .* allows {hard}: raise the limit"):
+        LocalLambda(config(concurrency=hard + 1)).start()
