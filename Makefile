@@ -24,7 +24,7 @@ STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
 PYTEST_ARGS ?=
 TESTS := tests/unit tests/contract tests/process tests/end_to_end
 
-.PHONY: help quickstart test lint bench bench-ablation bench-latency bench-giant clean
+.PHONY: help quickstart test lint bench bench-ablation bench-latency bench-giant bench-wide clean
 
 help:
 	@echo "make quickstart  run examples/parallel_svc.py on a cluster of Lambda executors on this machine"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench-ablation only the second: what grouping, holding, splitting ... are worth (BENCH_ARGS=...)"
 	@echo "make bench-latency  one small task at a time, against LocalCluster"
 	@echo "make bench-giant    giant graphs and large values, with everybody's memory (BENCH_ARGS=\"--tasks 1000000\")"
+	@echo "make bench-wide     10,000 naps on 500 and 1,000 executors, against the ideal (BENCH_ARGS=\"--executors 100\")"
 	@echo "make clean       remove environments, caches and build products"
 
 $(BIN)/python:
@@ -95,6 +96,10 @@ bench-ablation: $(STAMP)-bench
 bench-latency: $(STAMP)-examples
 	@echo "==> running benchmarks/latency.py"
 	@$(BIN)/python benchmarks/latency.py $(BENCH_ARGS)
+
+bench-wide: $(STAMP)-examples
+	@echo "==> running benchmarks/wide.py"
+	@$(BIN)/python benchmarks/wide.py $(BENCH_ARGS)
 
 bench-giant: $(STAMP)-examples
 	@echo "==> running benchmarks/giant.py"

@@ -39,7 +39,7 @@ from dask_serverless.plain_layers import read_plain_layers
 from dask_serverless.plan import FunctionClass, Graph, number
 from dask_serverless.shuffles import pin_whole_shuffles, shuffle_specs
 from lambda_worker.core.errors import GraphError
-from lambda_worker.core.schedule import SEGMENT_TASKS
+from lambda_worker.core.schedule import BODIES_TASKS
 from lambda_worker.shuffle import ShuffleTask
 
 Key: TypeAlias = Any  # str, bytes, int, float, or a nested tuple of these
@@ -452,7 +452,7 @@ class _Planner:
 
 def _embed(value: Any, copies: int, tasks: int) -> bool:
     """Decide whether data travels in the bodies of tasks; otherwise it becomes a constant."""
-    return travels(pickled_nbytes(value), min(copies, -(-tasks // SEGMENT_TASKS)))  # written once in each segment
+    return travels(pickled_nbytes(value), min(copies, -(-tasks // BODIES_TASKS)))  # written once in each pickle
 
 
 def _without_futures(task: GraphNode) -> GraphNode:

@@ -17,7 +17,7 @@ from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.prefixes import prefixes_of
 from lambda_worker.compression import Compressor
 from lambda_worker.core.errors import ServerlessError, StoreFull, UnpicklableTask, ValueTooLarge
-from lambda_worker.core.schedule import SEGMENT_TASKS, Assignment, Segment, seal_segment
+from lambda_worker.core.schedule import BODIES_TASKS, SEGMENT_TASKS, Assignment, Segment, seal_segment
 from lambda_worker.core.wire import Location, Ref
 from lambda_worker.parcels import payload_room
 from lambda_worker.ports import JobStore
@@ -133,13 +133,17 @@ def _sealed_segments(
     literals = None
     if pool is not None:
         constants = {name: _keep(job, name, value, pool) for name, value in plan.constants.items()}
-        literals = Literals(-(-count // SEGMENT_TASKS), functools.partial(pool.keep, job))
+        literals = Literals(-(-count // BODIES_TASKS), functools.partial(pool.keep, job))
     for number, each in enumerate(edges(plan.graph)):
         if prefixes.runs[number]:
             each = replace(each, prefixes=prefixes.runs[number])
-        bodies = segment_bodies(plan, each.first, min(each.first + SEGMENT_TASKS, count), constants, literals)
+        last = min(each.first + SEGMENT_TASKS, count)
+        bodies = [
+            segment_bodies(plan, first, min(first + BODIES_TASKS, last), constants, literals)
+            for first in range(each.first, last, BODIES_TASKS)
+        ]
         if compressor is not None:
-            bodies = compressor.shrink_blob(bodies)
+            bodies = [compressor.shrink_blob(blob) for blob in bodies]
         yield number, seal_segment(secret, job, number, Segment(each.to_bytes(), bodies))
 
 

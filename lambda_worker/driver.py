@@ -130,11 +130,10 @@ class Driver:
             When the storage tier failed for good. The record stays, its lease runs out.
         """
         self._main_thread = threading.get_ident()
-        if self.world.last_words_directory:
+        if self.world.last_words is not None:
             with contextlib.suppress(OSError):  # it only serves to name a task: no reason to fail one
-                self._words = LastWords(
-                    self.world.last_words_directory, f"{self.assignment.job}.{self.assignment.executor}"
-                )
+                self.world.last_words.begin(f"{self.assignment.job}.{self.assignment.executor}")
+                self._words = self.world.last_words
         self.world.beside.after(self.world.lease_seconds / 3, self._beat)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
         if self.world.policy.threads > 1:
@@ -151,7 +150,7 @@ class Driver:
             if self._context is not None:
                 self._context.attach(None)
         if self._words is not None:
-            self._words.close()
+            self._words.end()
         return reason
 
     # -- the main thread ------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from lambda_worker.cache import Cache
 from lambda_worker.core.policy import Policy
 from lambda_worker.driver import Driver
 from lambda_worker.invoker import LambdaInvoker, is_loopback
+from lambda_worker.last_words import LastWords
 from lambda_worker.lingering import Waiter
 from lambda_worker.parcels import unfold
 from lambda_worker.payload import assignments_of
@@ -60,6 +61,9 @@ def make_world(environment: Mapping[str, str]) -> World:
         kept_bytes_max=memory // 4,
         **settings.get("policy", {}),
     )
+    # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
+    name = hashlib.sha256(environment.get("AWS_LAMBDA_LOG_STREAM_NAME", "").encode()).hexdigest()[:12]
+    words_directory = environment.get("DASK_SERVERLESS_LAST_WORDS")
     # Another endpoint than AWS's own: the local service, or an emulator such as LocalStack.
     endpoint_url = environment.get("DASK_SERVERLESS_ENDPOINT") or environment.get("AWS_ENDPOINT_URL")
     # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
@@ -82,7 +86,7 @@ def make_world(environment: Mapping[str, str]) -> World:
         lease_seconds=settings.get("lease_seconds", 15.0),
         linger_seconds=settings.get("linger_seconds", 0.0),
         payload_bytes_max=settings.get("payload_bytes_max", 256 * 1024),
-        last_words_directory=environment.get("DASK_SERVERLESS_LAST_WORDS"),
+        last_words=LastWords(words_directory, name) if words_directory else None,
         name=name,
         cache=Cache(memory // 8 if settings.get("cache", True) else 0),
         tls=json.loads(environment.get("DASK_SERVERLESS_TLS", "null")),

@@ -141,6 +141,9 @@ async def open_client(
         max_pool_connections=connections_max,
         # ``total_max_attempts`` counts the first request as well (``max_attempts`` would not).
         retries={"total_max_attempts": 1, "mode": "standard"},
+        # A sixth of a request's cost, each: botocore puts its name together anew, and checks what is always the same.
+        user_agent="dask-serverless",
+        parameter_validation=False,
         # A proxy of the environment cannot reach this machine's loopback.
         proxies={} if loopback else None,
     )

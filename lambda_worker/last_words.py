@@ -3,13 +3,16 @@
 A killed process cannot speak any more, and a message to the store before every task would cost
 more than most tasks. A memory-mapped file costs a fraction of a microsecond per task and survives
 its writer. Where nobody can read the writer's file system (AWS), the last heartbeat has to do.
+
+A sandbox makes its file once, because making and removing one takes as long as ten tasks: it bears the name
+of the executor that is at work, and a name of its own in between.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import struct
-from pathlib import Path
 
 _RECORD = struct.Struct("<q")
 
@@ -17,42 +20,70 @@ _RECORD = struct.Struct("<q")
 class LastWords:
     """Write, over and over, the number of the task that is about to run (-1: none).
 
+    Parameters
+    ----------
+    directory
+        Where whoever asks will look.
+    sandbox
+        Name of the sandbox, unique in the directory.
+
     Examples
     --------
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
-    >>> words = LastWords(directory, "executor")
+    >>> words = LastWords(directory, "sandbox")
+    >>> words.begin("executor")
     >>> words.say(7)
     >>> last_words(directory, "executor")
     7
-    >>> words.close()
+    >>> words.end()
     >>> last_words(directory, "executor") is None
     True
     """
 
-    def __init__(self, directory: str, executor: str) -> None:
-        self._path = Path(directory, executor)
-        with open(self._path, "w+b") as file:
-            file.write(_RECORD.pack(-1))
-            file.flush()
-            self._map = mmap.mmap(file.fileno(), _RECORD.size)
+    def __init__(self, directory: str, sandbox: str) -> None:
+        self._directory = directory
+        self._idle = os.path.join(directory, f"idle-{sandbox}")
+        self._path = ""  # of the executor that is at work
+        self._map: mmap.mmap | None = None
+
+    def begin(self, executor: str) -> None:
+        """An executor begins; raises `OSError` if nothing can be written there."""
+        path = os.path.join(self._directory, executor)
+        if self._map is not None:
+            self._map[:] = _RECORD.pack(-1)
+            try:
+                os.rename(self._idle, path)
+            except FileNotFoundError:  # somebody asked, and has forgotten it
+                self._map.close()
+                self._map = None
+        if self._map is None:
+            with open(path, "w+b") as file:
+                file.write(_RECORD.pack(-1))
+                file.flush()
+                self._map = mmap.mmap(file.fileno(), _RECORD.size)
+        self._path = path
 
     def say(self, task: int) -> None:
         """Note the task that runs from now on."""
-        _RECORD.pack_into(self._map, 0, task)
+        if self._map is not None:
+            _RECORD.pack_into(self._map, 0, task)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """The executor ended well: nothing to remember."""
-        self._map.close()
-        self._path.unlink(missing_ok=True)
+        try:
+            os.rename(self._path, self._idle)
+        except OSError:  # asked for and forgotten, or its directory is gone with its cluster
+            self._map = None
 
 
 def last_words(directory: str, executor: str) -> int | None:
     """Read what an executor said last and forget it; None if it said nothing."""
-    path = Path(directory, executor)
+    path = os.path.join(directory, executor)
     try:
-        blob = path.read_bytes()
+        with open(path, "rb") as file:
+            blob = file.read()
+        os.unlink(path)
     except OSError:
         return None
-    path.unlink(missing_ok=True)
     return int(_RECORD.unpack(blob)[0]) if len(blob) == _RECORD.size else None

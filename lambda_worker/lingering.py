@@ -14,12 +14,11 @@ Rules kept here:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 from lambda_worker.core.errors import StoreUnavailable
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.payload import assignments_of, payload_of
+from lambda_worker.payload import open_assignment, seal_assignment
 from lambda_worker.ports import Lingering, Store
 
 #: An invocation that has used more than this share of its time does not linger.
@@ -44,13 +43,15 @@ def mail_of(secret: bytes, assignment: Assignment) -> bytes:
     size = sum(map(len, assignment.segments.values())) + sum(
         len(each) for each in assignment.given.values() if isinstance(each, bytes)
     )
-    return b"" if size > MAIL_BYTES_MAX else payload_of(secret, [assignment])
+    return b"" if size > MAIL_BYTES_MAX else seal_assignment(secret, assignment)
 
 
 def open_mail(secret: bytes, mail: bytes) -> Assignment:
-    """Undo `mail_of`; raises as `lambda_worker.payload.assignments_of` does."""
-    (assignment,) = assignments_of(secret, json.loads(mail))
-    return assignment
+    """Undo `mail_of`; raises `Tampered`.
+
+    Who lingers was invoked by the same cluster: protocol and environment were compared then.
+    """
+    return open_assignment(secret, mail)
 
 
 class Waiter:

@@ -12,6 +12,9 @@ from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import open_frames, seal_frames
 from lambda_worker.ports import Store
 
+#: Numbers, or sixteenths of references, that surely fit into the smallest payload that can be configured (16 KiB).
+SMALL_ITEMS_MAX = 512
+
 
 def payload_room(payload_bytes_max: int) -> int:
     """Return how large an assignment may be: base64 adds a third, and JSON and tags need room."""
@@ -22,12 +25,22 @@ def fit(assignments: Sequence[Assignment], store: Store, secret: bytes, payload_
     """Return assignments that fit into invocations: a large one becomes a reference to itself."""
     fitting = list(assignments)
     for index, assignment in enumerate(fitting):
+        if _is_small(assignment):  # whoever invokes packs it, once
+            continue
         blob = assignment.to_bytes()
         if len(blob) > payload_room(payload_bytes_max):
             name = f"{assignment.job}/assignment/{assignment.executor}/{assignment.attempt}"
             (stored,) = store.put([(name, seal_frames(secret, name, [blob]))])
             fitting[index] = replace(assignment, starts=(), given={}, hint=(), segments={}, stored=stored)
     return fitting
+
+
+def _is_small(assignment: Assignment) -> bool:
+    """Tell whether an assignment fits into any invocation, without packing it to find out."""
+    if assignment.claims or assignment.segments or any(isinstance(each, bytes) for each in assignment.given.values()):
+        return False
+    items = len(assignment.starts) + len(assignment.hint) + len(assignment.without) + 16 * len(assignment.given)
+    return items <= SMALL_ITEMS_MAX
 
 
 def unfold(assignment: Assignment, store: Store, secret: bytes) -> Assignment:

@@ -31,6 +31,16 @@ class ProtocolMismatch(PlatformError):
     """The two ends of an invocation come from releases that do not understand each other."""
 
 
+def seal_assignment(secret: bytes, assignment: Assignment) -> bytes:
+    """Make the bytes of an assignment that travel, inside an invocation or as mail."""
+    return seal(secret, _NAME, assignment.to_bytes())
+
+
+def open_assignment(secret: bytes, sealed: bytes) -> Assignment:
+    """Undo `seal_assignment`; raises `Tampered`."""
+    return Assignment.from_bytes(unseal(secret, _NAME, sealed))
+
+
 def payload_of(secret: bytes, assignments: Sequence[Assignment]) -> bytes:
     """Make the payload of one invocation.
 
@@ -47,8 +57,9 @@ def payload_of(secret: bytes, assignments: Sequence[Assignment]) -> bytes:
     >>> assignments_of(b"secret", json.loads(payload))[0].starts
     [0, 1]
     """
-    runs = [base64.b64encode(seal(secret, _NAME, each.to_bytes())).decode("ascii") for each in assignments]
-    return json.dumps({"v": PROTOCOL_VERSION, "pickles": PICKLES, "runs": runs}, separators=(",", ":")).encode("ascii")
+    # Base64 needs no escapes: a general encoder would look for them in every character.
+    runs = b",".join(b'"%b"' % base64.b64encode(seal_assignment(secret, each)) for each in assignments)
+    return b'{"v":%d,"pickles":%b,"runs":[%b]}' % (PROTOCOL_VERSION, json.dumps(PICKLES).encode(), runs)
 
 
 def assignments_of(secret: bytes, event: Mapping[str, Any]) -> list[Assignment]:
@@ -87,7 +98,7 @@ install the same release of dask-serverless on both sides (redeploy the function
     runs = event.get("runs")
     if not isinstance(runs, list):
         raise Tampered("the event carries no list of runs: not decoded")
-    return [Assignment.from_bytes(unseal(secret, _NAME, _decoded(run))) for run in runs]
+    return [open_assignment(secret, _decoded(run)) for run in runs]
 
 
 def _decoded(run: Any) -> bytes:

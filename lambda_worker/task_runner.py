@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from lambda_worker.compression import expand_blob
 from lambda_worker.core.errors import MissingModule
-from lambda_worker.core.schedule import SEGMENT_TASKS, segment_of
+from lambda_worker.core.schedule import BODIES_TASKS, SEGMENT_TASKS, segment_of
 from lambda_worker.core.wire import Ref, pack
 from lambda_worker.values import pickled
 
@@ -39,8 +39,8 @@ TRACEBACK_FRAMES_MAX = 100
 #: How many fields a body has that is a call: key, function, arguments, places of parents' values in them, keywords.
 CALL_FIELDS = 5
 
-#: How many segments are unpickled at once: task objects take some kilobytes each, their pickles a tenth.
-OPEN_SEGMENTS_MAX = 128
+#: How many pickles of bodies are open at once: task objects take some kilobytes each, their pickles a tenth.
+OPEN_PICKLES_MAX = 1024
 #: How many segments that are done with are kept a little longer.
 FORGOTTEN_SEGMENTS_MAX = 64
 
@@ -57,9 +57,9 @@ class Constants(Protocol):
 
 
 class Bodies:
-    """The task bodies of one job on this executor, unpickled a segment at a time.
+    """The task bodies of one job on this executor, unpickled `BODIES_TASKS` at a time.
 
-    Numbers are given depth-first, so tasks that run one after the other are mostly in the segments
+    Numbers are given depth-first, so tasks that run one after the other are mostly in the pickles
     that were used last; the others are let go, and unpickled again if need be.
 
     Parameters
@@ -72,14 +72,14 @@ class Bodies:
         self._constants = constants
         self._sharing = threading.Lock()  # several tasks may run at once, and all but one wait for what one reads
         self._shared: dict[str, tuple[Any, int]] = {}  # those with a key of their own; the one used last is last
-        self._pickles: dict[int, bytes] = {}
-        self._bodies: dict[int, list[Any]] = {}  # the one used last is last
+        self._pickles: dict[int, Sequence[bytes]] = {}  # by segment
+        self._bodies: dict[int, list[Any]] = {}  # by their first task over `BODIES_TASKS`; the one used last is last
         self._forgotten: deque[int] = deque()
         self._lock = threading.Lock()  # I/O threads look up keys here
 
-    def add(self, segment: int, blob: bytes) -> None:
-        """Take in the pickle of a segment; it is unpickled when a task of it is to run."""
-        self._pickles[segment] = blob
+    def add(self, segment: int, pickles: Sequence[bytes]) -> None:
+        """Take in the pickles of a segment; one is unpickled when a task of it is to run."""
+        self._pickles[segment] = pickles
 
     def forget(self, segment: int) -> None:
         """Let go of a segment, soon: a result that cannot be stored is still to be named by its key."""
@@ -87,8 +87,9 @@ class Bodies:
             self._forgotten.append(segment)
             if len(self._forgotten) > FORGOTTEN_SEGMENTS_MAX:
                 oldest = self._forgotten.popleft()
-                self._bodies.pop(oldest, None)
-                self._pickles.pop(oldest, None)
+                first = oldest * SEGMENT_TASKS // BODIES_TASKS
+                for number in range(first, first + len(self._pickles.pop(oldest, ()))):
+                    self._bodies.pop(number, None)
 
     def get(self, task: int) -> Any:
         """Return the body of a task.
@@ -96,20 +97,21 @@ class Bodies:
         Raises
         ------
         MissingModule
-            When a task of the segment needs a module this environment does not have.
+            When one of the tasks that are pickled with it needs a module this environment does not have.
         """
-        segment = segment_of(task)
+        number, place = divmod(task, BODIES_TASKS)
         with self._lock:
-            bodies = self._bodies.pop(segment, None)
+            bodies = self._bodies.pop(number, None)
             if bodies is None:
+                blob = self._pickles[segment_of(task)][task % SEGMENT_TASKS // BODIES_TASKS]
                 try:
-                    bodies = _loads(self._pickles[segment], self._constants.value)
+                    bodies = _loads(blob, self._constants.value)
                 except ModuleNotFoundError as error:
                     raise MissingModule(str(error), name=error.name) from None
-                while len(self._bodies) >= OPEN_SEGMENTS_MAX:
+                while len(self._bodies) >= OPEN_PICKLES_MAX:
                     del self._bodies[next(iter(self._bodies))]
-            self._bodies[segment] = bodies
-        return bodies[task % SEGMENT_TASKS]
+            self._bodies[number] = bodies
+        return bodies[place]
 
     def constant(self, ref: Ref) -> Any:
         """Return data that has a key in the graph: like any task's value, one object for all tasks that run here.
@@ -271,6 +273,8 @@ def large_nbytes(value: Any) -> int:
     kind = type(value)
     if kind in _SMALL_TYPES:
         return 0
+    if kind is bytes or kind is str:  # Dask's notion of size takes longer than a small task
+        return len(value) if len(value) >= LARGE_BYTES_MIN else 0
     nbytes = getattr(value, "nbytes", None)  # arrays and series: no need to load and ask Dask
     if not isinstance(nbytes, int):
         from dask.sizeof import sizeof

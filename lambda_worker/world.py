@@ -12,6 +12,7 @@ from lambda_worker.compression import Compressor
 from lambda_worker.constants import Constants
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.wire import Frame, Location, Ref, open_frames, unpack_inline
+from lambda_worker.last_words import LastWords
 from lambda_worker.ports import Clock, Invoker, Store
 from lambda_worker.values import frames_to_value
 from lambda_worker.wardrobe import Wardrobe
@@ -37,7 +38,7 @@ class World:
     lease_seconds: float = 15.0
     linger_seconds: float = 0.0
     payload_bytes_max: int = 256 * 1024
-    last_words_directory: str | None = None
+    last_words: LastWords | None = None
     name: str = ""  # of the sandbox
     worker: TaskWorker | None = None  # what Dask code finds in this sandbox, once a task has run in it
     wardrobe: Wardrobe | None = None

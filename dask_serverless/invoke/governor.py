@@ -23,7 +23,7 @@ class Limits:
     rate_per_second_max, rate_per_second_min
         Between these the rate moves; it begins at the upper one.
     burst_max
-        How many may go at once after a pause.
+        How many may go at once after a pause: as many as Lambda makes environments for a function within ten seconds.
     concurrency_max
         How many may be under way (asked, not yet answered).
     increase
@@ -34,7 +34,7 @@ class Limits:
 
     rate_per_second_max: float = 1_000.0
     rate_per_second_min: float = 1.0
-    burst_max: int = 500
+    burst_max: int = 1_000
     concurrency_max: int = 64
     increase: float = 50.0
     decrease_factor: float = 0.5

@@ -22,6 +22,8 @@ from dask_serverless.local_lambda.config import FunctionConfig, LocalLambdaError
 from dask_serverless.local_lambda.service import Service
 
 OWNER_POLL_SECONDS = 0.5
+#: Beside one connection for each sandbox: those of who invokes, and what every process has.
+OTHER_FILES = 256
 
 
 def _say(message: dict[str, Any]) -> None:
@@ -29,12 +31,24 @@ def _say(message: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _raise_file_limit() -> None:
-    """A sandbox is a connection; a thousand of them are above the usual soft limit of 1024."""
+def raise_file_limit(concurrency: int) -> None:
+    """A sandbox is a connection; a thousand of them are above the usual soft limit of 1024.
+
+    Raises
+    ------
+    LocalLambdaError
+        When this machine does not allow as many.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= allowed < concurrency + OTHER_FILES:  # below zero: no limit
+        raise LocalLambdaError(
+            f"{concurrency} executors need {concurrency + OTHER_FILES} open files in one process, and this machine "
+            f"allows {allowed}: raise the limit (ulimit -Hn), or lower n_workers="
+        )
 
 
 async def _watch_owner(owner: int, service: Service) -> None:
@@ -70,13 +84,17 @@ async def _watch_input(reader: asyncio.StreamReader, service: Service) -> None:
 async def main() -> int:
     """Run the service until its owner wants it no more."""
     loop = asyncio.get_running_loop()
-    _raise_file_limit()
     reader = asyncio.StreamReader(limit=16 * 1024 * 1024)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     line = await reader.readline()
     if not line:
         return 1
     settings = json.loads(line)
+    try:
+        raise_file_limit(settings["function"]["concurrency"])
+    except LocalLambdaError as error:
+        _say({"failed": str(error)})
+        return 1
     service = Service(FunctionConfig.from_json(settings["function"]), settings["token"])
     loop.add_signal_handler(signal.SIGTERM, service.stop, "terminated")
     watchers = [

@@ -104,6 +104,9 @@ class ZygoteLink:
                 pass_fds=(theirs.fileno(),),
                 env=function_environment(function, address, os.environ),
                 cwd=function.working_directory,
+                # Where the kernel shares its time among sessions first, a thousand sandboxes that want to run
+                # keep neither the service waiting nor the process that invokes them.
+                start_new_session=True,
             )
         except OSError as error:
             ours.close()
@@ -153,9 +156,9 @@ class ZygoteLink:
         self._writer.writelines(self._unsent)
         self._unsent.clear()
 
-    def start_sandbox(self, name: str, function: int = 0) -> None:
-        """Have a sandbox forked for one of the functions."""
-        self._send({"start": name, "function": function})
+    def start_sandbox(self, name: str, function: int = 0, crowded: bool = False) -> None:
+        """Have a sandbox forked for one of the functions; `crowded`: as one of very many."""
+        self._send({"start": name, "function": function, "crowded": crowded})
 
     def kill_sandbox(self, name: str) -> None:
         """Have a sandbox, and everything it started, killed."""

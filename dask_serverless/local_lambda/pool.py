@@ -7,7 +7,8 @@ A sandbox is always in one of these states; only the methods of `Pool` change th
         └──────(too long, reaped, over a limit)──▶ DOOMED ◀─────┘         any state ──died──▶ gone
 
 * An invocation belongs to no sandbox until one takes it: whichever is ready first takes the oldest one waiting.
-  A sandbox is started only for invocations that none of those starting or returning will take.
+  A sandbox is started only for invocations that none of those starting or returning will take, and a few at a time:
+  a thousand at once would all be ready late, and one after the other the first ones take what the last ones were for.
 * RETURNING exists because a caller may hear the answer, and invoke again, before the sandbox has asked for its
   next invocation; without it, that second invocation would cost a cold start.
 * DOOMED: a kill is under way. The invocation ends when the death is confirmed, not when it is decided: whoever
@@ -154,6 +155,8 @@ class Pool:
         A sandbox that takes longer to become ready is killed.
     new_name
         Makes the name of a sandbox.
+    starting_max
+        Sandboxes that are starting at once, at most.
     """
 
     def __init__(
@@ -165,7 +168,9 @@ class Pool:
         idle_seconds_max: float = 300,
         idle_sandboxes_max: int | None = None,
         start_seconds_max: float = 60,
+        starting_max: int = 64,
     ) -> None:
+        self.starting_max = starting_max
         self.concurrency = concurrency
         self.limits = tuple(limits)
         self.idle_seconds_max = idle_seconds_max
@@ -226,9 +231,9 @@ class Pool:
             return [self._doom(sandbox, now)]
         waiting = self._waiting[sandbox.function]
         if waiting:
-            return [self._deliver(sandbox, waiting.popleft(), now)]
+            return [self._deliver(sandbox, waiting.popleft(), now), *self._balance(now)]
         self._move(sandbox, State.IDLE, now)
-        return self._reap(now)
+        return self._reap(now) + self._balance(now)
 
     def answered(self, name: str, request_id: str, outcome: Outcome, now: float) -> list[Instruction]:
         """A sandbox answers its invocation. A late or foreign answer is ignored."""
@@ -387,7 +392,8 @@ class Pool:
             coming = sum(
                 sandbox.function == function and now - sandbox.since < RETURN_SECONDS_TRUSTED for sandbox in returning
             )
-            for _ in range(len(waiting) - coming - self._starting[function]):
+            wanted = len(waiting) - coming - self._starting[function]
+            for _ in range(min(wanted, self.starting_max - sum(self._starting))):
                 instructions += self._make_room(now)
                 name = self._new_name()
                 self.sandboxes[name] = sandbox = Sandbox(name, State.STARTING, now, function)

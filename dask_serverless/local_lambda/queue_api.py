@@ -42,7 +42,7 @@ class QueueApi:
 
     def route(self, exchange: Exchange) -> None:
         """Answer a request whose X-Amz-Target names SQS."""
-        action = exchange.headers["X-Amz-Target"].partition(".")[2]
+        action = exchange.headers["x-amz-target"].partition(".")[2]
         try:
             request = json.loads(exchange.body or b"{}")
         except ValueError:

@@ -72,8 +72,15 @@ IDLE_TICK_SECONDS = 2.0
 #: The zygote is started anew when it is lost, but not for ever.
 ZYGOTE_RESTARTS_MAX = 5
 
+#: With more sandboxes than this to a core they take turns (see `sandbox.take_turns`). With fewer, what counts is how
+#: soon one begins.
+CROWD_PER_CORE = 16
+#: Starting takes a sandbox some milliseconds, nearly all of them of a core.
+STARTING_PER_CORE = 8
+
 LOG_TAIL_BYTES = MEBIBYTE
 _PAGE = resource.getpagesize()
+_CORES = os.cpu_count() or 1
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -119,6 +126,7 @@ class Service:
             idle_seconds_max=function.idle_seconds_max,
             idle_sandboxes_max=function.idle_sandboxes_max,
             start_seconds_max=function.start_seconds_max,
+            starting_max=STARTING_PER_CORE * _CORES,
         )
         self._front = Front(self._route)
         self.address = f"127.0.0.1:{self._front.port}"
@@ -145,6 +153,7 @@ class Service:
     async def start(self) -> None:
         """Start the zygote. Raises `LocalLambdaError` if the handler cannot be imported."""
         self._log_path.touch(0o600)
+        await self._front.start()
         await self._start_zygote()
         self._arm_tick()
 
@@ -224,7 +233,7 @@ class Service:
                 case Finish(invocation, outcome):
                     self._finish(invocation, outcome)
                 case Start(name, function):
-                    self._link.start_sandbox(name, function)
+                    self._link.start_sandbox(name, function, self._pool.concurrency > CROWD_PER_CORE * _CORES)
                 case Kill(name):
                     self._link.kill_sandbox(name)
         if self._tick_is_slow and self._pool.active:
@@ -294,7 +303,7 @@ class Service:
                 self._route_invoke(exchange, path[len(_INVOKE_PREFIX) :].partition("?")[0])
             elif (at := path.find(_RUNTIME)) > 0:
                 self._route_runtime(exchange, path[1:at], path[at + len(_RUNTIME) :])
-            elif exchange.headers.get("X-Amz-Target", "").startswith("AmazonSQS."):
+            elif exchange.headers.get("x-amz-target", "").startswith("AmazonSQS."):
                 if self._is_signed(exchange):
                     self._queue.route(exchange)
             elif path.startswith("/local/"):
@@ -313,7 +322,7 @@ class Service:
         )
 
     def _is_signed(self, exchange: Exchange) -> bool:
-        if exchange.headers.get("Authorization", "").startswith("AWS4-HMAC-SHA256"):
+        if exchange.headers.get("authorization", "").startswith("AWS4-HMAC-SHA256"):
             return True
         self._refuse(exchange, 403, "MissingAuthenticationTokenException", "Missing Authentication Token")
         return False
@@ -339,7 +348,7 @@ class Service:
                 name if name.startswith("arn:") else f"arn:aws:lambda:{self.function.region}:{ACCOUNT}:function:{name}"
             )
             return self._refuse(exchange, 404, "ResourceNotFoundException", f"Function not found: {arn}")
-        kind = exchange.headers.get("X-Amz-Invocation-Type", "RequestResponse")
+        kind = exchange.headers.get("x-amz-invocation-type", "RequestResponse")
         if kind not in ("Event", "RequestResponse", "DryRun"):
             return self._refuse(
                 exchange, 400, "InvalidParameterValueException", f"There is no invocation type {kind!r}."
@@ -365,7 +374,7 @@ class Service:
 
     def _invoke(self, exchange: Exchange, event: bool, payload: bytes, function: int) -> None:
         request_id = str(uuid.uuid4())
-        context = exchange.headers.get("X-Amz-Client-Context", "")
+        context = exchange.headers.get("x-amz-client-context", "")
         if context:
             try:
                 context = json.dumps(json.loads(base64.b64decode(context, validate=True)))  # one line, ASCII
@@ -373,7 +382,7 @@ class Service:
                 return self._refuse(
                     exchange, 400, "InvalidRequestContentException", "Client context must be base64 of JSON."
                 )
-        trace_id = exchange.headers.get("X-Amzn-Trace-Id") or (
+        trace_id = exchange.headers.get("x-amzn-trace-id") or (
             f"Root=1-{int(time.time()):08x}-{request_id[:8]}{request_id[-16:].replace('-', '0')};Sampled=0"
         )
         invocation = Invocation(request_id, payload, event, function, trace_id, context)
@@ -428,7 +437,7 @@ class Service:
     # What AWS offers elsewhere
 
     def _route_local(self, exchange: Exchange, rest: str) -> None:
-        if not hmac.compare_digest(exchange.headers.get(TOKEN_HEADER, "").encode(), self._token.encode()):
+        if not hmac.compare_digest(exchange.headers.get(TOKEN_HEADER.lower(), "").encode(), self._token.encode()):
             return self._refuse(exchange, 403, "AccessDeniedException", "This is for the service's owner.")
         what, _, query = rest.partition("?")
         if what == "counters":

@@ -4,9 +4,9 @@ Run by path, never with ``-m``: that would import `dask_serverless` itself, and 
 into every sandbox. Rules: one thread; nothing is imported after "ready"; no file is open but the
 socket to the service and the log; whatever ends the service ends everything here.
 
-Messages are lines of JSON over a socket pair. From the service: the settings, then ``{"start": name, "function": n}``
-and ``{"kill": name}``, at last ``{"close": true}``; the end of the stream without it means that the service
-was killed, and its files are removed here. To the service: ``{"ready": {...}}`` or
+Messages are lines of JSON over a socket pair. From the service: the settings, then ``{"start": name, "function": n,
+"crowded": bool}`` and ``{"kill": name}``, at last ``{"close": true}``; the end of the stream without it means that
+the service was killed, and its files are removed here. To the service: ``{"ready": {...}}`` or
 ``{"failed": text}``, then ``{"started": name, "pid": pid}`` and ``{"died": name, "status": status}``
 (minus the signal, as `subprocess` has it), or ``{"died": name, "why": text}`` for a fork that failed.
 """
@@ -24,6 +24,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -32,6 +33,8 @@ from typing import Any
 
 #: A thousand sandboxes on two busy cores took 2.5 s.
 CLOSE_SECONDS_MAX = 5.0
+#: Of one size class; there are thousands of free blocks where a few thousand modules are loaded.
+FILLED_BLOCKS_MAX = 1_000_000
 
 
 def _load_beside(name: str) -> ModuleType:
@@ -73,6 +76,35 @@ def _data_bytes() -> int:
     return 0
 
 
+def fill_holes() -> list[Any]:
+    """Take all memory that is free between the objects of this process; return what takes it, to be kept.
+
+    Each page that a sandbox writes to becomes its own. What it allocates would go where a few bytes are free, in
+    thousands of pages that are full of what all sandboxes share; so it goes to pages that are new.
+    """
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        try:
+            sys.stderr.flush()
+            os.dup2(said.fileno(), 2)
+            sys._debugmallocstats()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        said.seek(0)
+        lines = said.read().decode(errors="replace").splitlines()
+    filling: list[Any] = []
+    for line in lines:
+        fields = line.split()
+        # Size class, size, pools, blocks in use, blocks free.
+        if len(fields) == 5 and all(field.isdigit() for field in fields):
+            size, free = int(fields[1]), int(fields[4])
+            content = size - sys.getsizeof(b"")
+            if content > 0 and free <= FILLED_BLOCKS_MAX:
+                filling += [bytes(content) for _ in range(free)]
+    return filling
+
+
 def _threads() -> int:
     """Return the number of this process's threads (0: unknown)."""
     with contextlib.suppress(OSError):
@@ -88,7 +120,8 @@ class Zygote:
         self.settings = settings
         self.sandbox = sandbox
         self.pid = os.getpid()
-        self.starts: dict[str, int] = {}  # the function of each sandbox that is to be started, by name
+        # The function of each sandbox that is to be started, and whether it is one of very many, by name.
+        self.starts: dict[str, tuple[int, bool]] = {}
         self.names: dict[int, str] = {}  # by pid
         self.pids: dict[str, int] = {}  # by name
         self.partial = b""
@@ -116,7 +149,7 @@ class Zygote:
             self._reap()
             if self.starts:
                 name = next(iter(self.starts))
-                self._fork(name, self.starts.pop(name))
+                self._fork(name, *self.starts.pop(name))
             self._send()
 
     def stop(self, *_: object) -> None:
@@ -134,7 +167,7 @@ class Zygote:
                 self.told_to_close = True
                 return False
             if "start" in command:
-                self.starts[command["start"]] = command["function"]
+                self.starts[command["start"]] = (command["function"], command["crowded"])
             elif command["kill"] in self.pids:
                 self._kill_group(self.pids[command["kill"]])
             elif command["kill"] in self.starts:
@@ -142,7 +175,7 @@ class Zygote:
                 self.outgoing.append({"died": command["kill"], "why": "killed before it was started"})
         return True
 
-    def _fork(self, name: str, function: int) -> None:
+    def _fork(self, name: str, function: int, crowded: bool) -> None:
         try:
             pid = os.fork()
         except OSError as error:
@@ -156,6 +189,8 @@ class Zygote:
                 self.link.close()
                 os.close(self.wakeup)
                 os.close(self.wakeup_write)
+                if crowded:
+                    self.sandbox.take_turns()
                 self.sandbox.become(name, self.settings, self.settings["functions"][function], self.pid)
             finally:
                 os._exit(1)
@@ -261,6 +296,7 @@ def main(descriptor: int) -> None:
     for function in settings["functions"]:
         function["data_bytes_max"] = _data_bytes() + function["data_bytes_above"]
     gc.collect()
+    filling = fill_holes()
     gc.freeze()
     link.sendall(json.dumps({"ready": {"preload_failures": failures, "threads": _threads()}}).encode() + b"\n")
     # From here on the loop sees the service's end itself, and can end the sandboxes' own children too, which
@@ -272,6 +308,7 @@ def main(descriptor: int) -> None:
     try:
         zygote.run()
     finally:
+        del filling
         zygote.close()
         if zygote.lost_service():
             shutil.rmtree(settings["root"], ignore_errors=True)

@@ -14,6 +14,7 @@ import msgpack
 
 from fargate_storage.client.endpoint import Argument, Endpoint
 from fargate_storage.client.keys import LUA
+from lambda_worker.core.wire import PACK_BYTES
 
 
 class Script(NamedTuple):
@@ -33,7 +34,7 @@ class Script(NamedTuple):
 
 def header(*parts: Any) -> bytes:
     """Encode what a script unpacks with ``cmsgpack``, which knows the old msgpack only (no type for bytes)."""
-    return cast(bytes, msgpack.packb(parts, use_bin_type=False))
+    return cast(bytes, msgpack.packb(parts, use_bin_type=False, buf_size=PACK_BYTES))
 
 
 def _load(name: str) -> Script:

@@ -29,6 +29,7 @@ from fargate_storage.service import launcher
 from lambda_worker.core.errors import PlatformError
 
 METADATA_BYTES_MAX = 512 * MIB
+CLIENTS_MAX = 60_000
 START_SECONDS_MAX = 10.0
 CLOSE_SECONDS_MAX = 5.0
 LOG_TAIL_LINES = 20
@@ -236,6 +237,8 @@ class LocalTier:
             "lazyfree-lazy-user-del": "yes",
             "lazyfree-lazy-expire": "yes",
             "timeout": 0,
+            # Each executor has a connection or a few; a server that may not open so many files lowers it by itself.
+            "maxclients": CLIENTS_MAX,
         }
         return "".join(f"{key} {value}\n" for key, value in settings.items())
 

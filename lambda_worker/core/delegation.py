@@ -102,13 +102,14 @@ class Delegation:
             self._journal.note("keep", ready=count, seconds_per_task=seconds)
             return []
         self._journal.note("split", ready=count, seconds_per_task=seconds, shares=shares)
-        size = -(-len(ready) // shares)
-        return self.offer(ready, size, len(ready) - size)
+        branches, room = self._policy.branches(shares)
+        size = -(-len(ready) // branches)
+        return self.offer(ready, size, len(ready) - size, room)
 
-    def offer(self, ready: list[int], size: int, upto: int) -> list[Delegate]:
+    def offer(self, ready: list[int], size: int, upto: int, room: int = 0) -> list[Delegate]:
         """Take the tasks below `upto` from the ready ones and offer them, in shares of `size`.
 
-        The bottom of the stack is what this executor would reach last.
+        The bottom of the stack is what this executor would reach last. Who is given one may start `room` more.
         """
         for first in range(0, upto, size):
             share = ready[first : first + size]
@@ -118,7 +119,7 @@ class Delegation:
         if not self.offered:
             return []
         del ready[: sum(map(len, self.offered))]
-        return [self._delegate()]
+        return [self._delegate(room)]
 
     def offer_unfitting(self, keep_last: bool) -> list[Delegate]:
         """Offer the tasks that do not fit to executors of their classes; the last share may stay for a successor."""
@@ -162,12 +163,12 @@ class Delegation:
         tasks = sorted(self.unfitting, reverse=True)
         return Successor(self._assign(tasks), {task: self._segments.known_parents(task) or () for task in tasks})
 
-    def _delegate(self) -> Delegate:
+    def _delegate(self, room: int = 0) -> Delegate:
         known_parents = self._segments.known_parents
         inputs = [sorted({p for task in share for p in known_parents(task) or ()}) for share in self.offered]
-        return Delegate([self._assign(share) for share in self.offered], inputs)
+        return Delegate([self._assign(share, room) for share in self.offered], inputs)
 
-    def _assign(self, share: Sequence[int]) -> Assignment:
+    def _assign(self, share: Sequence[int], room: int = 0) -> Assignment:
         """Make the assignment of a new executor for these ready tasks, of which the last comes first."""
         mine = self._assignment
         self._children_named += 1
@@ -182,6 +183,7 @@ class Delegation:
             hint=hint,
             segments={n: mine.segments[n] for n in hint if n in mine.segments} if alone else {},
             ceiling=mine.ceiling,
+            room=room,
             scheduler=mine.scheduler,
             outfit=mine.outfit,
             function_class=max(map(self._class_of, share)) if mine.function_class or self.unfitting else 0,

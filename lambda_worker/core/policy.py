@@ -31,6 +31,9 @@ class Policy:
         What starting another executor costs before it does useful work.
     invoke_here_min
         Who has no AWS client yet makes one only to invoke at least so many at once.
+    branches_max
+        Nobody starts more executors than this at once: who is started so starts further ones, and a thousand
+        invocations are two times 32, one after the other, rather than a thousand.
     share_seconds_min
         Work worth less than this is never given away: starting many executors for a last few tasks
         each costs every one of them more than it saves.
@@ -39,7 +42,7 @@ class Policy:
         arrivals and results, and costs a small share of the time between two.
     publications_per_second_max
         What the proxy hears from all executors together while they run tasks, at most.
-    full_seconds
+    full_seconds, full_executors
         Who begins while the fleet is full does not ask for more executors before this long: the work
         was shared evenly when it began, and asking costs.
     refused_seconds
@@ -84,10 +87,12 @@ class Policy:
     fan_in_bytes_max: int = 1024 * 1024
     invoke_seconds: float = INVOKE_SECONDS
     invoke_here_min: int = 4
+    branches_max: int = 32
     share_seconds_min: float = 0.5
     publish_seconds_min: float = 0.01
     publications_per_second_max: float = 1000.0
     full_seconds: float = 1.0
+    full_executors: int = 200
     refused_seconds: float = 0.1
     refused_seconds_max: float = 2.0
     fetch_ahead: int = 2
@@ -118,6 +123,20 @@ class Policy:
         (0.01, 0.2)
         """
         return max(self.publish_seconds_min, self.ceiling / self.publications_per_second_max)
+
+    @property
+    def settle_seconds(self) -> float:
+        """How long who begins while the fleet is full does not ask for more executors.
+
+        A wide fleet asks as often as one of `full_executors`, all together: else whoever is slow because a thousand
+        others begin as well takes its work for long, and gives it to still others.
+
+        Examples
+        --------
+        >>> Policy(ceiling=2).settle_seconds, Policy(ceiling=1_000).settle_seconds
+        (1.0, 5.0)
+        """
+        return self.full_seconds * max(1.0, self.ceiling / self.full_executors)
 
     def leave_at(self, now: float, seconds_left: float) -> float:
         """Decide until when an executor runs tasks, whose Lambda ends in `seconds_left`.
@@ -195,6 +214,17 @@ class Policy:
         many executors at once, the proxy would be the bottleneck.
         """
         return warm or executors >= self.invoke_here_min
+
+    def branches(self, shares: int) -> tuple[int, int]:
+        """Decide how many of so many shares are made at once, and into how many more each may be split.
+
+        Examples
+        --------
+        >>> Policy().branches(8), Policy().branches(1_000), Policy().branches(100_000)
+        ((8, 0), (32, 31), (32, 3124))
+        """
+        count = min(shares, self.branches_max)
+        return count, -(-shares // count) - 1
 
     def shares(self, ready: int, seconds_per_task: float, seconds_left: float = math.inf) -> int:
         """Decide into how many shares ready tasks are split (1: keep them all here).

@@ -21,6 +21,10 @@ from lambda_worker.core.wire import Location, Ref, location_from_wire, location_
 
 SEGMENT_TASKS = 256
 
+#: Bodies of so many consecutive tasks of a segment are in one pickle. What tasks share is written once in each of them,
+#: and an executor with a few tasks of a segment, one of a thousand, unpickles little more than these.
+BODIES_TASKS = 32
+
 #: Segments named in an assignment as worth reading at once, at most.
 HINT_SEGMENTS_MAX = 64
 
@@ -83,7 +87,7 @@ class Edges:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One stored piece of a job's graph: encoded `Edges` and the pickled bodies of its tasks.
+    """One stored piece of a job's graph: encoded `Edges`, and pickles of the bodies of `BODIES_TASKS` tasks each.
 
     A body is a call or a task. A call is ``(key, function, arguments, places, keywords)``: `places` are pairs of
     the index of an argument and the index of the parent (aligned with ``Edges.parents``) whose value it
@@ -93,7 +97,7 @@ class Segment:
     """
 
     edges: bytes
-    bodies: bytes
+    bodies: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +251,14 @@ def seal_segment(secret: bytes, job: str, number: int, segment: Segment) -> byte
     return seal(secret, _segment_name(job, number), pack([segment.edges, segment.bodies]))
 
 
-def open_segment(secret: bytes, job: str, number: int, blob: bytes) -> tuple[Edges, bytes]:
+def open_segment(secret: bytes, job: str, number: int, blob: bytes) -> tuple[Edges, list[bytes]]:
     """Undo `seal_segment`: decoded edges and still pickled bodies; raises `Tampered`.
 
     Examples
     --------
-    >>> sealed = seal_segment(b"secret", "job", 0, Segment(Edges(0, [[]], [[]]).to_bytes(), b"pickle"))
+    >>> sealed = seal_segment(b"secret", "job", 0, Segment(Edges(0, [[]], [[]]).to_bytes(), [b"pickle"]))
     >>> open_segment(b"secret", "job", 0, sealed)[1]
-    b'pickle'
+    [b'pickle']
     """
     edges, bodies = unpack(unseal(secret, _segment_name(job, number), blob))
     return Edges.from_bytes(edges), bodies

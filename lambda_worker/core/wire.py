@@ -23,6 +23,8 @@ from lambda_worker.core.errors import Tampered
 
 PROTOCOL_VERSION = 1
 TAG_BYTES = 32
+#: What a message is packed into at first. msgpack's own 256 KiB are mapped anew for each message, and unmapped.
+PACK_BYTES = 4096
 
 Frame: TypeAlias = bytes | bytearray | memoryview
 Frames: TypeAlias = Sequence[Frame]
@@ -63,7 +65,7 @@ def events_name(job: str, executor: str, attempt: int) -> str:
 
 def pack(message: Any) -> bytes:
     """Encode a control message."""
-    return cast(bytes, msgpack.packb(message, use_bin_type=True))
+    return cast(bytes, msgpack.packb(message, use_bin_type=True, buf_size=PACK_BYTES))
 
 
 def unpack(blob: Frame) -> Any:

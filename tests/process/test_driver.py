@@ -44,7 +44,7 @@ from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, events_name, location_from_wire, pack, pack_inline, seal_frames, unpack, unseal
 from lambda_worker.driver import Driver
-from lambda_worker.last_words import last_words
+from lambda_worker.last_words import LastWords, last_words
 from lambda_worker.values import frames_to_value, value_to_frames
 from lambda_worker.world import World
 from tests.waiting import until
@@ -151,7 +151,9 @@ class Fleet:
             clock=time.perf_counter,
             beside=Beside(),
             lease_seconds=self.config.lease_seconds,
-            last_words_directory=self.last_words_directory,
+            last_words=LastWords(self.last_words_directory, str(len(self.worlds)))
+            if self.last_words_directory
+            else None,
         )
         with self._lock:
             self.worlds.append(world)
@@ -851,9 +853,24 @@ def test_last_words_name_the_task_that_is_running_and_are_gone_at_the_end(make_f
     kept = file.read_bytes()
     opened.set()
     fleet.join()
-    assert not list(tmp_path.iterdir())
+    assert not file.exists()
     file.write_bytes(kept)
     assert last_words(str(tmp_path), file.name) == list(plan.keys).index("b")
+
+
+def test_last_words_of_one_sandbox_are_in_one_file_unless_somebody_took_it(tmp_path):
+    words = LastWords(str(tmp_path), "sandbox")
+    for executor in ("a", "b"):
+        words.begin(executor)
+        words.say(3)
+        words.end()
+    assert len(list(tmp_path.iterdir())) == 1
+    words.begin("c")
+    words.say(4)
+    assert last_words(str(tmp_path), "c") == 4, "c failed, and its sandbox goes on"
+    words.end()
+    words.begin("d")
+    assert last_words(str(tmp_path), "d") == -1
 
 
 def test_last_words_outlive_who_died(make_fleet, tmp_path):

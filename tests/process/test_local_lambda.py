@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,11 +22,12 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError
+from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError, verdicts
 from dask_serverless.local_lambda.config import FunctionSize
 from dask_serverless.local_lambda.failures import FailureQueue
 from dask_serverless.local_lambda.pool import Deliver, Finish, Invocation, Kill, Limits, Pool, Start, State, Throttled
 from dask_serverless.local_lambda.verdicts import Outcome
+from dask_serverless.local_lambda.zygote import fill_holes
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -546,6 +548,19 @@ def test_pool_an_invocation_waits_for_a_returning_sandbox_rather_than_start_anot
     assert p.counters.billed_milliseconds == 100
 
 
+def test_pool_a_few_sandboxes_start_at_a_time_and_the_first_ones_take_what_waits() -> None:
+    p = pool(concurrency=8, starting_max=2)
+    requests = [request(str(number)) for number in range(4)]
+    started = [each for invocation in requests for each in p.invoke(invocation, 0)]
+    assert started == [Start("a"), Start("b")]
+    assert p.ready("a", 0.1) == [Deliver("a", requests[0]), Start("c")]
+    assert p.answered("a", "0", OK, 0.2) == [Finish(requests[0], OK)]
+    assert p.ready("a", 0.2) == [Deliver("a", requests[1])]
+    assert p.ready("b", 0.3) == [Deliver("b", requests[2])]
+    assert p.died("c", 1, 0.4)[0] == Finish(requests[3], verdicts.start_failed("3", verdicts.exit_reason(1)))
+    assert not p.waiting
+
+
 def test_pool_a_returning_sandbox_that_does_not_return_is_replaced_and_then_killed() -> None:
     p = pool()
     p.invoke(request("1"), 0)
@@ -729,3 +744,16 @@ def test_pool_asks_every_state_every_event() -> None:
             for name in list(p.sandboxes):
                 p.died(name, -9, 2000)
             assert not p._in_state[State.BUSY]
+
+
+def test_nothing_that_a_sandbox_allocates_needs_a_page_that_it_shares() -> None:
+    filling = fill_holes()
+    assert len(filling) > 1_000
+    assert len(fill_holes()) < len(filling) / 2, "the holes were filled"
+
+
+def test_too_few_open_files_for_so_many_sandboxes_are_an_error_that_says_so() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert 0 < hard < 2**40, "this test needs a limit"
+    with pytest.raises(LocalLambdaError, match=rf"{hard + 1} executors need .* allows {hard}: raise the limit"):
+        LocalLambda(config(concurrency=hard + 1)).start()
