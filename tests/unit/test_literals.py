@@ -19,7 +19,7 @@ from dask_serverless.bodies import segment_bodies
 from dask_serverless.dask_graph import materialise, plan_job
 from dask_serverless.literals import EMBEDDED_BYTES_MAX, STORED_BYTES_MIN, Literals
 from lambda_worker.core.errors import StoreFull, UnpicklableTask, ValueTooLarge
-from lambda_worker.core.schedule import SEGMENT_TASKS
+from lambda_worker.core.schedule import BODIES_TASKS, SEGMENT_TASKS
 from lambda_worker.core.wire import Ref, frames_nbytes
 from lambda_worker.task_runner import Bodies, run_body
 from lambda_worker.values import frames_to_value, value_to_frames
@@ -49,13 +49,17 @@ class Shelf:
         wanted = tasks.keys() if wanted is None else wanted
         plan = plan_job(tasks, set(wanted))
         count = len(plan.graph)
-        literals = Literals(segments or -(-count // SEGMENT_TASKS), self.keep)
+        literals = Literals(segments or -(-count // BODIES_TASKS), self.keep)
         bodies, nbytes = Bodies(self), 0
         constants = {name: self.keep(value) for name, value in plan.constants.items()}
         for number, first in enumerate(range(0, count, SEGMENT_TASKS)):
-            blob = segment_bodies(plan, first, min(first + SEGMENT_TASKS, count), constants, literals)
-            bodies.add(number, blob)
-            nbytes += len(blob)
+            last = min(first + SEGMENT_TASKS, count)
+            blobs = [
+                segment_bodies(plan, each, min(each + BODIES_TASKS, last), constants, literals)
+                for each in range(first, last, BODIES_TASKS)
+            ]
+            bodies.add(number, blobs)
+            nbytes += sum(map(len, blobs))
         values = {}
         for task, key in enumerate(plan.keys):
             if only is None or key in only:
