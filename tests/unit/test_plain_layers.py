@@ -54,8 +54,9 @@ def test_tasks_and_annotations_are_those_that_dask_finds(pick):
 def test_other_graphs_are_left_to_dask():
     array = da.ones(10, chunks=2) + 1
     assert read_plain_layers(sent(array)) is None
+    expr = sent(*tree())
     with dask.config.set({"optimization.fuse.delayed": True}):
-        assert read_plain_layers(sent(*tree())) is None
+        assert read_plain_layers(expr) is None
     with dask.config.set(delayed_optimize=lambda graph, keys: graph):
         expr = collections_to_expr(tree()).optimize()
         assert read_plain_layers(expr) is None
