@@ -323,8 +323,10 @@ class Dispatcher:
     def _clean_store(self, closes: list[Close]) -> None:
         for close in closes:
             try:
-                self.backend.store.close_job(close.job, close.keep)  # which fences whoever is still at work
-                self.constants.release(close.job)
+                try:
+                    self.backend.store.close_job(close.job, close.keep)  # which fences whoever is still at work
+                finally:
+                    self.constants.release(close.job)
             except PlatformError as error:
                 if self._hands.closing.is_set():  # the whole store goes
                     return

@@ -222,3 +222,21 @@ def test_of_data_with_a_key_the_one_used_last_stays_and_others_while_there_is_ro
     assert shelf.read == [0, 2, 3, 4, 5, 6, 1]
     bodies.constant(small)
     assert shelf.read[-1] == 0
+
+
+class Noted(Task):
+    """A task of somebody's own, with more than Dask's slots."""
+
+    __slots__ = ("note",)
+
+
+def test_tasks_of_other_kinds_keep_what_they_have():
+    task = Noted("x", look_up, 5, table())
+    task.note = "mine"
+    shelf = Shelf()
+    plan = plan_job({"x": task}, {"x"})
+    bodies = Bodies(shelf)
+    bodies.add(0, segment_bodies(plan, 0, 1, literals=Literals(1, shelf.keep)))
+    body = bodies.get(0)
+    assert type(body[0]) is Noted and body[0].note == "mine" and not shelf.read
+    assert run_body(body, [], bodies.constant) == 5 and len(shelf.read) == 1
