@@ -80,4 +80,4 @@ def merge(kept: Mapping[str, Any], section: str, found: Mapping[str, Any], run: 
 
 def write(path: Path, kept: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(kept, indent=1) + "\n")
