@@ -201,7 +201,8 @@ def turns(options: argparse.Namespace, executors: int) -> Iterator[Turn]:
                     name = f"{form}, {seconds} s on {executors:,}, " + ("cold" if cold else f"warm {turn}")
                     found = measure(name, ideal, seconds, machine, run, options.tasks)
                     print(
-                        f"{name}: {found.seconds:.2f} s, {found.ratio:.2f} of the ideal, load {os.getloadavg()[0]:.1f}",
+                        f"{name}: {found.seconds:.2f} s, {found.ratio:.2f} of the ideal,"
+                        f" {sum(found.cpu.values()):.1f} s of CPU, load {os.getloadavg()[0]:.1f}",
                         file=sys.stderr,
                         flush=True,
                     )

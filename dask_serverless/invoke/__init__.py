@@ -21,12 +21,12 @@ class GovernedInvoker(LambdaInvoker):
     *args, **kwargs
         As for `LambdaInvoker`.
     limits
-        The governor's bounds; its ``concurrency_max`` is not above ``connections_max``.
+        The governor's bounds.
     """
 
     def __init__(self, *args: Any, limits: Limits | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.governor = Governor(limits or Limits(concurrency_max=self.connections_max))
+        self.governor = Governor(limits)
         # Touched on the invoker's own loop only.
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -53,9 +53,7 @@ class GovernedInvoker(LambdaInvoker):
         admission = self.governor.admit(len(self._waiting), loop.time())
         for _ in range(admission.count):
             turn = self._waiting.popleft()
-            if turn.done():
-                self.governor.answered(loop.time(), throttled=False)
-            else:
+            if not turn.done():
                 turn.set_result(None)
         if admission.again_seconds is not None:
             self._timer = loop.call_later(admission.again_seconds, self._pump, loop)

@@ -8,7 +8,7 @@ from dask_serverless.invoke.governor import Admission, Governor, Limits
 
 
 def test_a_burst_then_a_rate():
-    governor = Governor(Limits(rate_per_second_max=10, burst_max=3, concurrency_max=100), now=0.0)
+    governor = Governor(Limits(rate_per_second_max=10, burst_max=3), now=0.0)
 
     assert governor.admit(5, now=0.0) == Admission(3, pytest.approx(0.1))
     assert governor.admit(2, now=0.1) == Admission(1, pytest.approx(0.1))
@@ -16,17 +16,8 @@ def test_a_burst_then_a_rate():
 
 
 def test_a_pause_saves_up_no_more_than_a_burst():
-    governor = Governor(Limits(rate_per_second_max=10, burst_max=3, concurrency_max=100), now=0.0)
+    governor = Governor(Limits(rate_per_second_max=10, burst_max=3), now=0.0)
     assert governor.admit(10, now=1_000.0).count == 3
-
-
-def test_concurrency_waits_for_an_answer():
-    governor = Governor(Limits(concurrency_max=2))
-
-    assert governor.admit(3, now=0.0) == Admission(2, None)
-    assert governor.admit(1, now=9.0) == Admission(0, None)
-    governor.answered(now=9.0, throttled=False)
-    assert governor.admit(1, now=9.0) == Admission(1, None)
 
 
 def test_refusals_of_one_burst_halve_the_rate_once():
@@ -61,7 +52,7 @@ def test_the_rate_stays_within_its_bounds():
 def test_it_finds_the_rate_of_a_service_it_does_not_know(seed):
     # Given a service that takes 40 per second and refuses the rest
     luck = random.Random(seed)
-    governor = Governor(Limits(rate_per_second_max=1_000, burst_max=50, concurrency_max=200, increase=5.0))
+    governor = Governor(Limits(rate_per_second_max=1_000, burst_max=50, increase=5.0))
     tokens, accepted, refused, now = 50.0, 0, 0, 0.0
 
     # When more is wanted than it takes, for 30 s
@@ -88,7 +79,6 @@ def test_it_finds_the_rate_of_a_service_it_does_not_know(seed):
         {"rate_per_second_min": 0},
         {"rate_per_second_max": 0.5},
         {"burst_max": 0},
-        {"concurrency_max": 0},
         {"decrease_factor": 1.0},
     ],
 )
