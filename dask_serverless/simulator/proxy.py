@@ -8,6 +8,7 @@ the right answer.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,7 +43,7 @@ from dask_serverless.plan.partition import edges
 from dask_serverless.postings import Postings
 from dask_serverless.simulator.lambda_service import names
 from dask_serverless.simulator.network import Host
-from dask_serverless.simulator.timeline import Body
+from dask_serverless.simulator.timeline import Body, Signal
 from dask_serverless.simulator.workload import SimJob, from_frames
 from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
 from lambda_worker.core.errors import ServerlessError, ValueLost
@@ -86,6 +87,8 @@ class Proxy(Host):
         self._closes: list[Close] = []
         self._frees: list[Ref] = []
         self._serials = itertools.count(1)
+        self._free_invokers = options.function.invokers
+        self._invoke_next: deque[Signal] = deque()
 
     def spawn(self, body: Body) -> None:
         """Run something beside everything else; an error of the platform fails every job."""
@@ -140,7 +143,7 @@ class Proxy(Host):
             return
         graph = self.jobs[name].graph
         live = sum(len(each.live) for each in self.ledger.jobs.values())
-        groups = first_groups(len(launch.starts), max(1, self.places.ceiling))
+        groups = first_groups(len(launch.starts), max(1, self.places.ceiling), sim.options.seconds_per_task)
         assignments = first_assignments(
             name,
             graph,
@@ -180,10 +183,25 @@ class Proxy(Host):
 
     def _invoke(self, assignments: Sequence[Assignment]) -> Body:
         sim = self.simulation
-        answers = yield from sim.together(self, [sim.service.invoke(each) for each in assignments])
+        answers = yield from sim.together(self, [self._invoke_one(each) for each in assignments])
         for assignment, answer in zip(assignments, answers, strict=True):
             if answer is not None:
                 self._report(assignment.job, assignment.executor, assignment.attempt, Cause.REFUSED, -1)
+
+    def _invoke_one(self, assignment: Assignment) -> Body:
+        """Invoke when it is this one's turn: only so many requests are under way at once."""
+        if self._free_invokers:
+            self._free_invokers -= 1
+        else:
+            turn = Signal()
+            self._invoke_next.append(turn)
+            yield turn.wait
+        answer = yield from self.simulation.service.invoke(assignment)
+        if self._invoke_next:
+            self._invoke_next.popleft().set()
+        else:
+            self._free_invokers += 1
+        return answer
 
     def _free(self) -> None:
         refs, self._frees = self._frees, []
@@ -460,7 +478,8 @@ class Client:
 
     def _read(self, key: Key, location: Location) -> Body:
         sim = self.simulation
-        yield sim.timeline.sleep(sim.luck.choice((0.0, 0.001, 0.1, 2.0)))
+        if sim.options.watched:  # who does something else first meets more of what can go wrong
+            yield sim.timeline.sleep(sim.luck.choice((0.0, 0.001, 0.1, 2.0)))
         value: int | None = None
         if not isinstance(location, Ref):
             value, _ = from_frames(unpack_inline(location)[1])
