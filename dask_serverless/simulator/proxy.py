@@ -163,9 +163,7 @@ class Proxy(Host):
         for shard, some in by_shard.items():
             nbytes = sum(map(len, some.values()))
             yield from self.ask(sim.shards[shard], partial(sim.store.open_job, name, some), out=nbytes)
-        recipients = yield from self.ask(
-            sim.metadata, lambda: self._admitted(assignments, sim.store.admit_and_post(assignments, mails, places))
-        )
+        recipients = yield from self._admit(assignments, mails, places)
         granted = len(recipients)
         starts = dict(launch.starts)
         refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
@@ -176,10 +174,18 @@ class Proxy(Host):
         unposted = [each for recipient, each in zip(recipients, assignments, strict=False) if not recipient]
         yield from self._invoke(unposted)
 
-    def _admitted(self, assignments: Sequence[Assignment], recipients: list[str]) -> list[str]:
-        for each in assignments[: len(recipients)]:
-            self.simulation.watch.admitted(each)
-        return recipients
+    def _admit(self, assignments: Sequence[Assignment], mails: Sequence[bytes], places: int) -> Body:
+        sim = self.simulation
+        called = itertools.count()
+
+        def step() -> list[str]:
+            sim.watch.repeated += next(called) > 0
+            recipients: list[str] = sim.store.admit_and_post(assignments, mails, places)
+            for each in assignments[: len(recipients)]:
+                sim.watch.admitted(each)
+            return recipients
+
+        return self.ask(sim.metadata, step)
 
     def _invoke(self, assignments: Sequence[Assignment]) -> Body:
         sim = self.simulation
@@ -411,9 +417,7 @@ class Proxy(Host):
             again = _with_segments(again, kept)
         places = self.places.count
         sim.tell("proxy", f"tries {names([again])} again with {list(again.starts)} {sorted(again.claims)}")
-        yield from self.ask(
-            sim.metadata, lambda: self._admitted([again], sim.store.admit_and_post([again], (), places))
-        )
+        yield from self._admit([again], (), places)
         yield from self._invoke([again])
 
     def _give_up(self, job: str, executor: str) -> Body:

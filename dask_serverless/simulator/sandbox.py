@@ -478,7 +478,10 @@ class Driver:
         ]
         mails = [sim.mail_of(each) for each in records]
 
+        called = itertools.count()
+
         def step() -> list[str]:
+            sim.watch.repeated += next(called) > 0
             posted: list[str] = self.sandbox.store.delegate_and_post(*self._who, records, mails, mine.ceiling)
             return posted
 
