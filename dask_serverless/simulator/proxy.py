@@ -84,6 +84,7 @@ class Proxy(Host):
         self._lapsed: dict[tuple[str, str], float] = {}
         self._stalled: set[str] = set()
         self._listening = False
+        self._opened: dict[str, Signal] = {}
         self._closes: list[Close] = []
         self._frees: list[Ref] = []
         self._serials = itertools.count(1)
@@ -137,6 +138,9 @@ class Proxy(Host):
 
     def _launch(self, launch: Launch) -> Body:
         sim, name = self.simulation, launch.job
+        opened = self._opened.get(name)
+        if opened is not None:
+            yield opened.wait
         segments = self.segments.get(name)
         if segments is None:  # closed meanwhile
             self.feed(Admitted(name, ()))
@@ -157,13 +161,12 @@ class Proxy(Host):
         )
         mails = [sim.mail_of(each) for each in assignments]
         places = self.places.count
-        by_shard: dict[int, dict[int, bytes]] = {}
-        for number, blob in segments.items():
-            by_shard.setdefault(number % len(sim.shards), {})[number] = blob
-        for shard, some in by_shard.items():
-            nbytes = sum(map(len, some.values()))
-            yield from self.ask(sim.shards[shard], partial(sim.store.open_job, name, some), out=nbytes)
+        if opened is None:  # its first launch; others wait for that, and so does who closes the job
+            opening = self._opened[name] = Signal()
+            yield from self._open(name, segments)
         recipients = yield from self._admit(assignments, mails, places)
+        if opened is None:
+            opening.set()
         granted = len(recipients)
         starts = dict(launch.starts)
         refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
@@ -173,6 +176,15 @@ class Proxy(Host):
             self._note_posted(recipient, name, assignment.executor)
         unposted = [each for recipient, each in zip(recipients, assignments, strict=False) if not recipient]
         yield from self._invoke(unposted)
+
+    def _open(self, job: str, segments: Mapping[int, bytes]) -> Body:
+        sim = self.simulation
+        by_shard: dict[int, dict[int, bytes]] = {}
+        for number, blob in segments.items():
+            by_shard.setdefault(number % len(sim.shards), {})[number] = blob
+        for shard, some in by_shard.items():
+            nbytes = sum(map(len, some.values()))
+            yield from self.ask(sim.shards[shard], partial(sim.store.open_job, job, some), out=nbytes)
 
     def _admit(self, assignments: Sequence[Assignment], mails: Sequence[bytes], places: int) -> Body:
         sim = self.simulation
@@ -220,6 +232,8 @@ class Proxy(Host):
     def _clean_up(self, closes: list[Close]) -> Body:
         sim = self.simulation
         for close in closes:
+            if close.job in self._opened:
+                yield self._opened[close.job].wait
             self.segments.pop(close.job, None)
             self.supervisor.forget(close.job)
         for close in closes:
