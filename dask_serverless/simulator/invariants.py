@@ -26,7 +26,7 @@ from lambda_worker.core.verdicts import Standing, Verdict
 from lambda_worker.ports import Reply
 
 if TYPE_CHECKING:
-    from dask_serverless.simulator.sandbox import Driver
+    from dask_serverless.simulator.driver import Driver
     from dask_serverless.simulator.simulation import Simulation
 
 

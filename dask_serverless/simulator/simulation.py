@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from dask_serverless.job_events import Key
 from dask_serverless.simulator import faults as fault_plans
 from dask_serverless.simulator import workload as workloads
+from dask_serverless.simulator.client import Client
+from dask_serverless.simulator.driver import Driver
 from dask_serverless.simulator.faults import Faults
 from dask_serverless.simulator.invariants import Violated, Watch
 from dask_serverless.simulator.lambda_service import LambdaConfig, LambdaService
 from dask_serverless.simulator.network import Server
-from dask_serverless.simulator.proxy import Client, Proxy
-from dask_serverless.simulator.sandbox import Driver
-from dask_serverless.simulator.sim_store import SimStore, Tier
+from dask_serverless.simulator.proxy import Proxy
+from dask_serverless.simulator.sim_store import SimStore
+from dask_serverless.simulator.tier import Tier
 from dask_serverless.simulator.timeline import Body, Signal, Timeline, Trace
 from dask_serverless.simulator.workload import MIB, SimTask, Workload
 from lambda_worker.core.policy import Policy
