@@ -38,8 +38,11 @@ class LambdaConfig:
         So many new environments in so much time.
     request_seconds
         From a request to its answer.
-    dispatch_seconds
-        From the answer until a warm environment begins.
+    dispatch_seconds, dispatch_spread
+        From the answer until a warm environment begins: the median, and the deviation of its logarithm. Some take
+        many times as long as most, and who needs all waits for the last.
+    invokers
+        Requests that the proxy has under way at once.
     timeout_seconds
         What an invocation may take.
     warm
@@ -51,6 +54,8 @@ class LambdaConfig:
     ramp_seconds: float = 10.0
     request_seconds: float = 0.012
     dispatch_seconds: float = 0.008
+    dispatch_spread: float = 0.3
+    invokers: int = 64
     timeout_seconds: float = 900.0
     warm: int = 0
 
@@ -130,7 +135,7 @@ class LambdaService:
         if faults.invocation_doubled and luck.random() < faults.invocation_doubled:
             copies = luck.choice((2, 2, 3))
         for copy in range(copies):
-            seconds = self.config.dispatch_seconds * luck.uniform(0.8, 2.0)
+            seconds = self.config.dispatch_seconds * luck.lognormvariate(0.0, self.config.dispatch_spread)
             if copy:
                 seconds += luck.choice((0.0, 0.1, 3.0, 60.0)) * luck.random()
             if faults.invocation_late and luck.random() < faults.invocation_late:

@@ -1,13 +1,13 @@
 """The proxy in virtual time: a real `Ledger`, a real `Supervisor`, and hands that perform what they decide. Pure.
 
 This is `dask_serverless.dispatch`, `launcher` and `recovery` with everything left out but what they do at the store
-and at Lambda, and in which order. In front of it stands the client, which reads what it is given and compares it with
-the right answer.
+and at Lambda, and in which order.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,13 +42,13 @@ from dask_serverless.plan.partition import edges
 from dask_serverless.postings import Postings
 from dask_serverless.simulator.lambda_service import names
 from dask_serverless.simulator.network import Host
-from dask_serverless.simulator.timeline import Body
-from dask_serverless.simulator.workload import SimJob, from_frames
+from dask_serverless.simulator.timeline import Body, Signal
+from dask_serverless.simulator.workload import SimJob
 from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
-from lambda_worker.core.errors import ServerlessError, ValueLost
+from lambda_worker.core.errors import ServerlessError
 from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import Location, Ref, location_from_wire, pack, unpack, unpack_inline
+from lambda_worker.core.wire import Ref, location_from_wire, pack, unpack
 from lambda_worker.lingering import name_of
 from lambda_worker.ports import Lapsed
 
@@ -83,9 +83,12 @@ class Proxy(Host):
         self._lapsed: dict[tuple[str, str], float] = {}
         self._stalled: set[str] = set()
         self._listening = False
+        self._opened: dict[str, Signal] = {}
         self._closes: list[Close] = []
         self._frees: list[Ref] = []
         self._serials = itertools.count(1)
+        self._free_invokers = options.function.invokers
+        self._invoke_next: deque[Signal] = deque()
 
     def spawn(self, body: Body) -> None:
         """Run something beside everything else; an error of the platform fails every job."""
@@ -134,13 +137,16 @@ class Proxy(Host):
 
     def _launch(self, launch: Launch) -> Body:
         sim, name = self.simulation, launch.job
+        opened = self._opened.get(name)
+        if opened is not None:
+            yield opened.wait
         segments = self.segments.get(name)
         if segments is None:  # closed meanwhile
             self.feed(Admitted(name, ()))
             return
         graph = self.jobs[name].graph
         live = sum(len(each.live) for each in self.ledger.jobs.values())
-        groups = first_groups(len(launch.starts), max(1, self.places.ceiling))
+        groups = first_groups(len(launch.starts), max(1, self.places.ceiling), sim.options.seconds_per_task)
         assignments = first_assignments(
             name,
             graph,
@@ -154,15 +160,12 @@ class Proxy(Host):
         )
         mails = [sim.mail_of(each) for each in assignments]
         places = self.places.count
-        by_shard: dict[int, dict[int, bytes]] = {}
-        for number, blob in segments.items():
-            by_shard.setdefault(number % len(sim.shards), {})[number] = blob
-        for shard, some in by_shard.items():
-            nbytes = sum(map(len, some.values()))
-            yield from self.ask(sim.shards[shard], partial(sim.store.open_job, name, some), out=nbytes)
-        recipients = yield from self.ask(
-            sim.metadata, lambda: self._admitted(assignments, sim.store.admit_and_post(assignments, mails, places))
-        )
+        if opened is None:  # its first launch; others wait for that, and so does who closes the job
+            opening = self._opened[name] = Signal()
+            yield from self._open(name, segments)
+        recipients = yield from self._admit(assignments, mails, places)
+        if opened is None:
+            opening.set()
         granted = len(recipients)
         starts = dict(launch.starts)
         refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
@@ -173,17 +176,49 @@ class Proxy(Host):
         unposted = [each for recipient, each in zip(recipients, assignments, strict=False) if not recipient]
         yield from self._invoke(unposted)
 
-    def _admitted(self, assignments: Sequence[Assignment], recipients: list[str]) -> list[str]:
-        for each in assignments[: len(recipients)]:
-            self.simulation.watch.admitted(each)
-        return recipients
+    def _open(self, job: str, segments: Mapping[int, bytes]) -> Body:
+        sim = self.simulation
+        by_shard: dict[int, dict[int, bytes]] = {}
+        for number, blob in segments.items():
+            by_shard.setdefault(number % len(sim.shards), {})[number] = blob
+        for shard, some in by_shard.items():
+            nbytes = sum(map(len, some.values()))
+            yield from self.ask(sim.shards[shard], partial(sim.store.open_job, job, some), out=nbytes)
+
+    def _admit(self, assignments: Sequence[Assignment], mails: Sequence[bytes], places: int) -> Body:
+        sim = self.simulation
+        called = itertools.count()
+
+        def step() -> list[str]:
+            sim.watch.repeated += next(called) > 0
+            recipients: list[str] = sim.store.admit_and_post(assignments, mails, places)
+            for each in assignments[: len(recipients)]:
+                sim.watch.admitted(each)
+            return recipients
+
+        return self.ask(sim.metadata, step)
 
     def _invoke(self, assignments: Sequence[Assignment]) -> Body:
         sim = self.simulation
-        answers = yield from sim.together(self, [sim.service.invoke(each) for each in assignments])
+        answers = yield from sim.together(self, [self._invoke_one(each) for each in assignments])
         for assignment, answer in zip(assignments, answers, strict=True):
             if answer is not None:
                 self._report(assignment.job, assignment.executor, assignment.attempt, Cause.REFUSED, -1)
+
+    def _invoke_one(self, assignment: Assignment) -> Body:
+        """Invoke when it is this one's turn: only so many requests are under way at once."""
+        if self._free_invokers:
+            self._free_invokers -= 1
+        else:
+            turn = Signal()
+            self._invoke_next.append(turn)
+            yield turn.wait
+        answer = yield from self.simulation.service.invoke(assignment)
+        if self._invoke_next:
+            self._invoke_next.popleft().set()
+        else:
+            self._free_invokers += 1
+        return answer
 
     def _free(self) -> None:
         refs, self._frees = self._frees, []
@@ -196,6 +231,8 @@ class Proxy(Host):
     def _clean_up(self, closes: list[Close]) -> Body:
         sim = self.simulation
         for close in closes:
+            if close.job in self._opened:
+                yield self._opened[close.job].wait
             self.segments.pop(close.job, None)
             self.supervisor.forget(close.job)
         for close in closes:
@@ -393,9 +430,7 @@ class Proxy(Host):
             again = _with_segments(again, kept)
         places = self.places.count
         sim.tell("proxy", f"tries {names([again])} again with {list(again.starts)} {sorted(again.claims)}")
-        yield from self.ask(
-            sim.metadata, lambda: self._admitted([again], sim.store.admit_and_post([again], (), places))
-        )
+        yield from self._admit([again], (), places)
         yield from self._invoke([again])
 
     def _give_up(self, job: str, executor: str) -> Body:
@@ -407,95 +442,3 @@ class Proxy(Host):
 
 def _with_segments(assignment: Assignment, kept: Mapping[int, bytes]) -> Assignment:
     return replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
-
-
-class Client:
-    """Who wants the answers: reads them, compares them, and lets them go when nobody needs them any more."""
-
-    def __init__(self, simulation: Simulation) -> None:
-        self.simulation = simulation
-        self.host = Host(simulation, "client", simulation.options.latency_seconds)
-        self.answered: dict[Key, str] = {}  # by key: what it was told
-        self.released: set[Key] = set()
-        self._expected = simulation.workload.answers()
-        self._leaving: set[Key] = set()
-        self._reading = 0
-        jobs = simulation.workload.jobs
-        self._sources = {job.name: job.graph.sources() for job in jobs}
-        self._names = {
-            job.name: {task: key for keys in (job.visible, job.externals) for key, task in keys.items()} for job in jobs
-        }
-
-    def finish(self, key: Key, result: Result) -> None:
-        """A key has a value."""
-        self._told(key, "a value")
-        self._reading += 1
-        self.simulation.timeline.spawn(self._read(key, result.location))
-
-    def fail(self, key: Key, error: bytes) -> None:
-        """A key has an error."""
-        kind, job, task = unpack(error)
-        self._told(key, f"error {kind} of {job}/{task}")
-        self.simulation.watch.failed(key, self._expected[key], kind, (job, task))
-        self._release_what_is_over()
-
-    def forget(self, job: SimJob) -> None:
-        """The client loses interest in a job."""
-        for key in job.visible:
-            self._let_go(key)
-
-    @property
-    def pending(self) -> list[Key]:
-        """Keys without an answer, of those that are still wanted, and those being read."""
-        jobs = self.simulation.workload.jobs
-        keys = [key for job in jobs for key in job.visible if key not in self.answered and key not in self.released]
-        return keys + ["(reading)"] * bool(self._reading)
-
-    def _told(self, key: Key, what: str) -> None:
-        sim = self.simulation
-        sim.tell("client", f"{key}: {what}")
-        if key in self.answered:
-            sim.watch.violated("I3", f"{key} has two answers: {self.answered[key]}, {what}")
-        self.answered[key] = what
-
-    def _read(self, key: Key, location: Location) -> Body:
-        sim = self.simulation
-        yield sim.timeline.sleep(sim.luck.choice((0.0, 0.001, 0.1, 2.0)))
-        value: int | None = None
-        if not isinstance(location, Ref):
-            value, _ = from_frames(unpack_inline(location)[1])
-        elif key not in self.released:
-            try:
-                (frames,) = yield from self.host.ask(sim.shards[location.shard], lambda: sim.store.get([location]))
-                value, _ = from_frames(frames)
-            except ValueLost as error:
-                if key not in self.released:
-                    sim.watch.lost(key, str(error))
-        if value is not None:
-            sim.watch.answered(key, self._expected[key], value)
-        self._reading -= 1
-        self._release_what_is_over()
-
-    def _release_what_is_over(self) -> None:
-        """Let go of what nobody needs any more, some time later: as Dask's scheduler does, which knows the stubs."""
-        sim = self.simulation
-        needed: set[Key] = set()
-        for job in sim.workload.jobs:
-            pending = [key for key in job.visible if key not in self.answered and key not in self.released]
-            if pending:
-                needed.update(job.externals)
-                sources = self._sources[job.name]
-                names = self._names[job.name]
-                needed.update(names[source] for key in pending for source in sources[job.visible[key]])
-        for key in self.answered:
-            if key not in needed and key not in self._leaving:
-                self._leaving.add(key)
-                sim.timeline.after(sim.luck.uniform(0.0, 5.0), self._let_go, key)
-
-    def _let_go(self, key: Key) -> None:
-        if key not in self.released and (not self._reading or key not in self.answered):
-            self.released.add(key)
-            self.simulation.proxy.release(key)
-            self._release_what_is_over()
-        elif key not in self.released:
-            self.simulation.timeline.after(1.0, self._let_go, key)

@@ -8,13 +8,13 @@ holds there. A call takes no time: whoever calls decides when it happens. Nothin
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 
-from lambda_worker.core.errors import StoreFull, ValueLost, ValueTooLarge
+from dask_serverless.simulator.bulk import Bulk, job_of
+from dask_serverless.simulator.tier import FanIn, JobState, Record, Tier
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import Frame, Frames, Location, Ref, frames_nbytes
+from lambda_worker.core.wire import Location, Ref
 from lambda_worker.ports import Arrival, Claim, Lapsed, Lingering, Reply, Standing, Succession, Verdict
 
 #: What one `listen` returns at most; the rest comes with the next call.
@@ -22,154 +22,11 @@ EVENTS_MAX = 1_000
 #: An executor's last calls with events, by which a repeated one is recognised.
 HEARD_MAX = 16
 
-Who = tuple[str, str]  # job and executor
 #: Waits until something is true, or for some seconds.
 Wait = Callable[[Callable[[], bool], float], object]
 
 
-@dataclass(slots=True)
-class Record:
-    """What is known of one executor."""
-
-    attempt: int
-    assignment: Assignment
-    generation: int
-    running: int = -1
-    holder: str = ""
-    recipient: str = ""
-    gave: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
-    heard: list[object] = field(default_factory=list)
-
-
-class FanIn:
-    """The parents of a child that are done, with their values, and whose child it is."""
-
-    def __init__(self, parents: int) -> None:
-        self.parents = parents
-        self.values: dict[int, Location] = {}
-        self.owner: str | None = None
-        self.held = False  # the owner has asked for it: values of some parents are with it alone
-
-    def __repr__(self) -> str:
-        return f"<FanIn {sorted(self.values)} of {self.parents}, owner {self.owner}>"
-
-    def set(self, parent: int, value: Location) -> None:
-        """Set an edge. The first value stays."""
-        self.values.setdefault(parent, value)
-
-    def complete(self, held: Set[int] = frozenset()) -> bool:
-        """Tell whether all parents are done, with those that an executor holds."""
-        return len(self.values) + len(held - self.values.keys()) >= self.parents
-
-
-@dataclass(slots=True)
-class JobState:
-    """The metadata of one job."""
-
-    opened: bool = False
-    cancelled: bool = False
-    records: dict[str, Record] = field(default_factory=dict)
-    claims: dict[str, dict[int, None]] = field(default_factory=dict)
-    fan_ins: dict[int, FanIn] = field(default_factory=dict)
-    done: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class Shard:
-    """One server of bulk data."""
-
-    objects: dict[str, list[Frame]] = field(default_factory=dict)
-    segments: dict[tuple[str, int], bytes] = field(default_factory=dict)
-    slices: dict[str, dict[int, list[Frame]]] = field(default_factory=dict)
-    nbytes: int = 0
-
-
-class Tier:
-    """What the servers of one cluster keep.
-
-    Parameters
-    ----------
-    clock
-        Their time, in seconds; it may jump.
-    shards
-        How many there are, beside the one for metadata.
-    shard_bytes_max
-        What a shard has room for.
-    measure
-        Tells the size of a value's frames; in a simulation they stand for more than they are.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        shards: int = 2,
-        shard_bytes_max: int = 2**60,
-        measure: Callable[[Frames], int] = frames_nbytes,
-    ) -> None:
-        self.clock = clock
-        self.shards = [Shard() for _ in range(shards)]
-        self.shard_bytes_max = shard_bytes_max
-        self.measure = measure
-        self.jobs: dict[str, JobState] = {}
-        self.leases: dict[Who, float] = {}
-        self.events: list[tuple[str, str, int, bytes]] = []
-        self.ceiling: int | None = None
-        self.lingering: dict[str, float] = {}
-        self.generation = 0
-        self.mail: dict[str, bytes] = {}
-        self.taken: dict[str, bytes] = {}
-        self.taken_back: dict[str, bytes] = {}
-        self.on_events: Callable[[], object] = lambda: None  #: called when there are new events
-        self.on_mail: Callable[[str], object] = lambda name: None  #: called when mail is sent, with its recipient
-
-    def __repr__(self) -> str:
-        return f"<Tier: {len(self.leases)} executors in {len(self.jobs)} jobs>"
-
-    def keys(self) -> list[str]:
-        """Name everything that is kept, except what lasts no longer than a lease (mail) and the ceiling.
-
-        Examples
-        --------
-        >>> tier = Tier(lambda: 0.0)
-        >>> _ = SimStore(tier).put([("job/1/a/1", [b"tag"])])
-        >>> tier.keys()
-        ['object:job/1/a/1']
-        """
-        return list(self._keys())
-
-    def _keys(self) -> Iterator[str]:
-        yield from (f"lease:{job}:{executor}" for job, executor in self.leases)
-        yield from ("events",) * bool(self.events)
-        for name, job in self.jobs.items():
-            yield from (f"{name}:job",) * job.opened
-            yield from (f"{name}:done",) * bool(job.done)
-            yield from (f"{name}:record:{executor}" for executor in job.records)
-            yield from (f"{name}:claims:{executor}" for executor, claims in job.claims.items() if claims)
-            yield from (f"{name}:fan-in:{child}" for child in job.fan_ins)
-        for shard in self.shards:
-            yield from (f"object:{name}" for name in shard.objects)
-            yield from (f"slices:{name}" for name in shard.slices)
-            yield from (f"segment:{job}:{number}" for job, number in shard.segments)
-
-    def job(self, name: str) -> JobState:
-        """Return a job's metadata; of an unknown one, nothing that stays."""
-        return self.jobs.get(name) or JobState()
-
-    # -- faults ---------------------------------------------------------------------------------
-
-    def lose(self, shard: int, names: Sequence[str] | None = None) -> int:
-        """A shard loses values: some, or all that it has with its segments. Return how many."""
-        server = self.shards[shard]
-        lost = list(server.objects) if names is None else [name for name in names if name in server.objects]
-        for name in lost:
-            server.nbytes -= self.measure(server.objects.pop(name))
-        if names is None:
-            server.segments.clear()
-            server.slices.clear()
-        return len(lost)
-
-
-class SimStore:
+class SimStore(Bulk):
     """One client of a `Tier`.
 
     Parameters
@@ -203,14 +60,11 @@ class SimStore:
         holder: str = "",
         wait: Wait = lambda ready, seconds: None,
     ) -> None:
-        self.tier = tier
+        super().__init__(tier, object_bytes_max)
         self.holder = holder
         self.lease_seconds = lease_seconds
-        self.object_bytes_max = object_bytes_max
         self._wait = wait
         self._returned = 0  # events that the last `listen` returned
-        names = ("round_trips", "objects_written", "slices_written", "bytes_written", "bytes_read")
-        self._counters = dict.fromkeys(names, 0)
 
     def __repr__(self) -> str:
         return f"<SimStore of {self.tier}>"
@@ -572,8 +426,8 @@ class SimStore:
             del self.tier.jobs[job]
         kept = {ref.name for ref in keep}
         for shard in self.tier.shards:
-            self._remove(shard, [name for name in shard.objects if _job_of(name) == job and name not in kept])
-            for name in [name for name in shard.slices if _job_of(name) == job]:
+            self._remove(shard, [name for name in shard.objects if job_of(name) == job and name not in kept])
+            for name in [name for name in shard.slices if job_of(name) == job]:
                 del shard.slices[name]
             for which in [each for each in shard.segments if each[0] == job]:
                 del shard.segments[which]
@@ -584,109 +438,6 @@ class SimStore:
             self.tier.leases.pop((job, executor), None)
         state.records.clear()
         state.claims.clear()
-
-    # -- bulk data ------------------------------------------------------------------------------
-
-    def load(self, job: str, segments: Sequence[int]) -> list[bytes]:
-        """See `lambda_worker.ports.Store.load`."""
-        self._count(round_trips=1)
-        found = []
-        for number in segments:
-            segment = self._shard(number).segments.get((job, number))
-            if segment is None:
-                raise ValueLost(f"segment {number} of job {job!r} is not in the storage tier")
-            found.append(segment)
-        self._count(bytes_read=sum(map(len, found)))
-        return found
-
-    def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
-        """See `lambda_worker.ports.Store.put`."""
-        self._count(round_trips=1)
-        sizes = []
-        for name, frames in objects:
-            sizes.append(self.tier.measure(frames))
-            if sizes[-1] > self.object_bytes_max:
-                raise ValueTooLarge(
-                    f"a value of {sizes[-1]:,} bytes is larger than {self.object_bytes_max:,} "
-                    "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
-                )
-            if not frames:
-                raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
-        refs = []
-        for (name, frames), nbytes in zip(objects, sizes, strict=True):
-            ref = Ref(name, self.shard_of(name), nbytes)
-            shard = self.tier.shards[ref.shard]
-            self._remove(shard, [name])
-            if shard.nbytes + nbytes > self.tier.shard_bytes_max:
-                limit = f"(limit: {self.tier.shard_bytes_max:,} bytes)"
-                raise StoreFull(f"the shard {ref.shard} server is full {limit}")
-            shard.objects[name] = [frame if isinstance(frame, bytes) else bytes(frame) for frame in frames]
-            shard.nbytes += nbytes
-            refs.append(ref)
-        self._count(objects_written=len(refs), bytes_written=sum(sizes))
-        return refs
-
-    def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
-        """See `lambda_worker.ports.Store.get`."""
-        self._count(round_trips=1)
-        found = []
-        for ref in refs:
-            frames = self.tier.shards[ref.shard].objects.get(ref.name)
-            if frames is None or self.tier.measure(frames) != ref.nbytes or ref.stripes != 1:
-                where = f"the shard {ref.shard} server"
-                raise ValueLost(f"value {ref.name!r} ({ref.nbytes:,} bytes) is not in {where} as it was written")
-            found.append(list(frames))
-        self._count(bytes_read=sum(ref.nbytes for ref in refs))
-        return found
-
-    def free(self, refs: Sequence[Ref]) -> None:
-        """See `lambda_worker.ports.JobStore.free`."""
-        self._count(round_trips=1)
-        for ref in refs:
-            self._remove(self.tier.shards[ref.shard], [ref.name])
-
-    def touch(self, refs: Sequence[Ref]) -> None:
-        """See `lambda_worker.ports.JobStore.touch`. Nothing expires here."""
-        self._count(round_trips=1)
-
-    def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
-        """See `lambda_worker.ports.Store.put_slices`."""
-        self._count(round_trips=1)
-        for target, frames in slices.items():
-            if frames_nbytes(frames) > self.object_bytes_max:
-                raise ValueTooLarge(
-                    f"what partition {source} has for partition {target} of shuffle {shuffle} "
-                    f"({frames_nbytes(frames):,} bytes) is larger than {self.object_bytes_max:,} "
-                    "(serverless.storage.object-bytes-max): make the partitions smaller, or raise that limit"
-                )
-        if not self.tier.job(job).opened:
-            return
-        for target, frames in slices.items():
-            name = f"{job}/shuffle/{shuffle}/{target}"
-            pieces: list[Frame] = [bytes(frame) for frame in frames]
-            self.tier.shards[self.shard_of(name)].slices.setdefault(name, {})[source] = pieces
-        self._count(slices_written=len(slices), bytes_written=sum(map(frames_nbytes, slices.values())))
-
-    def get_slices(self, job: str, shuffle: str, target: int, nbytes: int) -> dict[int, list[Frame]]:
-        """See `lambda_worker.ports.Store.get_slices`."""
-        self._count(round_trips=1)
-        name = f"{job}/shuffle/{shuffle}/{target}"
-        found = self.tier.shards[self.shard_of(name)].slices.get(name, {})
-        self._count(bytes_read=sum(map(frames_nbytes, found.values())))
-        return {source: list(frames) for source, frames in found.items()}
-
-    def shard_of(self, name: str) -> int:
-        """Tell where a value is written: by name, so that writing twice writes to the same place."""
-        return zlib.crc32(name.encode()) % len(self.tier.shards)
-
-    def _shard(self, number: int) -> Shard:
-        return self.tier.shards[number % len(self.tier.shards)]
-
-    def _remove(self, shard: Shard, names: Sequence[str]) -> None:
-        for name in names:
-            frames = shard.objects.pop(name, None)
-            if frames is not None:
-                shard.nbytes -= self.tier.measure(frames)
 
     # -- numbers --------------------------------------------------------------------------------
 
@@ -700,11 +451,3 @@ class SimStore:
             "store_keys": len(self.tier.keys()) + len(self.tier.mail) + len(self.tier.taken),
             "store_bytes": sum(shard.nbytes for shard in self.tier.shards),
         }
-
-    def _count(self, **amounts: int) -> None:
-        for name, amount in amounts.items():
-            self._counters[name] += amount
-
-
-def _job_of(name: str) -> str:
-    return name.partition("/")[0]

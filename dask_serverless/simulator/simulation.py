@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from dask_serverless.job_events import Key
 from dask_serverless.simulator import faults as fault_plans
 from dask_serverless.simulator import workload as workloads
+from dask_serverless.simulator.client import Client
+from dask_serverless.simulator.driver import Driver
 from dask_serverless.simulator.faults import Faults
 from dask_serverless.simulator.invariants import Violated, Watch
 from dask_serverless.simulator.lambda_service import LambdaConfig, LambdaService
 from dask_serverless.simulator.network import Server
-from dask_serverless.simulator.proxy import Client, Proxy
-from dask_serverless.simulator.sandbox import Driver
-from dask_serverless.simulator.sim_store import SimStore, Tier
+from dask_serverless.simulator.proxy import Proxy
+from dask_serverless.simulator.sim_store import SimStore
+from dask_serverless.simulator.tier import Tier
 from dask_serverless.simulator.timeline import Body, Signal, Timeline, Trace
 from dask_serverless.simulator.workload import MIB, SimTask, Workload
 from lambda_worker.core.policy import Policy
@@ -55,6 +57,10 @@ class Options:
         Whether invocations carry segments, or executors read them.
     last_words
         Whether it is known what was running in a sandbox that died (locally), or only what its last heartbeat said.
+    seconds_per_task
+        What tasks take, as far as that is known before the first one has run (None: it is not).
+    watched
+        Whether everything is looked at after each step (what is only to be calculated need not be).
     safety_seconds, liveness_seconds
         How long faults are on; and how long a run may then take.
     """
@@ -70,6 +76,8 @@ class Options:
     latency_seconds: float = 0.0005
     segments_travel: bool = True
     last_words: bool = True
+    seconds_per_task: float | None = None
+    watched: bool = True
     safety_seconds: float = 60.0
     liveness_seconds: float = 10_000.0
 
@@ -152,6 +160,7 @@ class Simulation:
         room = int(self.drawn.shard_mebibytes * MIB) or 2**60
         self.tier = Tier(self._store_clock, self.options.shards, room, workloads.measure)
         self.tier.on_mail = self._on_mail
+        self.stores: list[SimStore] = []
         self.store = self.new_store()  # the proxy's
         self.metadata = Server("the metadata server")
         self.shards = [Server(f"the shard {number} server") for number in range(self.options.shards)]
@@ -166,7 +175,9 @@ class Simulation:
 
     def new_store(self, holder: str = "") -> SimStore:
         """Make a client of the tier."""
-        return self.parts.store(self.tier, lease_seconds=self.options.lease_seconds, holder=holder)
+        store = self.parts.store(self.tier, lease_seconds=self.options.lease_seconds, holder=holder)
+        self.stores.append(store)
+        return store
 
     def tell(self, who: str, what: str) -> None:
         """Add to the story."""
@@ -220,7 +231,8 @@ class Simulation:
 
     def after_step(self) -> None:
         """Something was done at the store."""
-        self.watch.look()
+        if self.options.watched:
+            self.watch.look()
 
     def together(self, host: Host, bodies: Iterable[Body]) -> Body:
         """Do several things at the same time; return what came of each. The first error ends the waiting."""

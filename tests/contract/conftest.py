@@ -9,7 +9,8 @@ import time
 import pytest
 import redis
 
-from dask_serverless.simulator.sim_store import SimStore, Tier
+from dask_serverless.simulator.sim_store import SimStore
+from dask_serverless.simulator.tier import Tier
 from fargate_storage.client import RedisStore
 from fargate_storage.service import LocalTier, ServerNotFound
 

@@ -20,12 +20,13 @@ from dask_serverless.command_line import serverless
 from dask_serverless.plan.graph import Graph
 from dask_serverless.simulate import replay_line, simulate, simulate_many
 from dask_serverless.simulator import faults, workload
+from dask_serverless.simulator.driver import Driver
 from dask_serverless.simulator.faults import NONE, Faults
 from dask_serverless.simulator.invariants import Violated
 from dask_serverless.simulator.proxy import Proxy
-from dask_serverless.simulator.sandbox import Driver
-from dask_serverless.simulator.sim_store import FanIn, SimStore
+from dask_serverless.simulator.sim_store import SimStore
 from dask_serverless.simulator.simulation import Parts, Simulation
+from dask_serverless.simulator.tier import FanIn
 from dask_serverless.simulator.workload import SimJob, SimTask, Workload
 from lambda_worker.core.verdicts import Standing
 from lambda_worker.core.wire import Ref
@@ -252,7 +253,7 @@ def test_silence_alone_brings_a_lost_invocation_back():
 
 
 def test_a_wrong_answer_would_be_noticed(monkeypatch):
-    monkeypatch.setattr("dask_serverless.simulator.sandbox.combine", lambda job, task, values: 7)
+    monkeypatch.setattr("dask_serverless.simulator.driver.combine", lambda job, task, values: 7)
     outcome = Simulation(1, chain(3), NONE).run()
     assert outcome.violation.invariant == "I1"
 
@@ -324,7 +325,7 @@ def test_it_is_a_command_of_dask():
     assert getattr(importlib.import_module(module), name) is serverless
 
 
-MODULES = ["faults", "lambda_service", "network", "sim_store", "simulation", "timeline", "workload"]
+MODULES = ["faults", "lambda_service", "network", "sim_store", "simulation", "tier", "timeline", "workload"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""What the servers of a simulated storage tier keep, as data. Pure; `sim_store` has the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import Frame, Frames, Location, frames_nbytes
+
+Who = tuple[str, str]  # job and executor
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one executor."""
+
+    attempt: int
+    assignment: Assignment
+    generation: int
+    running: int = -1
+    holder: str = ""
+    recipient: str = ""
+    gave: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    heard: list[object] = field(default_factory=list)
+
+
+class FanIn:
+    """The parents of a child that are done, with their values, and whose child it is."""
+
+    def __init__(self, parents: int) -> None:
+        self.parents = parents
+        self.values: dict[int, Location] = {}
+        self.owner: str | None = None
+        self.held = False  # the owner has asked for it: values of some parents are with it alone
+
+    def __repr__(self) -> str:
+        return f"<FanIn {sorted(self.values)} of {self.parents}, owner {self.owner}>"
+
+    def set(self, parent: int, value: Location) -> None:
+        """Set an edge. The first value stays."""
+        self.values.setdefault(parent, value)
+
+    def complete(self, held: Set[int] = frozenset()) -> bool:
+        """Tell whether all parents are done, with those that an executor holds."""
+        return len(self.values) + len(held - self.values.keys()) >= self.parents
+
+
+@dataclass(slots=True)
+class JobState:
+    """The metadata of one job."""
+
+    opened: bool = False
+    cancelled: bool = False
+    records: dict[str, Record] = field(default_factory=dict)
+    claims: dict[str, dict[int, None]] = field(default_factory=dict)
+    fan_ins: dict[int, FanIn] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Shard:
+    """One server of bulk data."""
+
+    objects: dict[str, list[Frame]] = field(default_factory=dict)
+    segments: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    slices: dict[str, dict[int, list[Frame]]] = field(default_factory=dict)
+    nbytes: int = 0
+
+
+class Tier:
+    """What the servers of one cluster keep.
+
+    Parameters
+    ----------
+    clock
+        Their time, in seconds; it may jump.
+    shards
+        How many there are, beside the one for metadata.
+    shard_bytes_max
+        What a shard has room for.
+    measure
+        Tells the size of a value's frames; in a simulation they stand for more than they are.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        shards: int = 2,
+        shard_bytes_max: int = 2**60,
+        measure: Callable[[Frames], int] = frames_nbytes,
+    ) -> None:
+        self.clock = clock
+        self.shards = [Shard() for _ in range(shards)]
+        self.shard_bytes_max = shard_bytes_max
+        self.measure = measure
+        self.jobs: dict[str, JobState] = {}
+        self.leases: dict[Who, float] = {}
+        self.events: list[tuple[str, str, int, bytes]] = []
+        self.ceiling: int | None = None
+        self.lingering: dict[str, float] = {}
+        self.generation = 0
+        self.mail: dict[str, bytes] = {}
+        self.taken: dict[str, bytes] = {}
+        self.taken_back: dict[str, bytes] = {}
+        self.on_events: Callable[[], object] = lambda: None  #: called when there are new events
+        self.on_mail: Callable[[str], object] = lambda name: None  #: called when mail is sent, with its recipient
+
+    def __repr__(self) -> str:
+        return f"<Tier: {len(self.leases)} executors in {len(self.jobs)} jobs>"
+
+    def keys(self) -> list[str]:
+        """Name everything that is kept, except what lasts no longer than a lease (mail) and the ceiling.
+
+        Examples
+        --------
+        >>> tier = Tier(lambda: 0.0)
+        >>> tier.shards[0].objects["job/1/a/1"] = [b"tag"]
+        >>> tier.keys()
+        ['object:job/1/a/1']
+        """
+        return list(self._keys())
+
+    def _keys(self) -> Iterator[str]:
+        yield from (f"lease:{job}:{executor}" for job, executor in self.leases)
+        yield from ("events",) * bool(self.events)
+        for name, job in self.jobs.items():
+            yield from (f"{name}:job",) * job.opened
+            yield from (f"{name}:done",) * bool(job.done)
+            yield from (f"{name}:record:{executor}" for executor in job.records)
+            yield from (f"{name}:claims:{executor}" for executor, claims in job.claims.items() if claims)
+            yield from (f"{name}:fan-in:{child}" for child in job.fan_ins)
+        for shard in self.shards:
+            yield from (f"object:{name}" for name in shard.objects)
+            yield from (f"slices:{name}" for name in shard.slices)
+            yield from (f"segment:{job}:{number}" for job, number in shard.segments)
+
+    def job(self, name: str) -> JobState:
+        """Return a job's metadata; of an unknown one, nothing that stays."""
+        return self.jobs.get(name) or JobState()
+
+    # -- faults ---------------------------------------------------------------------------------
+
+    def lose(self, shard: int, names: Sequence[str] | None = None) -> int:
+        """A shard loses values: some, or all that it has with its segments. Return how many."""
+        server = self.shards[shard]
+        lost = list(server.objects) if names is None else [name for name in names if name in server.objects]
+        for name in lost:
+            server.nbytes -= self.measure(server.objects.pop(name))
+        if names is None:
+            server.segments.clear()
+            server.slices.clear()
+        return len(lost)
