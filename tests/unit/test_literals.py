@@ -236,7 +236,7 @@ def test_tasks_of_other_kinds_keep_what_they_have():
     shelf = Shelf()
     plan = plan_job({"x": task}, {"x"})
     bodies = Bodies(shelf)
-    bodies.add(0, segment_bodies(plan, 0, 1, literals=Literals(1, shelf.keep)))
+    bodies.add(0, [segment_bodies(plan, 0, 1, literals=Literals(1, shelf.keep))])
     body = bodies.get(0)
     assert type(body[0]) is Noted and body[0].note == "mine" and not shelf.read
     assert run_body(body, [], bodies.constant) == 5 and len(shelf.read) == 1
