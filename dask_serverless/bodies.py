@@ -17,7 +17,7 @@ from dask.utils import funcname
 from distributed.protocol.pickle import _DaskPickler
 
 from dask_serverless.dask_graph import Body, JobPlan, Key
-from dask_serverless.literals import STORED_BYTES_MIN, Literals
+from dask_serverless.literals import STORED_BYTES_MIN, Literals, unshared
 from lambda_worker.core.errors import ServerlessError, UnpicklableTask
 from lambda_worker.core.wire import Ref
 from lambda_worker.stored_literals import StoredLiteral
@@ -74,14 +74,14 @@ def segment_bodies(
         ]
     try:
         if literals is None:
-            return _dumps(list(map(_as_call, bodies)))
+            return _dumps(list(map(_as_call, unshared(bodies))))
         if not literals.found_any:
             large: list[int] = []
-            blob = _dumps(list(map(_as_call, bodies)), buffer_callback=_probe(large))
+            blob = _dumps(list(map(_as_call, unshared(bodies))), buffer_callback=_probe(large))
             if not large and len(blob) <= PLAIN_BYTES_MAX:
                 return blob
         lean, captured = literals.take_out(bodies)
-        return _dumps(list(map(_as_call, lean)), captured)
+        return _dumps(list(map(_as_call, unshared(lean))), captured)
     except ServerlessError:
         raise
     except Exception as error:

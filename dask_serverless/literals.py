@@ -14,21 +14,23 @@ Rules kept here:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import cloudpickle
+import numpy as np
 from dask._task_spec import DataNode, GraphNode, Task, TaskRef, _execute_subgraph
 from dask.sizeof import sizeof
 
 from lambda_worker.core.errors import ServerlessError, StoreFull, ValueTooLarge
 from lambda_worker.core.wire import Ref
 from lambda_worker.shuffle import ShuffleTask
-from lambda_worker.stored_literals import StoredLiteral
+from lambda_worker.stored_literals import OwnLiteral, StoredLiteral
 
 #: Data up to this size (pickled) travels with the tasks that use it: reading it from the store would take longer.
 EMBEDDED_BYTES_MAX = 64 * 1024
@@ -39,6 +41,11 @@ STORED_BYTES_MIN = 4 * 1024
 
 _ATOMS = frozenset({bool, int, float, complex, type(None), slice, type, types.BuiltinFunctionType, types.ModuleType})
 _UNSET = object()
+#: What tasks may change in place.
+_MUTABLE = frozenset({list, dict, set, bytearray, np.ndarray})
+#: Longer ones are looked at where large objects are taken out.
+_OWN_ITEMS_MAX = 8 * 1024
+_MakeNode: TypeAlias = Callable[[Any], GraphNode]
 
 
 def travels(nbytes: int, segments: int) -> bool:
@@ -103,7 +110,8 @@ class Literals:
         stored = self._store(arguments, by_functions=False)
         refs = self._store(captured, by_functions=True)
         if stored:
-            bodies = [body and (_without(body[0], stored), *body[1:]) for body in bodies]
+            nodes = {identity: functools.partial(StoredLiteral, ref=ref) for identity, ref in stored.items()}
+            bodies = [body and (_without(body[0], nodes), *body[1:]) for body in bodies]
         return list(bodies), refs
 
     def _store(self, found: Mapping[int, _Found], by_functions: bool) -> dict[int, Ref]:
@@ -132,6 +140,44 @@ class Literals:
             raise
         except Exception:  # it cannot be pickled by itself: perhaps with the body, and if not, its task is named
             return None
+
+
+def unshared(bodies: Sequence[Any]) -> Sequence[Any]:
+    """Return bodies in which every task has mutable arguments of its own, as if it were pickled alone.
+
+    Without that, tasks that are pickled together would see what others do to an argument that they share.
+
+    Examples
+    --------
+    >>> several = []
+    >>> tasks = [Task(number, list.append, several, number) for number in range(2)]
+    >>> [body[0].args[0] for body in unshared([(task, (), None) for task in tasks])]
+    [<OwnLiteral of 5 bytes>, <OwnLiteral of 5 bytes>]
+    """
+    seen: dict[int, Any] = {}
+    shared: dict[int, Any] = {}
+    for body in bodies:
+        if not body or type(body[0]) is not Task or body[0].func is _execute_subgraph:
+            continue
+        task = body[0]
+        for argument in (*task.args, *task.kwargs.values()) if task.kwargs else task.args:
+            if (
+                type(argument) in _MUTABLE
+                and _length(argument) <= _OWN_ITEMS_MAX
+                and seen.setdefault(id(argument), task) is not task
+            ):
+                shared[id(argument)] = argument
+    nodes: dict[int, _MakeNode] = {}
+    for identity, argument in shared.items():
+        with contextlib.suppress(Exception):  # it may be picklable only with the rest; then its task is named
+            nodes[identity] = functools.partial(OwnLiteral, pickled=cloudpickle.dumps(argument))
+    if not nodes:
+        return bodies
+    return [body and (_without(body[0], nodes), *body[1:]) for body in bodies]
+
+
+def _length(argument: Any) -> int:
+    return int(argument.size) if isinstance(argument, np.ndarray) else len(argument)
 
 
 def _arguments(node: GraphNode) -> Iterator[Any]:
@@ -203,13 +249,13 @@ def _travels_along(function: types.FunctionType) -> Iterator[Any]:
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
 
 
-def _without(node: Any, stored: Mapping[int, Ref]) -> Any:
-    """Return a node with what is stored replaced; the node itself if it has nothing of it."""
+def _without(node: Any, stored: Mapping[int, _MakeNode]) -> Any:
+    """Return a node with what others stand for replaced; the node itself if it has nothing of it."""
     if isinstance(node, ShuffleTask):
         task = _without(node.task, stored)
         return node if task is node.task else ShuffleTask(task, node.specs)
     if type(node) is DataNode:
-        return StoredLiteral(node.key, stored[id(node.value)]) if id(node.value) in stored else node
+        return stored[id(node.value)](node.key) if id(node.value) in stored else node
     if not isinstance(node, Task):
         return node
     args = tuple([_replaced(each, stored) for each in node.args])
@@ -228,11 +274,11 @@ def _without(node: Any, stored: Mapping[int, Ref]) -> Any:
     return copy
 
 
-def _replaced(argument: Any, stored: Mapping[int, Ref]) -> Any:
+def _replaced(argument: Any, stored: Mapping[int, _MakeNode]) -> Any:
     if isinstance(argument, GraphNode):
         return _without(argument, stored)
-    ref = stored.get(id(argument))
-    return argument if ref is None else StoredLiteral(None, ref)
+    make_node = stored.get(id(argument))
+    return argument if make_node is None else make_node(None)
 
 
 def _same(one: Any, other: Any) -> bool:

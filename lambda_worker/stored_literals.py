@@ -1,7 +1,8 @@
-"""A node of a task that stands for an object in the storage tier. Imports Dask."""
+"""Nodes of tasks that stand for objects: in the storage tier, or pickled by themselves. Imports Dask."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -47,3 +48,39 @@ class StoredLiteral(GraphNode):
         """Make the object."""
         assert self.read is not None
         return self.read(self.location)
+
+
+class OwnLiteral(GraphNode):
+    """Takes the place of a small mutable object that several tasks have as an argument.
+
+    Tasks that are pickled together would share it; each of them makes an object of its own from this, as it has
+    under `LocalCluster`, where every task is pickled alone.
+
+    Parameters
+    ----------
+    key
+        Of the node that it takes the place of, if that has one.
+    pickled
+        The object.
+
+    Examples
+    --------
+    >>> import pickle
+    >>> node = OwnLiteral(None, pickle.dumps([]))
+    >>> node() is node()
+    False
+    """
+
+    __slots__ = ("pickled",)
+
+    def __init__(self, key: Any, pickled: bytes) -> None:
+        self.key = key
+        self._dependencies = frozenset()
+        self.pickled = pickled
+
+    def __repr__(self) -> str:
+        return f"<OwnLiteral of {len(self.pickled)} bytes>"
+
+    def __call__(self, values: Any = ()) -> Any:
+        """Make the object."""
+        return pickle.loads(self.pickled)

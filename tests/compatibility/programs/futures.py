@@ -415,3 +415,22 @@ def context_variables_and_globals(client):
         return __name__.rpartition(".")[2], __file__.endswith("futures.py")
 
     return client.submit(work).result()
+
+
+def remember(n, acc):
+    acc.append(n)
+    return list(acc)
+
+
+def grow(n, table):
+    table += n
+    return int(table.sum())
+
+
+@program
+def tasks_do_not_see_what_others_do_to_an_argument(client):
+    lists = client.gather(client.map(remember, range(6), acc=[]))
+    tables = client.gather(client.map(grow, range(6), table=np.zeros(3)))
+    shared: list = [7]
+    lazily = dask.compute(*[dask.delayed(remember)(n, shared) for n in range(4)])
+    return lists, tables, lazily, shared
