@@ -6,6 +6,7 @@ offers something returns the instruction for it, or none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lambda_worker.core.instructions import Delegate, Successor
@@ -88,16 +89,23 @@ class Delegation:
         self._refused_seconds = policy.refused_seconds
         self._children_named = 0
 
-    def split(self, ready: list[int]) -> list[Delegate]:
+    def may_split(self, count: int, seconds_left: float) -> bool:
+        """Tell whether splitting so many ready tasks would pay if all were as long as the longest."""
+        if self.offered or count < 2:
+            return False
+        longest = self._observed.longest
+        if self._policy.shares(count, longest, seconds_left) > 1:
+            return True
+        self._journal.note("keep", ready=count, seconds_per_task=longest)
+        return False
+
+    def split(self, ready: list[int], seconds_left: float = math.inf) -> list[Delegate]:
         """Offer shares of the ready tasks when that pays (lazy splitting)."""
         count = len(ready)
-        if self.offered or count < 2:
+        if not self.may_split(count, seconds_left):
             return []
-        seconds = self._observed.longest
-        shares = self._policy.shares(count, seconds)
-        if shares > 1:  # if all were as long as the longest
-            seconds = self._observed.seconds(ready) / count
-            shares = self._policy.shares(count, seconds)
+        seconds = self._observed.seconds(ready) / count
+        shares = self._policy.shares(count, seconds, seconds_left)
         if shares < 2:
             self._journal.note("keep", ready=count, seconds_per_task=seconds)
             return []

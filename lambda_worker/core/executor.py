@@ -566,12 +566,15 @@ class Executor:
 
     def _split(self) -> list[Delegate]:
         """Offer shares of the ready tasks if that pays, of those that may be parted from their inputs."""
+        seconds_left = self._leave_at - self._now
         if not self._kept.nbytes:
-            return self._delegation.split(self._ready)
+            return self._delegation.split(self._ready, seconds_left)
+        if not self._delegation.may_split(len(self._ready), seconds_left):
+            return []
         movable = [task for task in self._ready if self._moves(task)]
         if len(movable) < len(self._ready):
             self.journal.note("group", ready=len(self._ready), stay=len(self._ready) - len(movable))
-        offers = self._delegation.split(movable)
+        offers = self._delegation.split(movable, seconds_left)
         if offers:
             offered = {task for share in self._delegation.offered for task in share}
             self._ready = [task for task in self._ready if task not in offered]
