@@ -16,6 +16,7 @@ from typing import TypeAlias
 from dask_serverless.backend import Backend
 from dask_serverless.hands import Hands
 from dask_serverless.postings import Postings
+from dask_serverless.whereabouts import Whereabouts
 from lambda_worker.core.errors import PlatformError
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.lingering import mail_of, open_mail
@@ -64,6 +65,7 @@ class Launcher:
         self._is_live = is_live
         self._lose = lose
         self._postings = Postings()
+        self._whereabouts = Whereabouts()
         self._dead: dict[str, str | BaseException] = {}  # whose invocations have failed, lately, and why
 
     # -- with records to be made ----------------------------------------------------------------
@@ -83,17 +85,18 @@ class Launcher:
         backend = self._backend
         posting = bool(backend.settings.executor_linger)
         mails = [mail_of(backend.secret, each) if posting else b"" for each in assignments]
+        preferred = list(map(self._whereabouts.best, assignments))
         # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
         alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
         if alone:
             return functools.partial(
-                self._start, assignments, backend.store.begin_admit(assignments, mails, places, opening=True)
+                self._start, assignments, backend.store.begin_admit(assignments, mails, places, True, preferred)
             )
 
         def admit() -> list[str]:
             if segments is not None:
                 backend.store.open_job(job, segments)
-            return backend.store.admit_and_post(assignments, mails, places)
+            return backend.store.admit_and_post(assignments, mails, places, False, preferred)
 
         return functools.partial(self._start, assignments, admit)
 
@@ -135,6 +138,7 @@ class Launcher:
         if not recipient:
             return
         self._counts["mails"] += 1
+        self._whereabouts.came(recipient, job, executor)
         if not self._is_live(job, executor):  # it has ended before we heard that it began
             return
         self._postings.sent(recipient, job, executor)

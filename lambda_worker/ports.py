@@ -206,9 +206,15 @@ class JobStore(Store, Protocol):
         ...
 
     def admit_and_post(
-        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+        self,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int | None,
+        opening: bool = False,
+        preferred: Sequence[str] = (),
     ) -> list[str]:
-        """Do as `admit`, and send mail as `delegate_and_post` does."""
+        """Do as `admit`, and send mail as `delegate_and_post` does; to those who are preferred ("": anybody) if
+        they linger now."""
         ...
 
     def take_back(self, name: str) -> bytes:

@@ -201,7 +201,12 @@ class SimStore(Bulk):
         return len(self.admit_and_post(records, (), ceiling, opening))
 
     def admit_and_post(
-        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+        self,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int | None,
+        opening: bool = False,
+        preferred: Sequence[str] = (),
     ) -> list[str]:
         """See `lambda_worker.ports.JobStore.admit_and_post`."""
         if not records:
@@ -213,7 +218,7 @@ class SimStore(Bulk):
         places: float = float("inf")
         if ceiling is not None:
             places = ceiling if self.tier.ceiling is None else min(ceiling, self.tier.ceiling)
-        return self._create(records, mails, places)
+        return self._create(records, mails, places, preferred=preferred)
 
     def _create(
         self,
@@ -222,9 +227,11 @@ class SimStore(Bulk):
         ceiling: float,
         giver: Record | None = None,
         giver_attempt: int = 0,
+        preferred: Sequence[str] = (),
     ) -> list[str]:
         posted: list[str] = []
-        for record, mail in zip(records, mails or [b""] * len(records), strict=True):
+        letters, names = mails or [b""] * len(records), preferred or [""] * len(records)
+        for record, mail, name in zip(records, letters, names, strict=True):
             state = self.tier.job(record.job)
             if not state.opened or state.cancelled:
                 break
@@ -243,7 +250,7 @@ class SimStore(Bulk):
                 break
             if write:
                 made = self._create_record(record)
-                made.recipient = recipient = self._post(mail)
+                made.recipient = recipient = self._post(mail, name)
             elif known is not None and known.attempt == record.attempt:
                 recipient = known.recipient
             if giver is not None:
@@ -347,9 +354,14 @@ class SimStore(Bulk):
 
     # -- mail -----------------------------------------------------------------------------------
 
-    def _post(self, mail: bytes) -> str:
-        """Send mail to who came last to linger; return its name, or "": nobody, or it was sent away."""
+    def _post(self, mail: bytes, preferred: str = "") -> str:
+        """Send mail, most of all to who is preferred; return its name, or "": nobody, or it was sent away."""
         tier = self.tier
+        if mail and tier.lingering.get(preferred, -1.0) > tier.clock():
+            del tier.lingering[preferred]
+            tier.mail[preferred] = mail
+            tier.on_mail(preferred)
+            return preferred
         while tier.lingering:
             name = max(tier.lingering, key=lambda each: (tier.lingering[each], each))
             if tier.lingering.pop(name) > tier.clock():

@@ -46,7 +46,16 @@ end
 
 -- Send mail to the executor that came last to linger for it; return its name, or '' if there is none. Whoever is sent
 -- empty mail goes: somebody else is invoked instead, and needs the place.
-local function post(mail, lease_ms)
+local function post(mail, lease_ms, preferred)
+  if mail ~= '' and preferred ~= '' then
+    local until_ms = redis.call('ZSCORE', lingering_key, preferred)
+    if until_ms and tonumber(until_ms) > now_ms then
+      redis.call('ZREM', lingering_key, preferred)
+      redis.call('RPUSH', mail_key('mail', preferred), mail)
+      redis.call('PEXPIRE', mail_key('mail', preferred), lease_ms)
+      return preferred
+    end
+  end
   while true do
     local latest = redis.call('ZPOPMAX', lingering_key)
     local name = latest[1]

@@ -2,7 +2,7 @@
 -- The promises are in `lambda_worker.ports`.
 --
 -- ARGV[1]: job, executor, attempt of the giver ('' for the proxy), lease_ms, ttl, ceiling (-1: none),
---          records {{job, executor, attempt, starts, assignment, mail}, ...}, whether their jobs are opened along (0/1),
+--          records {{job, executor, attempt, starts, assignment, mail, who had better get it}, ...}, whether their jobs are opened along (0/1),
 --          who speaks
 -- Reply: for each of the records, from the front, that exists now: who was sent its mail ('': nobody).
 
@@ -57,7 +57,7 @@ for _, item in ipairs(records) do
       redis.call('UNLINK', record)
     end
     create_record(job, executor, attempt, starts, assignment, lease_ms, ttl)
-    recipient = post(item[6], lease_ms)
+    recipient = post(item[6], lease_ms, item[7])
     if recipient ~= '' then redis.call('HSET', record, 'recipient', recipient) end
   elseif known_attempt == attempt then
     recipient = redis.call('HGET', record, 'recipient') or '' -- a call that is repeated hears what it would have heard

@@ -216,16 +216,26 @@ class RedisStore:
         return len(self.admit_and_post(records, (), ceiling, opening))
 
     def admit_and_post(
-        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+        self,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int | None,
+        opening: bool = False,
+        preferred: Sequence[str] = (),
     ) -> list[str]:
         """See `lambda_worker.ports.JobStore.admit_and_post`."""
-        return self._create("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening)
+        return self._create("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening, preferred)
 
     def begin_admit(
-        self, records: Sequence[Assignment], mails: Sequence[bytes], ceiling: int | None, opening: bool = False
+        self,
+        records: Sequence[Assignment],
+        mails: Sequence[bytes],
+        ceiling: int | None,
+        opening: bool = False,
+        preferred: Sequence[str] = (),
     ) -> Callable[[], list[str]]:
         """Send what `admit_and_post` sends, if that can be done without waiting; return what waits for the answer."""
-        header = self._creation("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening)
+        header = self._creation("", "", 0, records, mails, -1 if ceiling is None else ceiling, opening, preferred)
         answer = scripts.CREATE.begin(self._metadata, self._keys.prefix, header)
         return lambda: _recipients(answer())
 
@@ -363,10 +373,11 @@ class RedisStore:
         mails: Sequence[bytes],
         ceiling: int,
         opening: bool = False,
+        preferred: Sequence[str] = (),
     ) -> list[str]:
         if not records:
             return []
-        header = self._creation(job, executor, attempt, records, mails, ceiling, opening)
+        header = self._creation(job, executor, attempt, records, mails, ceiling, opening, preferred)
         return _recipients(self._run(scripts.CREATE, header))
 
     def _creation(
@@ -378,9 +389,12 @@ class RedisStore:
         mails: Sequence[bytes],
         ceiling: int,
         opening: bool,
+        preferred: Sequence[str],
     ) -> bytes:
-        letters = mails or [b""] * len(records)
-        items = [[*_record_fields(record), mail] for record, mail in zip(records, letters, strict=True)]
+        letters, names = mails or [b""] * len(records), preferred or [""] * len(records)
+        items = [
+            [*_record_fields(record), mail, name] for record, mail, name in zip(records, letters, names, strict=True)
+        ]
         ttl = self.config.ttl_seconds
         return scripts.header(job, executor, attempt, self._lease_ms, ttl, ceiling, items, int(opening), self._holder)
 

@@ -47,6 +47,20 @@ def test_each_mail_goes_to_another_one_the_latest_first(store):
     assert post(store, "b", "c", "d") == ["late", "early", ""]
 
 
+def test_who_is_preferred_gets_the_mail_if_it_lingers(store):
+    lingering(store, "one", "two", "three")
+    records = [record(each) for each in "bcde"]
+    preferred = ["two", "", "elsewhere", "two"]
+    assert store.admit_and_post(records, [MAIL] * 4, None, False, preferred) == ["two", "three", "one", ""]
+    assert store.take_mail("two", LONG) == MAIL
+
+
+def test_who_is_preferred_is_not_sent_away_for_what_is_invoked(store):
+    lingering(store, "one", "two")
+    assert store.admit_and_post([record("b")], [b""], None, False, ["one"]) == [""]
+    assert post(store, "c") == ["one"], "the other one was sent away"
+
+
 def test_mail_wakes_who_waits_for_it(make_store):
     proxy, sandbox = make_store(), make_store()
     lingering(proxy, "room")

@@ -82,3 +82,18 @@ def test_without_locality_every_value_is_stored_and_read():
     written_without, read_without = moved(False)
     assert written_without > 200_000 * 32 * 8 > 50 * written
     assert read_without > 200_000 * 32 * 8 > 50 * read
+
+
+def test_an_iteration_reads_its_data_where_it_was_made():
+    """Ten passes over persisted data: executors that linger still have it."""
+    with (
+        dask.config.set({"serverless.executor.linger": "2 s"}),
+        small_cluster("1 GiB") as cluster,
+        Client(cluster) as client,
+    ):
+        data = client.persist(matrix(160_000, 64, (10_000, 64), 7))
+        expected = client.compute(data.sum(axis=0), sync=True)
+        before = cluster.stats()["bytes_read"]
+        for _ in range(10):
+            np.testing.assert_allclose(client.compute(data.sum(axis=0), sync=True), expected)
+        assert cluster.stats()["bytes_read"] - before < 0.5 * 10 * data.nbytes

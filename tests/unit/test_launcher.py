@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
 from types import SimpleNamespace
 
+from dask_serverless import whereabouts
 from dask_serverless.launcher import Launcher
 
 
@@ -53,3 +55,16 @@ async def test_who_has_ended_is_not_lost():
     await launcher.recipient_died("j1/a/1", "signal: killed")
     launcher.note_posted("j1/a/1", "j2", "b")
     assert hands.tasks == [] and lost == []
+
+
+def test_examples_of_whereabouts():
+    results = doctest.testmod(whereabouts)
+    assert results.attempted and not results.failed
+
+
+def test_only_the_newest_executors_are_remembered(monkeypatch):
+    monkeypatch.setattr(whereabouts, "EXECUTORS_MAX", 2)
+    known = whereabouts.Whereabouts()
+    for name in "abc":
+        known.came(f"room-{name}", "job", name)
+    assert repr(known) == "<Whereabouts of 2 executors>"
