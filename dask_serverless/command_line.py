@@ -7,6 +7,7 @@ import time
 import click
 
 from dask_serverless.simulate import check_classes, commit, replay_line, simulate, simulate_many
+from dask_serverless.simulator.calculator import chains, ours, predict, tree, wukong
 
 
 @click.group(name="serverless")
@@ -66,3 +67,27 @@ def simulate_command(
     seconds = time.perf_counter() - began
     click.echo(f"{seeds} seeds from {first} at {here}: {failed} failed; {steps:,} steps in {seconds:.1f} s")
     raise SystemExit(failed > 0)
+
+
+@serverless.command(name="predict")
+@click.argument("shape", type=click.Choice(["tree", "chains"]))
+@click.option("--size", type=click.IntRange(min=1), default=1024, show_default=True, help="Numbers to add, or chains.")
+@click.option("--length", type=click.IntRange(min=1), default=10, show_default=True, help="Of each chain.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=0.1, show_default=True, help="That a task takes.")
+@click.option("--nbytes", type=click.IntRange(min=1), default=30, show_default=True, help="Of each value.")
+@click.option("--executors", type=click.IntRange(min=1), default=512, show_default=True, help="At most.")
+@click.option("--as-wukong", is_flag=True, help="Decide as Wukong does.")
+def predict_command(
+    shape: str, size: int, length: int, seconds: float, nbytes: int, executors: int, as_wukong: bool
+) -> None:
+    """Predict what a workload takes in AWS: time, invocations, bytes and money.
+
+    With warm sandboxes of 3 GiB. What else is assumed, and how well it fits what was measured: docs/simulation.md.
+    """
+    work = tree(size, seconds, nbytes) if shape == "tree" else chains(size, length, seconds, nbytes)
+    cluster = wukong(executors) if as_wukong else ours(executors, seconds_per_task=seconds or None)
+    found = predict(work, cluster)
+    click.echo(f"{found.seconds:.2f} s with {found.executors_peak} executors, {found.invocations} invocations")
+    click.echo(f"{found.lambda_seconds:.1f} s of Lambda billed: ${found.dollars_lambda:.6f}")
+    click.echo(f"{found.steps} round trips, {found.bytes_read:,} bytes read, {found.bytes_written:,} written")
+    click.echo(f"${found.dollars_storage:.6f} for the storage tier as long as this runs")

@@ -13,6 +13,8 @@ What is tried again, and how often, depends on what was running:
   deaths without a task, the whole job is **given up**: every other executor would die in the same way.
 * One that is only silent may be on its way still: a cold start, or a place in Lambda's queue, may take longer than
   a lease. Each attempt is waited for twice as long as the one before (`silence_allowed`); there are `silent_tries`.
+* Where nobody knows what was running, a task that kills may go from each executor to its successor, for ever. So the
+  deaths without a task in one line of descent are counted, too: after `line_tries`, the job is given up.
 * What Lambda refuses for good (permission, size) is given up at once.
 
 Reports come twice, late, and in any order: of one attempt only the first counts.
@@ -90,6 +92,7 @@ class _Watched:
     attempts: dict[str, int] = field(default_factory=dict)  # the newest, by executor, of those that died
     deaths: dict[int, int] = field(default_factory=dict)  # by task
     idle_deaths: dict[str, int] = field(default_factory=dict)  # by executor, with no task to blame
+    line_deaths: dict[str, int] = field(default_factory=dict)  # the same, with those of its forebears
     blamed: set[int] = field(default_factory=set)
 
 
@@ -104,6 +107,8 @@ class Supervisor:
         How often an executor that dies without a task is started, at most.
     silent_tries
         How often if the last of these deaths was no more than silence.
+    line_tries
+        How many deaths without a task there may be in one line of descent.
     jitter
         Returns numbers in [0, 1): spreads out attempts that would otherwise come together.
 
@@ -123,11 +128,13 @@ class Supervisor:
         allowed_failures: int = 3,
         start_tries: int = 3,
         silent_tries: int = 5,
+        line_tries: int = 30,
         jitter: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self.allowed_failures = allowed_failures
         self.start_tries = start_tries
         self.silent_tries = silent_tries
+        self.line_tries = line_tries
         self._jitter = jitter
         self._jobs: dict[str, _Watched] = {}
 
@@ -144,10 +151,14 @@ class Supervisor:
             return [GiveUp(1)]
         if death.task < 0 or death.task in job.blamed:
             deaths = job.idle_deaths[death.executor] = job.idle_deaths.get(death.executor, 0) + 1
-            if deaths >= (self.silent_tries if death.cause is Cause.SILENCE else self.start_tries):
+            line = job.line_deaths[death.executor] = _line_deaths(job, death.executor) + 1
+            if line >= self.line_tries or deaths >= (
+                self.silent_tries if death.cause is Cause.SILENCE else self.start_tries
+            ):
                 return [GiveUp(deaths)]
             return [self._again(job, death, deaths)]
         job.idle_deaths.pop(death.executor, None)
+        job.line_deaths[death.executor] = 0
         deaths = job.deaths[death.task] = job.deaths.get(death.task, 0) + 1
         if deaths <= self._allowed(death.cause):
             return [self._again(job, death, deaths)]
@@ -166,6 +177,16 @@ class Supervisor:
         seconds = min(BACKOFF_SECONDS_MIN * 2 ** (deaths - 1), BACKOFF_SECONDS_MAX) * (0.5 + self._jitter())
         more_memory = death.cause is Cause.MEMORY and death.task not in job.blamed
         return TryAgain(death.attempt + 1, seconds, frozenset(job.blamed), more_memory)
+
+
+def _line_deaths(job: _Watched, executor: str) -> int:
+    """Count deaths without a task of an executor and its forebears. A child's name is its parent's and two numbers."""
+    while executor not in job.line_deaths:
+        parent, _, _ = executor.rpartition(".")
+        executor, _, _ = parent.rpartition(".")
+        if not executor:
+            return 0
+    return job.line_deaths[executor]
 
 
 def silence_allowed(attempt: int, begun: bool, lease_seconds: float, timeout_seconds: float) -> float:

@@ -97,7 +97,7 @@ class Client:
         for key in self.answered:
             if key not in needed and key not in self._leaving:
                 self._leaving.add(key)
-                sim.timeline.after(sim.luck.uniform(0.0, 5.0), self._let_go, key)
+                sim.timeline.after(sim.luck.choice((0.0, 0.1, 5.0)) * sim.luck.random(), self._let_go, key)
 
     def _let_go(self, key: Key) -> None:
         if key not in self.released and (not self._reading or key not in self.answered):

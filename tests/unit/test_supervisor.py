@@ -66,6 +66,22 @@ def test_who_never_gets_to_a_task_is_given_up():
     assert [type(each) for each in found] == [TryAgain, TryAgain, GiveUp]
 
 
+def test_a_task_that_kills_unseen_does_not_go_from_successor_to_successor_for_ever():
+    """1. It kills an executor, and nobody knows that it was running; 2. the next attempt leaves it to a successor."""
+    supervisor, executor, found = Supervisor(line_tries=10), "e", []
+    while not any(isinstance(each, GiveUp) for each in found):
+        assert len(found) < 20
+        found += verdicts(supervisor, death(1, task=-1, executor=executor))
+        executor += ".2.1"
+    assert len(found) == 10
+
+
+def test_others_are_not_of_the_same_line():
+    supervisor = Supervisor(line_tries=10)
+    found = verdicts(supervisor, *(death(1, task=-1, executor=f"e.1.{number}") for number in range(100)))
+    assert not any(isinstance(each, GiveUp) for each in found)
+
+
 def test_who_is_only_silent_may_be_late_and_is_waited_for_longer_each_time():
     """1. A cold start takes longer than a lease; 2. so does that of the next attempt: not for ever."""
     supervisor = Supervisor()
