@@ -136,7 +136,7 @@ class Executor:
         self._fetched: list[int] = []
         self._outbox = Outbox()
         self._held = Held(policy)
-        self._speed = Speed(policy.bandwidth)
+        self._speed = Speed(2 * policy.bytes_per_second)  # that is there and back
         self._now = 0.0
         self._wake_asked = False
         self._tries: dict[int, int] = {}

@@ -54,9 +54,6 @@ class Policy:
     kept_bytes_max
         With more than this in values of its own, an executor publishes what waits before it runs another task: else
         who makes values faster than they can be written keeps all of them.
-    bandwidth
-        Between an executor and the store, in bytes per second, until it was measured. A Lambda has 75 MiB/s once
-        its burst is used up.
     hold
         Whether large values are held back for fan-ins that are at home here (delayed I/O).
     hold_bytes_min
@@ -98,7 +95,6 @@ class Policy:
     fetch_ahead: int = 2
     reserve_seconds_max: float = 30.0
     kept_bytes_max: int = 256 * 1024 * 1024
-    bandwidth: float = 75 * 2**20
     hold: bool = True
     hold_bytes_min: int = 256 * 1024
     hold_seconds_min: float = 0.25

@@ -15,7 +15,7 @@ from lambda_worker.core.wire import Ref
 LARGE = 10_000_000
 #: Tasks 0 and 1 start; 2 is the child of 0 and 1, and 3 the only child of 2. Who meets here starts with 0 alone.
 EDGES = Edges(0, [[], [], [0, 1], [2]], [[2], [2], [3], []], fan_ins={2: 2}, visible=frozenset({3}))
-POLICY = Policy(bandwidth=100e6)
+POLICY = Policy(bytes_per_second=50e6)
 
 
 def begun(policy=POLICY, home=(0, 4), edges=EDGES, **fields):
