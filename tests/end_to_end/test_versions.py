@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 
+import dask
 import pytest
 from distributed import Client, versions
 from distributed.versions import VersionMismatchWarning
 
+from dask_serverless import ServerlessCluster
 from lambda_worker import payload
 from lambda_worker.core.errors import EnvironmentMismatch
 
@@ -53,10 +55,17 @@ def test_versions_that_agree_are_quiet(client):
     assert fleet["packages"] == found["client"]["packages"] and "redis" in fleet["packages"]
 
 
-def test_an_executor_that_cannot_read_the_clusters_pickles_says_both_versions(cluster, client, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(payload, "PICKLES", "Python 2.7, cloudpickle 0")
-        future = client.submit(sum, [1, 2], pure=False)
-        with pytest.raises(EnvironmentMismatch, match=r"pickles with Python 2\.7, .* has Python 3\.\d+, cloudpickle"):
-            future.result(timeout=20)
-    assert client.submit(sum, [1, 2], pure=False).result(timeout=20) == 3
+def test_an_executor_that_cannot_read_the_clusters_pickles_says_both_versions(monkeypatch):
+    with (
+        dask.config.set({"serverless.executor.linger": 0}),  # who lingers was asked when it was invoked
+        ServerlessCluster(n_workers=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(payload, "PICKLES", "Python 2.7, cloudpickle 0")
+            future = client.submit(sum, [1, 2], pure=False)
+            with pytest.raises(
+                EnvironmentMismatch, match=r"pickles with Python 2\.7, .* has Python 3\.\d+, cloudpickle"
+            ):
+                future.result(timeout=20)
+        assert client.submit(sum, [1, 2], pure=False).result(timeout=20) == 3
