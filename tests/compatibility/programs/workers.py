@@ -233,8 +233,12 @@ def what_run_changes_tasks_see(client):
 
 @program(covers=("Client.run",), differs=RUN_IS_ELSEWHERE)
 def tasks_run_where_run_runs(client):
+    def nap_where(n):  # long enough for more than one executor
+        time.sleep(0.3)
+        return os.getpid()
+
     workers = set(client.run(os.getpid).values())
-    tasks = set(client.gather(client.map(lambda n: os.getpid(), range(6), pure=False)))
+    tasks = set(client.gather(client.map(nap_where, range(6), pure=False)))
     return tasks <= workers, os.getpid() in workers
 
 
