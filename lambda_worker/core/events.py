@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from lambda_worker.core.schedule import Edges
 from lambda_worker.core.verdicts import Claim, Standing
+from lambda_worker.core.wire import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,31 @@ class InputsFetched:
     task: int
     nbytes: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InputsLost:
+    """Of the values that a task needs from elsewhere, some are lost; the others are here."""
+
+    task: int
+    lost: Sequence[int]
+    nbytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the store says that the inputs of a fan-in are, as far as it has been told."""
+
+    task: int
+    values: Mapping[int, Location]
+
+
+@dataclass(frozen=True, slots=True)
+class Irreplaceable:
+    """A task was to be run again, but its value was made outside the job: only the proxy can have it made again."""
+
+    task: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +136,9 @@ Event: TypeAlias = (
     Began
     | SegmentsLoaded
     | InputsFetched
+    | InputsLost
+    | Located
+    | Irreplaceable
     | TaskDone
     | TaskErred
     | Rescheduled

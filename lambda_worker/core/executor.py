@@ -20,12 +20,14 @@ The life of a task here::
 * An attempt that follows a death starts with everything that was given to it or that it had claimed, **without** the
   tasks that it had given away (others run them) and those that are blamed for deaths.
 * A large value for a fan-in that is at home here is **held** back from the store for a while: the others may arrive.
+* An input that is **lost** (its shard died) is made again here, by running its task and what is missing of its
+  inputs, for those who wait for it here (`lineage`). Nobody else hears of it: the store knows that they are done.
 * An executor that must **leave** (its time is nearly up, or those before it died in the middle of too much) runs
   nothing more: it publishes what it has, and a successor takes its place with what is ready.
 
 Here is what happens when. It is composed of what is known of the graph (`segments`), the values at hand (`kept`),
 what nobody else will complete (`promises`), what waits to be published (`outbox`) or is held back (`held`), what
-others are to do (`delegation`) and what runs again (`parked`).
+others are to do (`delegation`), what runs again (`parked`) and what is made again (`lineage`).
 
 Who wins when two things could happen: an error or a halt ends things at once; a claim beats a
 retirement (the store refuses to retire an executor that has just won a child).
@@ -38,7 +40,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from operator import attrgetter
 
 from lambda_worker.core.delegation import Delegation
@@ -50,6 +52,9 @@ from lambda_worker.core.events import (
     Event,
     Halted,
     InputsFetched,
+    InputsLost,
+    Irreplaceable,
+    Located,
     Rescheduled,
     Seceded,
     SegmentsLoaded,
@@ -65,12 +70,14 @@ from lambda_worker.core.instructions import (
     Forget,
     GivePlace,
     Instruction,
+    Locate,
     Run,
     TakePlace,
     WakeAfter,
 )
 from lambda_worker.core.journal import Journal, Report
 from lambda_worker.core.kept import Kept
+from lambda_worker.core.lineage import Lineage
 from lambda_worker.core.observed import Observed, Sums
 from lambda_worker.core.outbox import Outbox
 from lambda_worker.core.parked import Parked
@@ -80,6 +87,7 @@ from lambda_worker.core.schedule import Assignment, Edges, segment_of
 from lambda_worker.core.segments import READ_AHEAD_SEGMENTS, Segments
 from lambda_worker.core.speed import Speed
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
+from lambda_worker.core.wire import Location
 
 
 class Executor:
@@ -113,6 +121,7 @@ class Executor:
         self.finished = False
         self.tasks_run = 0
         self.tasks_rerun = 0
+        self.tasks_remade = 0
         self._running: dict[int, None] = {}  # in the order in which they began
         # After a death one task at a time: then it is known which one was running if this one dies, too.
         self._threads = policy.threads if assignment.attempt == 1 else 1
@@ -126,6 +135,7 @@ class Executor:
         self._kept = Kept(assignment.given)
         self._promises = Promises(self._segments, assignment.function_class, self._without, self._settled)
         self._parked = Parked()
+        self._lineage = Lineage()
         self.journal = Journal()
         self._observed = Observed(self._segments.here, assignment.learned)
         self._delegation = Delegation(assignment, policy, self._segments, self._parked, self._observed, self.journal)
@@ -180,6 +190,13 @@ class Executor:
             case InputsFetched(task, nbytes, seconds):
                 self._speed.moved(nbytes, seconds)
                 self._on_fetched(task)
+            case InputsLost():
+                self._on_inputs_lost(event)
+            case Located(task, values):
+                self._on_located(task, values)
+            case Irreplaceable(task):
+                self._leave(task)
+                self._give_up(task)
             case SegmentsLoaded(edges):
                 self._on_loaded(edges.items())
             case TaskErred():
@@ -272,6 +289,8 @@ class Executor:
         if event.now >= self._leave_at:
             self._delegation.leaving = True
         self._delegation.look_again(event.now)
+        if self._lineage and not self._on_remade(task):
+            return
         self._complete(task)
         self._release_inputs(task)
         self._segments.end(task)
@@ -289,11 +308,13 @@ class Executor:
         if not event.final and tries < edges.retries.get(task, 0):
             self._tries[task] = tries + 1
             self.tasks_rerun += 1
-            self._ready.append(task)
+            (self._lineage.ready if task in self._lineage else self._ready).append(task)
             return
         # Its descendants can never run; the proxy, which holds the whole graph, tells their
         # waiters. Values kept for them are dropped with the executor.
         self._outbox.errors.append(task)
+        if self._lineage and not self._give_up(task):
+            return
         self._release_inputs(task)
         self._segments.end(task)
 
@@ -301,6 +322,8 @@ class Executor:
         self._leave(task)
         self.tasks_run += 1
         self.tasks_rerun += 1
+        if task in self._lineage:
+            self._lineage.park(task)
         out.append(WakeAfter(self._parked.park(task, now)))
 
     def _unpark(self, now: float, out: list[Instruction]) -> None:
@@ -308,6 +331,8 @@ class Executor:
         if not self._parked:
             return
         due = self._parked.due(now)
+        if self._lineage:
+            due = self._lineage.fold(due)
         self._ready[:0] = due
         if due and not self._delegation.offered and any(map(self._parked.is_patient, due)):
             out += self._delegation.offer(self._ready, len(due), len(due))  # refused, they run here
@@ -325,6 +350,84 @@ class Executor:
         self._fetching.discard(task)
         self._kept.fetched(self._segments.parents_of(task))
         self._fetched.append(task)
+
+    # -- what is lost ---------------------------------------------------------------------------
+
+    def _on_inputs_lost(self, event: InputsLost) -> None:
+        self._speed.moved(event.nbytes, event.seconds)
+        self._fetching.discard(event.task)
+        self._kept.fetched([p for p in self._segments.parents_of(event.task) if p not in event.lost])
+        self._kept.lose(event.lost)
+        self._remake(event.task, self._kept.gone(event.lost))
+
+    def _remake(self, task: int, gone: Collection[int]) -> None:
+        """Have values made again that a task needs."""
+        if self._lineage.hopeless(gone) or not gone:
+            self._fetched.append(task)  # the driver, which knows why they cannot be read, errs it
+            return
+        # One that is due here as a task of its own, and may no longer be given away, is on its way. Others run at once.
+        self._lineage.wait(task, gone, coming={*self._fetched, *self._fetching, *self._running})
+        self._ready = self._lineage.fold(self._ready)
+
+    def _on_located(self, task: int, values: Mapping[int, Location]) -> None:
+        if self._lineage.located(task):
+            for parent, location in values.items():
+                self._kept.locate(parent, location)
+
+    def _on_remade(self, task: int) -> bool:
+        """Let those go on who waited for a value; tell whether its task was due here as well."""
+        due = True
+        if task in self._lineage:
+            self.tasks_remade += 1
+            self._release_inputs(task)
+            due = self._lineage.ended(task)
+        self._ready += self._lineage.made(task)
+        if not due:
+            self._kept.keep(task, reasons=0)  # perhaps nobody waits any more
+        return due
+
+    def _give_up(self, value: int) -> bool:
+        """Leave those be who wait for a value that cannot be made again; tell whether its task was due here as well."""
+        due = True
+        if value in self._lineage:
+            self._release_inputs(value)
+            due = self._lineage.ended(value)
+        tasks, opened = self._lineage.give_up(value)
+        for task in (*tasks, *opened):
+            self._release_inputs(task)
+        return due
+
+    def _pass_on(self, value: int, needs: int) -> None:
+        """A value that is lost needs a larger executor to be made again: so do the tasks that wait for it."""
+        self._lineage.ended(value)
+        tasks, opened = self._lineage.give_up(value)
+        for task in opened:
+            self._release_inputs(task)
+        for task in tasks:
+            self._delegation.unfitting[task] = needs
+        self._promises.unpromise(tasks)
+
+    def _look_at_lost(self, task: int, edges: Edges, out: list[Instruction]) -> bool:
+        """Find out what it takes to run a task again; tell whether its inputs are here, or at least located."""
+        needs = edges.classes.get(task, 0) if edges.classes else 0
+        if needs > self.assignment.function_class:
+            self._lineage.take()
+            self._pass_on(task, needs)
+            return False
+        parents = edges.parents[task - edges.first]
+        if self._lineage.opens(task):
+            self._kept.keep_all(parents)
+            if len(parents) > 1 and self._kept.gone(parents):  # who arrived there said where
+                self._lineage.locate(self._lineage.take())
+                out.append(Locate(task))
+                return False
+        if gone := self._kept.gone(parents):
+            self._lineage.take()
+            self._remake(task, gone)
+            return False
+        return True
+
+    # -- the store answers ----------------------------------------------------------------------
 
     def _on_answered(self, event: Answered, out: list[Instruction]) -> None:
         sent = self._outbox.answered()
@@ -369,7 +472,7 @@ class Executor:
         unfitting = self._delegation.unfitting
         granted, refused = self._delegation.answered(event.granted, event.now)
         if refused:
-            self._ready[:0] = [task for share in refused for task in share if task not in unfitting]
+            self._ready[:0] = self._lineage.fold(task for share in refused for task in share if task not in unfitting)
             if self._seceded or (unfitting and not self._idle):
                 self._wake_after(self.policy.refused_seconds, out)
         for share in granted:
@@ -412,7 +515,7 @@ class Executor:
         if needs > self.assignment.function_class:
             self._delegation.unfitting[task] = needs
         else:
-            self._ready.append(task)
+            self._ready += self._lineage.fold((task,)) if self._lineage else (task,)
 
     def _release_inputs(self, task: int) -> None:
         self._kept.release_all(self._segments.known_parents(task) or ())
@@ -430,19 +533,22 @@ class Executor:
         """Start the next task, and have the inputs of those after it on their way."""
         if self._kept.nbytes > self.policy.kept_bytes_max and self._makes_room():
             return
-        while self._fetched or self._ready:
+        while self._fetched or self._ready or self._lineage.ready:
             free = len(self._running) < self._threads
             if self._fetched and free:
                 self._run(self._fetched.pop(), out)
                 continue
-            if not self._ready or self._fetched:
+            ready = self._lineage.ready or self._ready
+            if not ready or self._fetched:
                 return
-            task = self._ready[-1]
+            task = ready[-1]
             edges = self._segments.here.get(segment_of(task))
-            if edges is None:
+            if edges is None or segment_of(task) in self._segments.forgotten:
                 if segment_of(task) not in self._segments.loading:
-                    out.append(self._segments.load(self._segments.ahead(self._ready)))
+                    out.append(self._segments.load(self._segments.ahead(ready) or [segment_of(task)]))
                 return
+            if ready is self._lineage.ready and not self._look_at_lost(task, edges, out):
+                continue
             parents = edges.parents[task - edges.first]
             missing = self._kept.missing(parents)
             if not free and not missing:
@@ -451,7 +557,7 @@ class Executor:
                 return
             if not self.policy.prefetch and (self._fetching or not free):
                 return
-            self._ready.pop()
+            ready.pop()
             if not missing:
                 self._run(task, out)
             else:
@@ -559,7 +665,12 @@ class Executor:
     @property
     def _quiet(self) -> bool:
         return not self._running and not (
-            self._ready or self._fetched or self._fetching or self._segments.loading or self._delegation.offered
+            self._ready
+            or self._fetched
+            or self._fetching
+            or self._lineage
+            or self._segments.loading
+            or self._delegation.offered
         )
 
     # -- what others are to do ------------------------------------------------------------------
@@ -620,6 +731,14 @@ class Executor:
         """Run nothing more: what is ready is left to the successor, and waits for nothing here."""
         tasks = [*self._ready, *self._fetched, *self._parked.due(math.inf)]
         self._ready, self._fetched = [], []
+        if self._lineage:  # what is lost will be missed again
+            waiting, opened = self._lineage.abandon(busy={*self._running, *self._fetching, *tasks})
+            for task in (each for each in tasks if each in self._lineage):
+                opened.append(task)
+                waiting += [task] if self._lineage.ended(task) else []
+            tasks = [*waiting, *(task for task in tasks if task not in opened)]
+            for task in opened:
+                self._release_inputs(task)
         for task in tasks:
             self._delegation.unfitting[task] = self.assignment.function_class
         self._promises.unpromise(tasks)

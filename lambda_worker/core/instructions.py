@@ -21,15 +21,22 @@ class LoadSegments:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read the values a task needs from elsewhere; answered by `InputsFetched`."""
+    """Read the values a task needs from elsewhere; answered by `InputsFetched` or `InputsLost`."""
 
     task: int
     values: Mapping[int, Location]
 
 
 @dataclass(frozen=True, slots=True)
+class Locate:
+    """Ask the store where the inputs of a fan-in are that is to be run again; answered by `Located`."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """Run a task now, in line; answered by `TaskDone` or `TaskErred`."""
+    """Run a task now, in line; answered by `TaskDone` or `TaskErred` (or by `Irreplaceable`)."""
 
     task: int
     parents: Sequence[int]
@@ -112,5 +119,5 @@ class Finish:
 
 
 Instruction: TypeAlias = (
-    LoadSegments | Fetch | Run | Forget | Arrive | Delegate | WakeAfter | GivePlace | TakePlace | Finish
+    LoadSegments | Fetch | Locate | Run | Forget | Arrive | Delegate | WakeAfter | GivePlace | TakePlace | Finish
 )

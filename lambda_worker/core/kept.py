@@ -40,15 +40,17 @@ class Kept:
         self.released: list[int] = []
         self._located = dict(located)
         self._here: set[int] = set()
+        self._lost: set[int] = set()  # neither here nor anywhere else
         self._reasons: dict[int, int] = {}  # more than zero each
         self._nbytes: dict[int, int] = {}
 
     def made(self, task: int, nbytes: int) -> None:
         """Note that a value was made here, and its size if it is large."""
         self._here.add(task)
+        self._lost.discard(task)
         if nbytes:
+            self.nbytes += nbytes - self._nbytes.get(task, 0)
             self._nbytes[task] = nbytes
-            self.nbytes += nbytes
 
     def fetched(self, tasks: Iterable[int]) -> None:
         """Note that values from elsewhere are here."""
@@ -69,6 +71,16 @@ class Kept:
         """Note where a value is, unless it is here."""
         if task not in self._here:
             self._located[task] = location
+
+    def lose(self, tasks: Iterable[int]) -> None:
+        """Note that values are not where they were."""
+        for task in tasks:
+            if self._located.pop(task, None) is not None:
+                self._lost.add(task)
+
+    def gone(self, tasks: Iterable[int]) -> list[int]:
+        """Return those values that are neither here nor known to be anywhere else."""
+        return [task for task in tasks if task not in self._here and task not in self._located]
 
     def missing(self, tasks: Iterable[int]) -> dict[int, Location]:
         """Return where those values are that are not here."""
@@ -105,8 +117,9 @@ class Kept:
     def _drop(self, task: int) -> None:
         self._reasons.pop(task, None)
         self.nbytes -= self._nbytes.pop(task, 0)
-        if self._located.pop(task, None) is not None or task in self._here:
+        if self._located.pop(task, None) is not None or task in self._here or task in self._lost:
             self._here.discard(task)
+            self._lost.discard(task)
             self.released.append(task)
 
     def take_released(self) -> list[int]:

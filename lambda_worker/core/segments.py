@@ -27,6 +27,8 @@ class Segments:
         Segments on their way.
     forget
         Segments whose bodies nobody here needs any more.
+    forgotten
+        Those of which that has been said: to run a task of one again, it must be read again.
 
     Examples
     --------
@@ -43,6 +45,7 @@ class Segments:
         self.here: dict[int, Edges] = {}
         self.loading: set[int] = set()
         self.forget: list[int] = []
+        self.forgotten: set[int] = set()
         self._sole_parent: dict[int, int] = {}  # of tasks whose segment was not here
         self._ended: dict[int, int] = {}  # tasks of each segment that have ended here
 
@@ -55,6 +58,7 @@ class Segments:
         """Take in a segment."""
         self.here[segment] = edges
         self.loading.discard(segment)
+        self.forgotten.discard(segment)
 
     def ahead(self, tasks: Sequence[int]) -> list[int]:
         """Name the missing segments that the last of these tasks need, nearest first."""
@@ -105,3 +109,4 @@ class Segments:
         else:
             del self._ended[segment]
             self.forget.append(segment)
+            self.forgotten.add(segment)
