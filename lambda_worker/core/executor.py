@@ -550,7 +550,12 @@ class Executor:
             if ready is self._lineage.ready and not self._look_at_lost(task, edges, out):
                 continue
             parents = edges.parents[task - edges.first]
-            missing = self._kept.missing(parents)
+            try:
+                missing = self._kept.missing(parents)
+            except KeyError:  # another task here has found it lost
+                ready.pop()
+                self._remake(task, self._kept.gone(parents))
+                continue
             if not free and not missing:
                 return
             if missing and len(self._fetching) >= self.policy.fetch_ahead:

@@ -22,6 +22,8 @@ from lambda_worker.core.events import (
     Delegated,
     Halted,
     InputsFetched,
+    InputsLost,
+    Located,
     Rescheduled,
     Seceded,
     SegmentsLoaded,
@@ -38,14 +40,15 @@ from lambda_worker.core.instructions import (
     Forget,
     GivePlace,
     LoadSegments,
+    Locate,
     Run,
     TakePlace,
     WakeAfter,
 )
 from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.schedule import Assignment, Edges
 from lambda_worker.core.segments import Segments
+from lambda_worker.core.schedule import Assignment, Edges, segment_of
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
 from lambda_worker.core.wire import pack, unpack
 
@@ -91,6 +94,10 @@ class World:
         self.learned: dict[int, tuple[float, float]] = {}  # what executors are told of key prefixes
         self.decided: dict[str, int] = {}
         self.observed = 0.0  # tasks
+        self.serial = 0  # tells two writes of one value apart
+        self.losses = 0  # still to come
+        self.gone: set[bytes] = set()  # locations of values that are lost
+        self.lost: set[int] = set()  # their tasks
 
     @property
     def live(self):
@@ -99,7 +106,7 @@ class World:
     def start(self, groups, given=None):
         given = given or {}
         for n, group in enumerate(assign_starts(self.graph, groups)):
-            mine = {t: pack(v) for t, v in given.items() if t in group.starts}
+            mine = {t: pack([0, v]) for t, v in given.items() if t in group.starts}
             inline = group.segments if self.inline else ()
             needs = max(self.graph.classes.get(start, 0) for start in group.starts)
             assignment = Assignment(
@@ -112,7 +119,7 @@ class World:
         self.invocations += 1
         assignment = replace(Assignment.from_bytes(assignment.to_bytes()), segments={})
         located = {**assignment.given, **{p: v for values in assignment.claims.values() for p, v in values.items()}}
-        actor = Actor(self, Executor(assignment, self.policy), located)
+        actor = Actor(self, Executor(assignment, self.policy), located, bodies=set(inline))
         self.actors.append(actor)
         actor.perform(
             actor.executor.handle(Began(self.now, {n: self.segments[n] for n in inline}, self.now + self.seconds_left))
@@ -151,6 +158,8 @@ class Actor:
     values: dict[int, int] = field(default_factory=dict)
     todo: deque = field(default_factory=deque)
     gave: set = field(default_factory=set)
+    missed: set = field(default_factory=set)
+    bodies: set = field(default_factory=set)
     dead: bool = False
 
     def die(self):
@@ -181,6 +190,8 @@ class Actor:
                 for task in instruction.tasks:
                     self.values.pop(task, None)
                     self.located.pop(task, None)
+                    self.missed.discard(task)
+                self.bodies.difference_update(instruction.segments)
             else:
                 self.todo.append(instruction)
 
@@ -194,15 +205,31 @@ class Actor:
 
     def location(self, task):
         if task not in self.located:
-            self.located[task] = pack(self.values[task])
+            self.world.serial += 1
+            self.located[task] = pack([self.world.serial, self.values[task]])
             self.world.stored.add(task)
         return self.located[task]
+
+    def fetch(self, task, location):
+        """Read a value; tell whether it was lost."""
+        world = self.world
+        if world.losses and location not in world.gone and world.random.random() < 0.3:
+            world.losses -= 1
+            world.gone.add(location)
+            world.lost.add(task)
+        self.located[task] = location
+        if location in world.gone:
+            self.missed.add(task)
+            return True
+        self.values[task] = unpack(location)[1]
+        return False
 
     def do(self, instruction):
         world = self.world
         world.now += 0.001
         match instruction:
             case Run(task, parents):
+                assert segment_of(task) in self.bodies, "a task whose body was let go"
                 world.runs[task] = world.runs.get(task, 0) + 1
                 mine = self.executor.assignment.function_class
                 assert world.graph.classes.get(task, 0) <= mine, "a task in an executor that is too small for it"
@@ -211,16 +238,21 @@ class Actor:
                     world.fails[task] -= 1
                     return TaskErred(task, world.now)
                 self.values[task] = 1 + sum(self.values[p] for p in parents)
+                if task in self.missed:
+                    self.missed.discard(task)
+                    del self.located[task]
                 large = random.Random(task).random() < world.large
                 return TaskDone(task, 0.001, world.now, 1_000_000 if large else 0)
             case Fetch(task, values):
                 world.round_trips += 1
-                for parent, location in values.items():
-                    self.values[parent] = unpack(location)
-                    self.located[parent] = location
-                return InputsFetched(task)
+                lost = [parent for parent, location in values.items() if self.fetch(parent, location)]
+                return InputsLost(task, lost) if lost else InputsFetched(task)
+            case Locate(task):
+                world.round_trips += 1
+                return Located(task, dict(world.fan_ins.get(task, {})))
             case LoadSegments(numbers):
                 world.round_trips += 1
+                self.bodies.update(numbers)
                 return SegmentsLoaded({n: world.segments[n] for n in numbers})
             case WakeAfter(seconds):
                 world.now += seconds * world.random.random()
@@ -406,6 +438,84 @@ def test_executors_that_die_anywhere_are_tried_again_and_nothing_is_lost(
     world.run()
     assert world.results == world.expected()
     assert sum(world.runs.values()) <= len(graph) * (1 + deaths)
+
+
+def ancestors(graph, tasks):
+    found = set(tasks)
+    for task in sorted(range(len(graph)), reverse=True):
+        if task in found:
+            found.update(graph.parents[task])
+    return found
+
+
+@settings(max_examples=600, deadline=None)
+@given(dags(), st.integers(1, 6), st.integers(0, 2**32), st.booleans(), st.sampled_from([1, 3, 1000]), LARGE, THREADS)
+def test_values_that_are_lost_are_made_again_and_only_their_ancestors_run_again(
+    dag, groups, seed, inline, losses, large, threads
+):
+    graph, _ = graph_of(*dag)
+    world = World(graph, replace(EAGER, threads=threads), seed, inline)
+    world.losses = losses
+    world.large = large
+    world.start(groups)
+    world.run()
+    assert world.results == world.expected()
+    again = {task for task, runs in world.runs.items() if runs > 1}
+    assert again <= ancestors(graph, world.lost)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    dags(),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.0005, 0.01]),
+    st.integers(0, 8),
+    st.sampled_from([math.inf, 0.3]),
+    st.sampled_from([1, 3]),
+)
+def test_values_are_lost_while_executors_die_leave_and_have_only_so_many_places(
+    dag, groups, seed, patience, deaths, seconds_left, places
+):
+    graph, _ = graph_of(*dag, classes=dict.fromkeys(range(0, len(dag[0]), 5), 1))
+    world = World(graph, EAGER, seed, places=max(places, groups))
+    world.losses = 20
+    world.large = 0.5
+    world.deaths = deaths
+    world.patience = patience
+    world.seconds_left = seconds_left
+    world.start(groups)
+    world.run()
+    assert world.results == world.expected()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_values_are_lost_in_a_graph_of_many_segments_whose_bodies_were_let_go(seed):
+    size = 1200
+    parents = {task: [] if task < 300 else [task - 300, task - 1] for task in range(size)}
+    graph, _ = graph_of(parents, {size - 1})
+    world = World(graph, EAGER, seed, payload_segments=False)
+    world.losses = 60
+    world.start(5)
+    world.run()
+    assert world.results == world.expected()
+
+
+def test_only_what_is_missing_on_the_way_to_a_lost_value_runs_again():
+    # 0, 1 -> 2; 2, 3 -> 4. The value of 2 is lost; those of 0 and 1 can be read, says the store.
+    edges = Edges(0, [[], [], [0, 1], [], [2, 3]], [[2], [2], [4], [4], []], fan_ins={2: 2, 4: 2}, visible={4})
+    executor = Executor(Assignment("job", "e", 1, starts=[3]), Policy())
+    executor.handle(Began(0.0, {0: edges}))
+    executor.handle(TaskDone(3, 0.1, 0.1))
+    claim = Claim(4, Verdict.YOURS, {2: b"two", 3: b"three"})
+    assert executor.handle(Answered(Standing.OK, [claim], False, 0.2)) == [Fetch(4, {2: b"two"})]
+    assert executor.handle(InputsLost(4, [2])) == [Locate(2)]
+    assert executor.handle(Located(2, {0: b"zero", 1: b"one"})) == [Fetch(2, {0: b"zero", 1: b"one"})]
+    assert executor.handle(InputsLost(2, [1])) == [Run(1, [])]
+    assert executor.handle(TaskDone(1, 0.1, 0.3)) == [Run(2, [0, 1])]
+    assert executor.handle(TaskDone(2, 0.1, 0.4)) == [Forget([0, 1]), Run(4, [2, 3])]
+    assert executor.handle(TaskDone(4, 0.1, 0.5))[-1] == Arrive([], [4], [], retire=True)
+    assert executor.tasks_remade == 2
 
 
 @settings(max_examples=300, deadline=None)
@@ -784,7 +894,20 @@ def test_what_publishing_cannot_free_stops_nobody():
 
 
 @pytest.mark.parametrize(
-    "name", ["delegation", "executor", "held", "kept", "outbox", "parked", "policy", "promises", "segments", "speed"]
+    "name",
+    [
+        "delegation",
+        "executor",
+        "held",
+        "kept",
+        "lineage",
+        "outbox",
+        "parked",
+        "policy",
+        "promises",
+        "segments",
+        "speed",
+    ],
 )
 def test_examples(name):
     results = doctest.testmod(importlib.import_module(f"lambda_worker.core.{name}"))
