@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lambda_worker.cache import Cache
-from lambda_worker.constants import Constants
 from lambda_worker.core.errors import Tampered, ValueLost
 from lambda_worker.core.instructions import Forget
 from lambda_worker.core.wire import Location, Ref
-from lambda_worker.task_runner import Bodies, describe_error, key_of
+from lambda_worker.task_runner import Bodies, Constants, describe_error, key_of
 
 _ABSENT = object()
 
@@ -40,6 +39,7 @@ class Belongings:
         self.values: dict[int, Any] = {}
         self.errors: dict[int, bytes] = {}
         self.unreadable: dict[int, Exception] = {}  # inputs, and why
+        self.lost: dict[int, Ref] = {}  # inputs, and where they were
         self.missing: dict[int, str] = {}  # modules
         self.durations: dict[int, tuple[float, float]] = {}
         self.locations: dict[int, Location] = dict(given)
@@ -53,11 +53,26 @@ class Belongings:
             value = self.values.pop(task, _ABSENT)
             self.unreadable.pop(task, None)
             self.durations.pop(task, None)
-            location = self.locations.pop(task, None)
+            # Under the name of what was lost: others here may still be told that it is there.
+            location = self.lost.pop(task, None) or self.locations.pop(task, None)
+            self.locations.pop(task, None)
             if isinstance(location, Ref) and value is not _ABSENT:
                 self._cache.put(location.name, value, location.nbytes)
         for segment in forget.segments:
             self.bodies.forget(segment)
+
+    def remade(self, task: int) -> None:
+        """Note that a task has a value: if one was lost, this takes its place, for whoever is told of it from here."""
+        if task in self.lost:
+            self.unreadable.pop(task, None)
+            self.locations.pop(task, None)
+
+    def is_external(self, task: int) -> bool:
+        """Tell whether a task's value was made outside this job."""
+        try:
+            return self.bodies.get(task) is None
+        except Exception:  # it cannot be unpickled: so there is one
+            return False
 
     def key(self, task: int) -> Any:
         """Return the key of a task; something to say in its place if that cannot be told."""

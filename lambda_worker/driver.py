@@ -9,6 +9,7 @@ are to know goes through the `Publisher`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import queue
 import threading
@@ -30,6 +31,9 @@ from lambda_worker.core.events import (
     Event,
     Halted,
     InputsFetched,
+    InputsLost,
+    Irreplaceable,
+    Located,
     Rescheduled,
     Seceded,
     SegmentsLoaded,
@@ -47,6 +51,7 @@ from lambda_worker.core.instructions import (
     GivePlace,
     Instruction,
     LoadSegments,
+    Locate,
     Run,
     TakePlace,
     WakeAfter,
@@ -56,10 +61,12 @@ from lambda_worker.core.verdicts import Standing
 from lambda_worker.core.wire import (
     Location,
     Ref,
+    location_to_wire,
 )
 from lambda_worker.last_words import LastWords
 from lambda_worker.lingering import Waiter
 from lambda_worker.publisher import Publisher
+from lambda_worker.restoring import Restored, until_restored
 from lambda_worker.task_runner import (
     call_stack,
     is_reschedule,
@@ -110,7 +117,8 @@ class Driver:
         self.executor = Executor(assignment, world.policy)
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Instruction | _Failed] = queue.SimpleQueue()
-        self._belongings = Belongings(assignment.job, assignment.located, world.cache, world.constants)
+        constants = Restored(world.constants, self._ask_to_restore)
+        self._belongings = Belongings(assignment.job, assignment.located, world.cache, constants)
         self._publisher = Publisher(world, assignment, self._belongings, self.executor, waiter)
         self._words: LastWords | None = None
         self._context: TaskWorker | None = None
@@ -166,7 +174,8 @@ class Driver:
         self._context.attach(self)
         self._context.plugins["shuffle"] = Shuffles(self.world.store, self.world.secret, mine.job)
         if mine.outfit is not None and self.world.wardrobe is not None:
-            self.world.wardrobe.wear(*mine.outfit)
+            wear = functools.partial(self.world.wardrobe.wear, *mine.outfit)
+            until_restored(wear, self._ask_to_restore)
 
     def _loop(self, todo: list[Instruction]) -> str:
         while True:
@@ -228,6 +237,10 @@ class Driver:
     def _run(self, run: Run) -> Event:
         task = run.task
         clock = self.world.clock
+        if not run.parents and self._belongings.is_external(task):  # it was lost, and the proxy must see to it
+            where = self._belongings.lost.get(task)
+            self._publisher.say("lost", [[task, None if where is None else location_to_wire(where)]])
+            return Irreplaceable(task)
         for parent in run.parents:
             if parent in self._belongings.unreadable:  # other tasks that need it err as well, each in its own name
                 self._belongings.errors[task] = self._belongings.error(task, self._belongings.unreadable[parent])
@@ -262,6 +275,7 @@ class Driver:
             self._context.end()
         now = clock()
         self._belongings.values[task] = result
+        self._belongings.remade(task)
         self._belongings.durations[task] = (started + self.world.wall_offset, now + self.world.wall_offset)
         return TaskDone(task, now - started, now, large_nbytes(result))
 
@@ -301,8 +315,11 @@ class Driver:
                 return self._publisher.arrive(instruction)
             case Fetch(task, values):
                 return self._fetch(task, values.items())
+            case Locate(task):
+                return self._locate(task)
             case LoadSegments(segments):
-                blobs = self.world.store.load(self.assignment.job, segments)
+                load = functools.partial(self.world.store.load, self.assignment.job, segments)
+                blobs = until_restored(load, self._ask_to_restore)
                 return SegmentsLoaded({n: self._open_segment(n, blob) for n, blob in zip(segments, blobs, strict=True)})
             case Delegate():
                 return self._publisher.delegate(instruction)
@@ -403,7 +420,10 @@ class Driver:
                 if parent not in found:
                     self._fetch_one(parent, location)
         self._belongings.locations.update(wanted)
-        return InputsFetched(task, nbytes, self.world.clock() - began)
+        seconds = self.world.clock() - began
+        if lost := [parent for parent, _ in wanted if parent not in found and parent in self._belongings.lost]:
+            return InputsLost(task, lost, nbytes, seconds)
+        return InputsFetched(task, nbytes, seconds)
 
     def _fetch_one(self, parent: int, location: Location) -> None:
         try:
@@ -412,3 +432,14 @@ class Driver:
             raise
         except Exception as error:
             self._belongings.unreadable[parent] = error  # who needs it errs when its turn to run comes
+            if isinstance(error, ValueLost | Tampered) and isinstance(location, Ref):
+                self._belongings.lost[parent] = location  # but this can be made again
+
+    def _locate(self, task: int) -> Event:
+        values = self.world.store.locate(self.assignment.job, task)
+        for parent, location in values.items():
+            self._belongings.locations.setdefault(parent, location)
+        return Located(task, values)
+
+    def _ask_to_restore(self) -> None:
+        self._publisher.say("lacking")

@@ -167,6 +167,11 @@ class Store(Protocol):
         """Read the sealed frames of stored values. Raises `ValueLost` naming the first missing."""
         ...
 
+    def locate(self, job: str, child: int) -> dict[int, Location]:
+        """Return where the inputs of a fan-in are, of those that have arrived there with a value (none: it is not
+        known here, or its job is closed)."""
+        ...
+
     def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
         """Write what input partition `source` of a shuffle has for output partitions (sealed frames by
         output partition). Writing a slice again replaces it; slices of other sources stay. Large
@@ -267,6 +272,10 @@ class JobStore(Store, Protocol):
 
     def free(self, refs: Sequence[Ref]) -> None:
         """Remove stored values."""
+        ...
+
+    def missing(self, refs: Sequence[Ref]) -> list[Ref]:
+        """Return those stored values of which at least a part is not there (any more)."""
         ...
 
     def touch(self, refs: Sequence[Ref]) -> None:

@@ -72,7 +72,7 @@ class Publisher:
         self._lock = threading.Lock()  # of the counters and the journal
         self._journal = Journal()
         self._counters: dict[str, int] = {"executors": 1}
-        self._counted_runs = (0, 0)
+        self._counted_runs = (0, 0, 0)
         self._numbers = itertools.count()
 
     def say(self, word: str, content: Any = None) -> None:
@@ -285,8 +285,10 @@ class Publisher:
             if total != self._world.counted.get(name, 0):
                 counts[name] = total - self._world.counted.get(name, 0)
                 self._world.counted[name] = total
-        runs = (self._executor.tasks_run, self._executor.tasks_rerun)
-        for name, now, before in zip(("tasks_run", "tasks_rerun"), runs, self._counted_runs, strict=True):
+        runs = (self._executor.tasks_run, self._executor.tasks_rerun, self._executor.tasks_remade)
+        for name, now, before in zip(
+            ("tasks_run", "tasks_rerun", "tasks_remade"), runs, self._counted_runs, strict=True
+        ):
             if now != before:
                 counts[name] = now - before
         self._counted_runs = runs

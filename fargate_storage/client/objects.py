@@ -218,6 +218,24 @@ class Objects:
 
         self.on_each(stripes, remove)
 
+    def missing(self, refs: Sequence[Ref]) -> list[Ref]:
+        """Return those values of which a stripe is not there."""
+        stripes: dict[int, list[tuple[Ref, int]]] = {}
+        for ref in refs:
+            for stripe, shard in self._places(ref):
+                stripes.setdefault(shard, []).append((ref, stripe))
+
+        def look(shard: int, items: list[tuple[Ref, int]]) -> set[Ref]:
+            absent: set[Ref] = set()
+            for batch in batches(items, lambda item: 0):
+                keys = [self._keys.of_object(ref.name, stripe) for ref, stripe in batch]
+                there = self.shards[shard].ask(*[("EXISTS", key) for key in keys])
+                absent.update(ref for (ref, _), found in zip(batch, there, strict=True) if not found)
+            return absent
+
+        absent = set().union(*self.on_each(stripes, look))
+        return [ref for ref in refs if ref in absent]
+
     def touch(self, refs: Sequence[Ref]) -> None:
         """Renew values' time to live."""
         stripes: dict[int, list[str]] = {}

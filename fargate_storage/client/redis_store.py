@@ -181,6 +181,11 @@ class RedisStore:
         """See `lambda_worker.ports.Store.get`. Reading a value renews its time to live."""
         return self._objects.get(refs)
 
+    def locate(self, job: str, child: int) -> dict[int, Location]:
+        """See `lambda_worker.ports.Store.locate`."""
+        (flat,) = self._metadata.ask(("HGETALL", self._keys.of_job(job, f"fan-in:{child}")))
+        return _values(flat)
+
     def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
         """See `lambda_worker.ports.Store.put_slices`; raises `ValueTooLarge` above ``object_bytes_max``.
 
@@ -336,6 +341,10 @@ class RedisStore:
     def free(self, refs: Sequence[Ref]) -> None:
         """See `lambda_worker.ports.JobStore.free`."""
         self._objects.free(refs)
+
+    def missing(self, refs: Sequence[Ref]) -> list[Ref]:
+        """See `lambda_worker.ports.JobStore.missing`."""
+        return self._objects.missing(refs)
 
     def touch(self, refs: Sequence[Ref]) -> None:
         """See `lambda_worker.ports.JobStore.touch`."""

@@ -17,10 +17,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 CHECK_SECONDS = 1.0
+MINUTE = 60.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -78,14 +80,27 @@ def main() -> None:
             print(json.dumps({"error": str(error)}), flush=True)
             return
         print(json.dumps({"pids": [server.pid for server in servers]}), flush=True)
+        restarts: dict[int, list[float]] = {}
+        given_up: set[int] = set()
         while os.getppid() == order["owner"]:
             readable, _, _ = select.select([0, ended], [], [], CHECK_SECONDS)
             if 0 in readable and not os.read(0, 1):
                 break
             if ended in readable:
                 os.read(ended, 512)
-            for server in servers:
-                server.poll()  # so that a dead server does not stay as a zombie
+            for number, server in enumerate(servers):
+                if server.poll() is None or number in given_up:  # looked at, so that it does not stay as a zombie
+                    continue
+                said: dict[str, Any] = {"server": number, "status": server.returncode}
+                now = time.monotonic()
+                lately = restarts[number] = [then for then in restarts.get(number, ()) if now - then < MINUTE]
+                if len(lately) < order["servers"][number]["restarts_max"]:
+                    lately.append(now)
+                    servers[number] = _start(order["servers"][number], order["directory"], before_exec)
+                    said["pid"] = servers[number].pid
+                else:
+                    given_up.add(number)
+                print(json.dumps(said), flush=True)
     finally:
         for server in servers:
             server.kill()  # nothing of what it holds is to be saved

@@ -4,6 +4,8 @@ Rules kept here:
 
 * Servers listen on unix sockets in a directory that only this user may enter, and want a random password, which is
   on no command line and in no file.
+* A server for objects that dies is started again at the same place, empty, a bounded number of times a minute: what it
+  held can be made again. The metadata server's death is final: nobody else knows what it knew.
 * Nothing is saved to disk, and nothing is left: `launcher` stops the servers and removes the directory, also when
   the owner was killed.
 """
@@ -20,9 +22,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fargate_storage.client.config import MIB, StoreConfig
 from fargate_storage.service import launcher
@@ -32,7 +34,11 @@ METADATA_BYTES_MAX = 512 * MIB
 CLIENTS_MAX = 60_000
 START_SECONDS_MAX = 10.0
 CLOSE_SECONDS_MAX = 5.0
+#: How long a shard may be away before it is said to have ended.
+RESTART_SECONDS_MAX = 10.0
 LOG_TAIL_LINES = 20
+#: Of each server for objects, within a minute. Who dies more often than that will not do better next time.
+RESTARTS_MAX = 5
 #: `sockaddr_un` holds 104 bytes on macOS, 108 on Linux, with the end mark.
 SOCKET_PATH_BYTES_MAX = 100
 #: Keep freed memory instead of returning it: page faults on fresh memory were most of the cost of a 100 MiB value
@@ -97,6 +103,10 @@ class LocalTier:
         Of the metadata server.
     server
         Path of the server's program; None: see `find_server`.
+    restarts_max
+        How often within a minute a shard that died is started again.
+    on_restart
+        Called with the number of a shard that died and was started again, empty; on a thread of this tier.
 
     Examples
     --------
@@ -115,6 +125,8 @@ class LocalTier:
         maxmemory_bytes: int | None = None,
         server: str | os.PathLike[str] | None = None,
         metadata_bytes: int = METADATA_BYTES_MAX,
+        restarts_max: int = RESTARTS_MAX,
+        on_restart: Callable[[int], None] = lambda shard: None,
     ) -> None:
         if shards < 1:
             raise ValueError("a tier needs at least one shard")
@@ -127,6 +139,11 @@ class LocalTier:
         self._server = server
         self._password = secrets.token_urlsafe(24)
         self._launcher: subprocess.Popen[bytes] | None = None
+        self._restarts_max = restarts_max
+        self._on_restart = on_restart
+        self._given_up: set[str] = set()
+        self._silent_since: dict[str, float] = {}
+        self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -165,8 +182,21 @@ class LocalTier:
         return StoreConfig(cluster, metadata, tuple(shards), self._password, **options)
 
     def poll(self) -> Sequence[str]:
-        """Return the names of servers that are not running (any more)."""
-        return [name for name in self.names if not self._accepts(name)]
+        """Return the names of servers that have ended for good.
+
+        A shard that is being started again has not, unless that takes too long.
+        """
+        return [name for name in self.names if not self._accepts(name) and not self._is_coming_back(name)]
+
+    def _is_coming_back(self, name: str) -> bool:
+        if name == "metadata" or name in self._given_up or not self._restarts_max:
+            return False
+        since = self._silent_since.setdefault(name, time.monotonic())
+        return (
+            self._launcher is not None
+            and self._launcher.poll() is None
+            and time.monotonic() - since < RESTART_SECONDS_MAX
+        )
 
     def alive(self) -> bool:
         """Whether all servers run."""
@@ -202,6 +232,7 @@ class LocalTier:
                     # Nothing of the owner's environment (credentials!) is a server's business.
                     "environment": {"PATH": os.defpath, "LC_ALL": "C"} | MALLOC,
                     "log": str(self._log(name)),
+                    "restarts_max": 0 if name == "metadata" else self._restarts_max,
                 }
                 for name in self.names
             ],
@@ -219,6 +250,19 @@ class LocalTier:
         if "error" in answer:
             raise ServerFailed(f"{program} could not be started: {answer['error']}")
         self.pids = dict(zip(self.names, answer["pids"], strict=True))
+        self._watcher = threading.Thread(target=self._watch, args=(self._launcher.stdout,), name="tier", daemon=True)
+        self._watcher.start()
+
+    def _watch(self, said: IO[bytes]) -> None:
+        """Hear from the launcher, until it ends, which servers have ended and were started again."""
+        for line in said:
+            heard = json.loads(line)
+            name = self.names[heard["server"]]
+            if "pid" not in heard:
+                self._given_up.add(name)
+                continue
+            self.pids[name] = heard["pid"]
+            self._on_restart(heard["server"] - 1)  # the first one is the metadata server
 
     def _settings(self, name: str) -> str:
         settings = {
@@ -269,6 +313,7 @@ class LocalTier:
                     if not part:
                         return False
                     answer += part
+                self._silent_since.pop(name, None)
                 return b"+PONG" in answer
         except TimeoutError:
             return True  # somebody is there, and busy
@@ -285,6 +330,8 @@ class LocalTier:
             except subprocess.TimeoutExpired:
                 process.kill()  # takes the servers along where the kernel helps
                 process.wait()
+        if self._watcher is not None and self._watcher is not threading.current_thread():
+            self._watcher.join(CLOSE_SECONDS_MAX)  # it ends with the launcher
         if process is not None and process.stdout:
             process.stdout.close()
         if directory is not None:

@@ -396,6 +396,26 @@ def test_who_has_a_record_is_named(store):
     assert store.executors("job") == []
 
 
+def test_the_inputs_of_a_fan_in_are_found_where_they_arrived(store):
+    opened(store, "a", "b")
+    ref = Ref("job/3/b/1", 0, 10)
+    store.arrive("job", "b", 1, [edge(100, 3, 3, ref)])
+    assert store.locate("job", 100) == {3: ref}
+    store.arrive("job", "a", 1, [edge(100, 1, 3, b"one"), edge(100, 2, 3, b"two")])
+    assert store.locate("job", 100) == {1: b"one", 2: b"two", 3: ref}
+    assert store.locate("job", 101) == {}
+    store.close_job("job", [])
+    assert store.locate("job", 100) == {}
+
+
+def test_values_that_are_missing_are_named(store):
+    refs = store.put([("job/1/a/1", [bytes(32), b"one"]), ("job/2/a/1", [bytes(32), b"two"])])
+    assert store.missing(refs) == []
+    store.free([refs[1]])
+    assert store.missing(refs) == [refs[1]]
+    assert store.missing([]) == []
+
+
 def test_a_repeated_delegation_does_not_bring_back_who_retired(store):
     opened(store, "a")
     assert store.delegate("job", "a", 1, [record("a.1", starts=[1])], 10) == 1

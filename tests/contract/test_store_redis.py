@@ -45,6 +45,14 @@ def keys_of(store):
     }
 
 
+def test_values_of_which_a_part_is_missing_are_named(make_store):
+    store = make_store(stripe_bytes=100)
+    (ref,) = store.put([("job/2/a/1", [bytes(32), bytes(1000)])])
+    assert ref.stripes > 2 and store.missing([ref]) == []
+    store.free([Ref(*ref[:3], stripes=1)])
+    assert store.missing([ref]) == [ref]
+
+
 def test_a_fan_in_of_100_000_edges_is_linear(store):
     opened(store, "a", "b")
     seconds = []
@@ -301,7 +309,7 @@ def test_a_blip_is_waited_for(tmp_path):
 
 
 def test_a_dead_server_is_named_in_bounded_time():
-    with LocalTier() as tier:
+    with LocalTier(restarts_max=0) as tier:
         store = RedisStore(tier.config("test"))
         opened(store, "a")
         (ref,) = store.put([("job/1/a/1", [b"tag"])])

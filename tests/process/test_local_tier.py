@@ -104,11 +104,41 @@ def test_memory_is_divided_among_shards():
     assert limits == [512 * 2**20, *[100 * 2**20] * 4]
 
 
-def test_a_dead_server_is_noticed_and_the_rest_still_closes():
+def test_a_shard_that_dies_is_started_again_empty_and_clients_go_on():
+    restarted = []
+    with LocalTier(shards=2, on_restart=restarted.append) as tier:
+        directory, pids = tier.directory, dict(tier.pids)
+        store = RedisStore(tier.config("test"))
+        refs = store.put([(f"job/{n}/a/1", [b"tag", b"value"]) for n in range(8)])
+        os.kill(tier.pids["shard-1"], signal.SIGKILL)
+        eventually(lambda: restarted)
+        assert restarted == [1]
+        assert tier.pids["shard-1"] != pids["shard-1"] and tier.pids["shard-0"] == pids["shard-0"]
+        assert store.missing(refs) == [ref for ref in refs if ref.shard == 1]
+        assert store.put([(f"job/{n}/a/1", [b"tag", b"value"]) for n in range(8)]) == refs
+        assert store.get(refs) == [[b"tag", b"value"]] * 8
+        assert tier.alive()
+        store.close()
+        pids |= tier.pids
+    assert gone(list(pids.values()), directory)()
+
+
+def test_a_shard_that_dies_again_and_again_is_given_up():
+    with LocalTier(shards=2, restarts_max=2) as tier:
+        for _ in range(3):
+            pid = tier.pids["shard-1"]
+            eventually(tier.alive)
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda pid=pid: tier.pids["shard-1"] != pid or tier.poll())
+        assert eventually(tier.poll) == ["shard-1"]
+        assert not tier.alive()
+
+
+def test_the_death_of_the_metadata_server_is_final_and_the_rest_still_closes():
     with LocalTier(shards=2) as tier:
         directory, pids = tier.directory, list(tier.pids.values())
-        os.kill(tier.pids["shard-1"], signal.SIGKILL)
-        assert eventually(tier.poll) == ["shard-1"]
+        os.kill(tier.pids["metadata"], signal.SIGKILL)
+        assert eventually(tier.poll) == ["metadata"]
         assert not tier.alive()
     assert gone(pids, directory)()
 
