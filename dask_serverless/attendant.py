@@ -42,6 +42,7 @@ class Attendant:
         self._background: set[asyncio.Future[Any]] = set()
         dispatcher.outfit = lambda: self.tailor.current
         dispatcher.outfit_refs = self.tailor.refs
+        dispatcher.restore_outfit = self.tailor.restore
 
     async def start(self) -> None:
         """Take the configuration of this process."""

@@ -74,6 +74,8 @@ class Backend:
         Has Lambda use no sandbox again that has served; if told so, those that work are ended at once.
     logs
         Returns the last lines that executors printed.
+    watch_shards
+        Has something called, on any thread, with the number of each shard that has died and is back, empty.
     """
 
     store: RedisStore
@@ -87,6 +89,7 @@ class Backend:
     set_concurrency: Callable[[int], None] = lambda places: None
     retire: Callable[[bool], None] = lambda at_once: None
     logs: Callable[[], list[str]] = list
+    watch_shards: Callable[[Callable[[int], None]], None] = lambda hear: None
 
 
 class LocalBackend:
@@ -128,6 +131,7 @@ class LocalBackend:
         self._local_directory = local_directory
         self._tls = tls
         self._echo: Echo | None = None
+        self._shard_watchers: list[Callable[[int], None]] = []
         # Held during start: a close in the middle of it waits, and then finds everything.
         self._lock = threading.Lock()
         self._closed = False
@@ -160,6 +164,7 @@ class LocalBackend:
             shards=settings.storage_shards,
             maxmemory_bytes=settings.storage_max_memory,
             server=settings.storage_server,
+            on_restart=self._shard_restarted,
         )
         self.tier.start()
         if self._local_directory is None:
@@ -203,6 +208,7 @@ class LocalBackend:
             set_concurrency=self.service.set_concurrency,
             retire=self.service.retire,
             logs=self.logs,
+            watch_shards=self._shard_watchers.append,
         )
         return self.backend
 
@@ -267,6 +273,18 @@ class LocalBackend:
             raise LambdaUnavailable(
                 "the local Lambda service has ended, and all executors with it: close this cluster and start another"
             )
+
+    def _shard_restarted(self, shard: int) -> None:
+        """Say what the death of a shard means, and let those know who can make it good."""
+        if self._closed:
+            return
+        logger.warning(
+            "A storage server of this cluster (shard-%d) has died and was started again, empty. What it held and is "
+            "still needed is computed again. If this goes on, it may be out of memory: see storage_max_memory",
+            shard,
+        )
+        for hear in self._shard_watchers:
+            hear(shard)
 
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once; the proxy tells the service."""

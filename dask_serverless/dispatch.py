@@ -7,12 +7,13 @@ threads. The ledger is touched on the event loop only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
 import pickle
 import time
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ from dask_serverless.job_events import (
 from dask_serverless.jobs import Ledger
 from dask_serverless.launcher import Launcher
 from dask_serverless.listener import Listener
+from dask_serverless.losses import Losses
 from dask_serverless.places import Places
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from dask_serverless.recovery import Recovery
@@ -84,6 +86,12 @@ class Waiter(Protocol):
     async def export(self, key: Hashable) -> None:
         """Bring the value of a key made elsewhere into the storage tier, and feed the ledger."""
 
+    def give_up(self, key: Hashable) -> None:
+        """The value of a key is lost."""
+
+    def ask_again(self, keys: Sequence[Hashable]) -> None:
+        """Have keys computed again."""
+
 
 class Dispatcher:
     """The ledger of one cluster, and its hands.
@@ -112,6 +120,7 @@ class Dispatcher:
             Policy(bytes_per_second=backend.settings.storage_bytes_per_second), time.perf_counter
         )
         self.constants = ConstantPool(backend.store, backend.secret, self.compressor, idle_bytes_max)
+        self.restore_outfit: Callable[[], Awaitable[None]] = _nothing
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
@@ -128,6 +137,7 @@ class Dispatcher:
         self._hands = Hands()
         self.call, self.spawn = self._hands.call, self._hands.spawn
         self.recovery = Recovery(self)
+        self.losses = Losses(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
         self._listener = Listener(backend.store, backend.secret, self._hands.closing, self._take, self.backend_failed)
 
@@ -136,9 +146,16 @@ class Dispatcher:
     def start(self) -> None:
         """Begin to listen; to be called on the event loop."""
         self._listener.start()
+        loop = asyncio.get_running_loop()
+        self.backend.watch_shards(lambda shard: self._hear_of_shard(loop, shard))
         self.spawn(self.recovery.watch_failures())
         self.spawn(self.recovery.sweep())
         self.spawn(self._keep_alive())
+
+    def _hear_of_shard(self, loop: asyncio.AbstractEventLoop, shard: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so are we
+            if not self._hands.closing.is_set():
+                loop.call_soon_threadsafe(self.losses.shard_lost, shard)
 
     async def close(self) -> None:
         """Stop listening; nothing that runs is waited for (its cluster goes with it)."""
@@ -163,12 +180,21 @@ class Dispatcher:
         """Return a name for a job, unique in this cluster."""
         return f"j{next(self._jobs)}"
 
-    def submit(self, job: str, plan: JobPlan, urgent: bool = False, light: bool = True) -> None:
+    def submit(
+        self,
+        job: str,
+        plan: JobPlan,
+        urgent: bool = False,
+        light: bool = True,
+        again: Callable[[], JobPlan] | None = None,
+    ) -> None:
         """Take on a planned graph. Everything from here on happens beside the caller.
 
         An urgent one goes above the ceiling, one executor for each of its starts. In one that is light, nothing
-        is large enough to be a constant.
+        is large enough to be a constant. `again` plans it once more, should what executors read of it be lost;
+        without that, the plan is kept.
         """
+        self.losses.note(job, plan, again)
         if self.failed is None:
             if urgent:
                 self.places.ask(job)
@@ -296,6 +322,7 @@ class Dispatcher:
     def _close_soon(self, close: Close) -> None:
         """Clean up after a job, but not before its last values are on their way to who asked."""
         self._unopened.pop(close.job, None)
+        self.losses.forget(close.job)
         if self.places.forget(close.job):
             self.spawn(self._set_places())
         self._call_stacks.forget(close.job)
@@ -379,6 +406,10 @@ class Dispatcher:
                     name=module,
                 )
                 self.feed(Erred(job, task, describe_error(error)))
+            case ("lacking", job, _):
+                self.losses.lacking(job)
+            case ("lost", job, lost):
+                self.losses.input_lost(job, lost)
             case ("invoke", blob):
                 self.spawn(self.launcher.invoke([Assignment.from_bytes(blob)]))
             case _:
@@ -412,6 +443,15 @@ class Dispatcher:
         kept = preparation.segments  # perhaps nowhere else: small jobs are not stored
         again = replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
         await self.launcher.start_again(again, self.places.count)
+
+    def preparation(self, job: str) -> Preparation | None:
+        """Return what was prepared of a job; None if that is not yet so, or the job is over."""
+        return self._preparations.get(job)
+
+    async def wait_until_opened(self, job: str) -> None:
+        """Wait until what executors read of a job has been stored for the first time."""
+        if job in self._opened:
+            await asyncio.shield(self._opened[job])
 
     def key_of(self, job: str, task: int) -> Any:
         """Return the key of a task; None if it has none, or its job is over."""
@@ -466,3 +506,7 @@ class Dispatcher:
             except PlatformError as error:
                 logger.warning("executors have not heard of the new ceiling: %s", error)
         self.feed(Room())
+
+
+async def _nothing() -> None:
+    """There is no outfit."""

@@ -114,10 +114,12 @@ def decode(secret: bytes, job: str, executor: str, attempt: int, blob: bytes) ->
             events.append(Delegating(job, content))
         elif kind == "posted":
             events.append((kind, job, content))
-        elif kind in ("seceded", "rejoined"):
+        elif kind in ("seceded", "rejoined", "lacking"):
             events.append((kind, job, executor))
         elif kind == "report":
             events.append((kind, job, executor, content))
+        elif kind == "lost":
+            events.append((kind, job, [(task, where and location_from_wire(where)) for task, where in content]))
         elif kind == "stack":
             events.append((kind, job, executor, *content))
         else:

@@ -59,6 +59,7 @@ class Tailor:
         self._pieces: dict[tuple[str, str], Piece] = {}
         self._runs: dict[str, Piece] = {}
         self._version = 0
+        self._stored: dict[Ref, list[Any]] = {}  # what is in the store, sealed, should it be lost there
         self.current: tuple[int, Ref] | None = None  #: what assignments name; None: nothing to wear
 
     def refs(self) -> list[Ref]:
@@ -119,6 +120,7 @@ class Tailor:
             location = pack_inline(name, sealed)
         else:
             (location,) = await self._call(self._store.put, [(name, sealed)])
+            self._stored[location] = sealed
         return Piece(*slot, serial, location)
 
     async def _make(self) -> None:
@@ -128,9 +130,19 @@ class Tailor:
         version = self._version  # another one may be made while this one is being stored
         outfit = Outfit(version, (*self._pieces.values(), *self._runs.values()))
         name = f"outfit/{version}"
-        (ref,) = await self._call(self._store.put, [(name, seal_frames(self._secret, name, [outfit.to_bytes()]))])
+        sealed = seal_frames(self._secret, name, [outfit.to_bytes()])
+        (ref,) = await self._call(self._store.put, [(name, sealed)])
+        self._stored[ref] = sealed
         if self.current is None or self.current[0] < version:
             self.current = (version, ref)
+        for ref in self._stored.keys() - {*self.refs(), ref}:
+            del self._stored[ref]
+
+    async def restore(self) -> None:
+        """Store again what is there no longer."""
+        refs = self.refs()
+        if refs:
+            await self._call(self._store.put, [(ref.name, self._stored[ref]) for ref in refs if ref in self._stored])
 
 
 def name_of_run(content: tuple[bytes, bytes, bytes]) -> str:

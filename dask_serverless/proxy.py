@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from distributed import Scheduler
@@ -26,7 +26,7 @@ from distributed.utils_comm import gather_from_workers
 from dask_serverless.attendant import Attendant
 from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
-from dask_serverless.dask_graph import PLACEMENTS, JobPlan, annotation, plan_job
+from dask_serverless.dask_graph import PLACEMENTS, JobPlan, Materialised, annotation, plan_job
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.fleet_nanny import FleetNanny
 from dask_serverless.handshake import Handshake
@@ -149,7 +149,7 @@ class Proxy(SchedulerPlugin):
 
     def stats(self) -> dict[str, int]:
         """Return counters since the start."""
-        counts = self.dispatcher.counts | self.dispatcher.recovery.counts
+        counts = self.dispatcher.counts | self.dispatcher.recovery.counts | self.dispatcher.losses.counts
         for name, amount in self.backend.store.counters().items():
             counts[name] = counts.get(name, 0) + amount
         graphs = set(self._kept.values())
@@ -190,7 +190,7 @@ class Proxy(SchedulerPlugin):
         try:
             found = await self._survey(submission, actors, holder)
             pinned = submission.pinned
-            plan, sources = await self._plan(submission, found)
+            plan, sources, again = await self._plan(submission, found)
             stubs = stub_graph((*plan.visible, *plan.pointers), sources)
             graph = {**stubs, **{key: found.materialised.tasks[key] for key in pinned}}
             own = found.materialised.annotations_by_type
@@ -219,7 +219,7 @@ class Proxy(SchedulerPlugin):
         there = all(self.location(key) is not None and self._is_known(key) for key in plan.externals)
         early = bool(stubs) and there and not (plan.pointers or pinned)
         if early:
-            self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light)
+            self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light, again=again)
         with collector_paused():  # a task state for every stub
             await self._stock_update_graph(
                 client=client,
@@ -238,7 +238,7 @@ class Proxy(SchedulerPlugin):
             if early:
                 self.dispatcher.feed(Released(key))
         if stubs and not lost and not early:
-            self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light)
+            self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light, again=again)
         self.drop_holder(holder)
 
     def _refuse(self, keys: Collection[Any], client: str, error: Exception) -> None:
@@ -285,8 +285,10 @@ class Proxy(SchedulerPlugin):
         self._hold([key for key in {*found.seen, *submission.keys, *found.referred} if self._is_known(key)], holder)
         return found
 
-    async def _plan(self, submission: Submission, found: Survey) -> tuple[JobPlan, dict[Any, set[Any]]]:
-        """Plan what executors shall do of a graph, and find out what each visible key keeps alive."""
+    async def _plan(
+        self, submission: Submission, found: Survey
+    ) -> tuple[JobPlan, dict[Any, set[Any]], Callable[[], JobPlan]]:
+        """Plan what executors shall do of a graph; find out what each visible key keeps alive, and how to plan again."""
         tasks, pinned = found.materialised.tasks, found.pinned
         known = set(filter(self._is_known, found.seen))
         wanted = {key for key in submission.keys if key in tasks and key not in known and key not in pinned}
@@ -296,12 +298,18 @@ class Proxy(SchedulerPlugin):
                     dep for dep in tasks[key].dependencies if dep in tasks and dep not in known and dep not in pinned
                 )
 
-        def make() -> tuple[JobPlan, dict[Any, set[Any]]]:
-            by_type = found.materialised.annotations_by_type
-            plan = plan_job(tasks, wanted, known.union(pinned), by_type, submission.annotations, self._classes)
+        outside = known.union(pinned)
+        annotations, classes = submission.annotations, self._classes
+
+        def make(read: Materialised) -> tuple[JobPlan, dict[Any, set[Any]]]:
+            plan = plan_job(read.tasks, wanted, outside, read.annotations_by_type, annotations, classes)
             return plan, plan.sources()
 
-        return make() if submission.small else await offload(make)
+        def again() -> JobPlan:  # holds on to the message only, not to a million tasks
+            return make(submission.read())[0]
+
+        plan, sources = make(found.materialised) if submission.small else await offload(make, found.materialised)
+        return plan, sources, again
 
     def _is_known(self, key: Any) -> bool:
         """Tell whether the scheduler has a key that nobody needs to compute again."""
@@ -395,7 +403,7 @@ class Proxy(SchedulerPlugin):
         else:
             # Meanwhile nobody may want it any more, and what nobody wants nobody would free.
             if any(self._is_awaited(key) for key in wanted):
-                self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light)
+                self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light, again=make)
                 for key in wanted:
                     if not self._is_awaited(key):
                         self.dispatcher.feed(Released(key))
@@ -446,6 +454,17 @@ class Proxy(SchedulerPlugin):
         """Bring a key that was made elsewhere into the storage tier."""
         if self.fleet is not None:
             await self.fleet.export(key)
+
+    def give_up(self, key: Hashable) -> None:
+        """Tell the scheduler, if executors made a value, that it is no longer there."""
+        if self.fleet is not None and key in self._kept:
+            self.fleet.give_up(key)
+
+    def ask_again(self, keys: Sequence[Hashable]) -> None:
+        """Have keys computed again, those for which the scheduler still waits."""
+        for key in keys:
+            if key in self._kept and self._is_awaited(key):
+                self.wanted(key)
 
     async def value_of(self, key: Any) -> Any:
         """Wait for a key that Dask workers or clients make, and return its value.

@@ -163,7 +163,7 @@ class FleetWorker(Worker):
     async def _bring_and_compute(self, missing: list[Any], key: Hashable, run_id: int, message: dict[str, Any]) -> None:
         """Read the inputs of a task that runs here out of the storage tier first."""
         try:
-            found = await self.read(missing)
+            found = await self._read_or_lose(missing)  # for what is lost, the scheduler takes the task back
             values: dict[Any, Any] = {dep: frames_to_value(frames) for dep, frames in found.items()}
         except Exception as error:
             self._runs[key] = run_id
@@ -372,18 +372,25 @@ class FleetWorker(Worker):
     async def _read_or_lose(self, keys: list[Any]) -> dict[Hashable, list[Frame]]:
         """Read what can be read. What cannot is given up, and the scheduler has it computed again."""
         try:
-            return await self.read(keys)
+            found = await self.read(keys)
+            for key in found:
+                self._losses.pop(key, None)  # what was lost since then is another loss
+            return found
         except ServerlessError as error:
             if len(keys) > 1:  # one of them: find out which
-                found: dict[Hashable, list[Frame]] = {}
+                found = {}
                 for key in keys:
                     found |= await self._read_or_lose([key])
                 return found
             (key,) = keys
             logger.warning("%r is computed again: %s", key, error)
             self._losses[key] = self._losses.get(key, 0) + 1
-            self.batched_send({"op": "release-worker-data", "key": key, "stimulus_id": f"serverless-lost-{time()}"})
+            self.give_up(key)
             return {}
+
+    def give_up(self, key: Hashable) -> None:
+        """Tell the scheduler that a stub's value is lost: if it is still needed, it is asked for again."""
+        self.batched_send({"op": "release-worker-data", "key": key, "stimulus_id": f"serverless-lost-{time()}"})
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

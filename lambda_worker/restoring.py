@@ -19,12 +19,13 @@ T = TypeVar("T")
 #: For how long what is missing may come back. The proxy may have to plan a large graph once more.
 RESTORE_SECONDS_MAX = 60.0
 PAUSE_SECONDS_MAX = 1.0
+ASK_AGAIN_SECONDS = 5.0
 
 
 def until_restored(
     read: Callable[[], T], ask: Callable[[], None], seconds: float = RESTORE_SECONDS_MAX, pause: float = 0.02
 ) -> T:
-    """Read; if something is missing, ask for it to be stored again, once, and read until it has been.
+    """Read; if something is missing, ask for it to be stored again, and read until it has been.
 
     Raises
     ------
@@ -46,6 +47,7 @@ def until_restored(
     except ValueLost:
         ask()
     deadline = time.monotonic() + seconds
+    ask_again = time.monotonic() + ASK_AGAIN_SECONDS
     while True:
         try:
             return read()
@@ -55,6 +57,9 @@ def until_restored(
                     f"{error}, and was not stored again within {seconds:.0f} s. Compute what needs it once more; "
                     "if that does not help, close this cluster and start another"
                 ) from None
+        if time.monotonic() > ask_again:  # what was stored may have been lost once more
+            ask()
+            ask_again += ASK_AGAIN_SECONDS
         time.sleep(pause)
         pause = min(2 * pause, PAUSE_SECONDS_MAX)
 

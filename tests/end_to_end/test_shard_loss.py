@@ -1,0 +1,189 @@
+"""A storage server dies, with what it held; computations end with the right values, and only what is needed runs again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from dask import delayed
+from distributed import Client, wait
+
+from dask_serverless import ServerlessCluster
+from tests.waiting import until
+
+SECONDS_MAX = 60.0
+
+
+@pytest.fixture(params=[1, 2], ids=["one shard", "two shards"])
+def cluster(request):
+    # Nothing at hand but what is stored: else warm executors have in memory what the shard has lost.
+    options = {"serverless.storage.shards": request.param, "serverless.policy.cache": False}
+    with dask.config.set(options), ServerlessCluster(n_workers=2, dashboard_address=None) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with Client(cluster) as client:
+        yield client
+
+
+def kill_a_shard(cluster, shard=0):
+    """End one server with everything that it holds, and wait until it is back."""
+    before = cluster.stats()["shards_lost"]
+    os.kill(cluster._local.tier.pids[f"shard-{shard}"], signal.SIGKILL)
+    until(lambda: cluster.stats()["shards_lost"] > before, "the cluster has noticed")
+
+
+class Gate:
+    """A file that tasks wait for: it opens at a moment that the test chooses."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def wait(self):
+        deadline = time.monotonic() + SECONDS_MAX
+        while not os.path.exists(self.path):
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+
+    def open(self):
+        with open(self.path, "w"):
+            pass
+
+
+def large(number, *values):
+    return np.full(50_000, number + sum(float(value[0]) for value in values))
+
+
+def behind(gate, number):
+    gate.wait()
+    return large(number)
+
+
+def first(*values):
+    return sum(float(value[0]) for value in values)
+
+
+def tree(leaves):
+    while len(leaves) > 1:
+        leaves = [delayed(large)(1, *leaves[n : n + 4]) for n in range(0, len(leaves), 4)]
+    return delayed(first)(leaves[0])
+
+
+def tree_sum(leaves, value):
+    """What `tree` returns for so many leaves of one value."""
+    inner = 0
+    while leaves > 1:
+        leaves = -(-leaves // 4)
+        inner += leaves
+    return inner
+
+
+def test_a_tree_of_large_values(cluster, client, tmp_path):
+    """All but one leaf are done, and what they came to is stored, when the server dies."""
+    gate = Gate(str(tmp_path / "open"))
+    leaves = [delayed(large)(n) for n in range(63)] + [delayed(behind)(gate, 63)]
+    future = client.compute(tree(leaves))
+    until(lambda: cluster.stats()["objects_written"] >= 1, "an executor has written what it has")
+    until(lambda: cluster.stats()["executors"] >= 1, "one of them has left")
+    kill_a_shard(cluster)
+    gate.open()
+    assert future.result(timeout=SECONDS_MAX) == sum(range(64)) + tree_sum(64, 0)
+    assert cluster.stats()["executors_lost"] == 0
+
+
+def test_the_server_dies_again_and_again(cluster, client):
+    x = da.random.default_rng(1).random((4000, 4000), chunks=(500, 500))
+    y = (x @ x.T + x).sum(axis=0)
+    expected = y.compute(scheduler="threads")
+    future = client.compute(y)
+    for _ in range(3):
+        kill_a_shard(cluster)
+    np.testing.assert_allclose(future.result(timeout=SECONDS_MAX), expected)
+
+
+def test_a_singular_value_decomposition(cluster, client):
+    x = da.random.default_rng(1).random((40_000, 50), chunks=(2_000, 50))
+    _, s, _ = da.linalg.svd(x)
+    expected = s.compute(scheduler="threads")
+    future = client.compute(s)
+    until(lambda: cluster.stats()["invocations"] + cluster.stats()["mails"], "it has begun")
+    kill_a_shard(cluster)
+    np.testing.assert_allclose(future.result(timeout=SECONDS_MAX), expected)
+
+
+def test_a_persisted_array_is_used_again(cluster, client):
+    x = da.ones((2000, 2000), chunks=(500, 500)).persist()
+    wait(x, timeout=SECONDS_MAX)
+    before = cluster.stats()["tasks_run"]
+    assert x.sum().compute() == 2000 * 2000
+    kill_a_shard(cluster)
+    assert (x + 1).sum().compute() == 2 * 2000 * 2000
+    assert float(x[0, 0].compute()) == 1.0
+    assert before >= 16
+
+
+def test_a_persisted_array_is_gathered(cluster, client):
+    x = da.ones((2000, 2000), chunks=(500, 500)).persist()
+    wait(x, timeout=SECONDS_MAX)
+    kill_a_shard(cluster)
+    assert np.array_equal(x.compute(), np.ones((2000, 2000)))
+    assert not any(name.startswith("shard") for name in cluster._local.tier.poll())
+
+
+def test_scattered_data_is_used_again(cluster, client):
+    """The tier had a copy only."""
+    data = np.arange(100_000)
+    scattered = client.scatter(data)
+    assert client.submit(np.sum, scattered).result(timeout=SECONDS_MAX) == data.sum()
+    kill_a_shard(cluster)
+    assert client.submit(np.max, scattered).result(timeout=SECONDS_MAX) == 99_999
+
+
+def test_data_that_travels_in_the_graph(cluster, client, tmp_path):
+    gate = Gate(str(tmp_path / "open"))
+    data = np.arange(1_000_000)
+    future = client.compute(delayed(lambda data, late: int(data.sum() + late[0]))(data, delayed(behind)(gate, 1)))
+    until(lambda: cluster.stats()["objects_written"], "the data is stored")
+    kill_a_shard(cluster)
+    gate.open()
+    assert future.result(timeout=SECONDS_MAX) == data.sum() + 1
+
+
+def test_a_graph_whose_segments_are_lost_before_they_are_read(cluster, client, tmp_path):
+    gate = Gate(str(tmp_path / "open"))
+    chain = delayed(behind)(gate, 0)
+    for _ in range(3_000):
+        chain = delayed(np.add)(chain, 1, pure=False)
+    future = client.compute(delayed(first)(chain))
+    until(lambda: cluster.stats()["invocations"] + cluster.stats()["mails"], "it has begun")
+    kill_a_shard(cluster)
+    gate.open()
+    assert future.result(timeout=SECONDS_MAX) == 3_000
+
+
+def test_with_two_shards_only_what_was_on_one_of_them_is_made_again(tmp_path):
+    options = {"serverless.storage.shards": 2, "serverless.policy.cache": False, "serverless.policy.hold": False}
+    with (
+        dask.config.set(options),
+        ServerlessCluster(n_workers=2, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        x = [client.submit(large, n, key=f"x-{n}") for n in range(40)]
+        wait(x, timeout=SECONDS_MAX)
+        held = cluster._proxy.dispatcher.ledger.held()
+        lost = sum(ref.shard == 1 for ref in held)
+        assert 0 < lost < len(held) == 40
+        before = cluster.stats()["tasks_run"]
+        kill_a_shard(cluster, 1)
+        assert client.submit(first, *x).result(timeout=SECONDS_MAX) == sum(range(40))
+        until(lambda: cluster.stats()["tasks_run"] >= before + lost + 1, "all is counted")
+        assert cluster.stats()["tasks_run"] == before + lost + 1
+        assert cluster.stats()["results_lost"] == lost
