@@ -158,7 +158,7 @@ class Losses:
         before, now = preparation.plan, plan
         if before.keys != now.keys or before.graph.parents != now.graph.parents:
             raise ValueLost(
-                "a part of the graph was lost with a storage server, and the graph is another one when it is read again. "
-                "Compute it once more"
+                "a part of the graph was lost with a storage server, and the graph is another one when it is read "
+                "again. Compute it once more"
             )
         prepare_and_open(preparation.job, plan, backend.secret, backend.store)

@@ -119,8 +119,9 @@ class Tailor:
         if len(body) <= INLINE_BYTES_MAX:
             location = pack_inline(name, sealed)
         else:
-            (location,) = await self._call(self._store.put, [(name, sealed)])
-            self._stored[location] = sealed
+            (ref,) = await self._call(self._store.put, [(name, sealed)])
+            self._stored[ref] = sealed
+            location = ref
         return Piece(*slot, serial, location)
 
     async def _make(self) -> None:
@@ -135,8 +136,8 @@ class Tailor:
         self._stored[ref] = sealed
         if self.current is None or self.current[0] < version:
             self.current = (version, ref)
-        for ref in self._stored.keys() - {*self.refs(), ref}:
-            del self._stored[ref]
+        for old in self._stored.keys() - {*self.refs(), ref}:
+            del self._stored[old]
 
     async def restore(self) -> None:
         """Store again what is there no longer."""

@@ -288,7 +288,7 @@ class Proxy(SchedulerPlugin):
     async def _plan(
         self, submission: Submission, found: Survey
     ) -> tuple[JobPlan, dict[Any, set[Any]], Callable[[], JobPlan]]:
-        """Plan what executors shall do of a graph; find out what each visible key keeps alive, and how to plan again."""
+        """Plan what executors shall do of a graph; find out what each visible key keeps alive, how to plan again."""
         tasks, pinned = found.materialised.tasks, found.pinned
         known = set(filter(self._is_known, found.seen))
         wanted = {key for key in submission.keys if key in tasks and key not in known and key not in pinned}
