@@ -25,6 +25,7 @@ from lambda_worker.core.errors import (
     StoreUnavailable,
     Tampered,
     ValueLost,
+    WritingsLost,
 )
 from lambda_worker.core.events import (
     Began,
@@ -40,6 +41,7 @@ from lambda_worker.core.events import (
     TaskDone,
     TaskErred,
     Woken,
+    WritingsMissed,
 )
 from lambda_worker.core.executor import Executor
 from lambda_worker.core.instructions import (
@@ -270,12 +272,15 @@ class Driver:
                 error.add_note(_MEMORY_ADVICE)
             self._belongings.durations[task] = (started + self.world.wall_offset, clock() + self.world.wall_offset)
             self._belongings.errors[task] = self._belongings.error(task, error)
+            if isinstance(error, WritingsLost):
+                return WritingsMissed(task, clock())
             return TaskErred(task, clock(), final=isinstance(error, ValueLost | Tampered))
         if self._context is not None:
             self._context.end()
         now = clock()
         self._belongings.values[task] = result
         self._belongings.remade(task)
+        self._belongings.errors.pop(task, None)
         self._belongings.durations[task] = (started + self.world.wall_offset, now + self.world.wall_offset)
         return TaskDone(task, now - started, now, large_nbytes(result))
 

@@ -30,7 +30,7 @@ from distributed.shuffle._exceptions import P2PConsistencyError, P2POutOfDiskErr
 from distributed.shuffle._rechunk import ArrayRechunkSpec, convert_chunk, split_axes
 from distributed.shuffle._shuffle import DataFrameShuffleRun, DataFrameShuffleSpec
 
-from lambda_worker.core.errors import ProtocolError, ServerlessError, StoreFull, ValueLost
+from lambda_worker.core.errors import ProtocolError, ServerlessError, StoreFull, WritingsLost
 from lambda_worker.core.wire import Frame, Frames, frames_nbytes, open_frames, seal_frames
 from lambda_worker.ports import Store
 from lambda_worker.values import value_to_frames
@@ -47,7 +47,7 @@ _TAG_BYTES = 8
 _TAGS = 2 ** (8 * _TAG_BYTES)
 
 
-class SlicesLost(ValueLost, P2PConsistencyError):
+class SlicesLost(WritingsLost, P2PConsistencyError):
     """What a shuffle's transfers wrote is not what the storage tier has."""
 
 

@@ -71,6 +71,10 @@ class ValueLost(PlatformError):
     """A stored value is no longer there (or what is there is not what was written)."""
 
 
+class WritingsLost(ValueLost):
+    """What tasks have written for others beside their values (slices of a shuffle) is no longer there."""
+
+
 class Tampered(PlatformError):
     """Bytes do not carry the tag of this cluster's secret: they were not decoded."""
 

@@ -49,6 +49,16 @@ class InputsLost:
 
 
 @dataclass(frozen=True, slots=True)
+class WritingsMissed:
+    """A task could not be run: what the parents of its parents have written for it, beside their values, is lost.
+    (Of a shuffle: the transfers, whose slices an unpack reads, are the barrier's parents.) The driver holds the error
+    under the task's number."""
+
+    task: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Located:
     """Where the store says that the inputs of a fan-in are, as far as it has been told."""
 
@@ -137,6 +147,7 @@ Event: TypeAlias = (
     | SegmentsLoaded
     | InputsFetched
     | InputsLost
+    | WritingsMissed
     | Located
     | Irreplaceable
     | TaskDone

@@ -61,6 +61,7 @@ from lambda_worker.core.events import (
     TaskDone,
     TaskErred,
     Woken,
+    WritingsMissed,
 )
 from lambda_worker.core.held import Edge, Held
 from lambda_worker.core.instructions import (
@@ -77,8 +78,8 @@ from lambda_worker.core.instructions import (
 )
 from lambda_worker.core.journal import Journal, Report
 from lambda_worker.core.kept import Kept
-from lambda_worker.core.lineage import Lineage
 from lambda_worker.core.observed import Observed, Sums
+from lambda_worker.core.lineage import REWRITES_MAX, Lineage
 from lambda_worker.core.outbox import Outbox
 from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
@@ -192,6 +193,8 @@ class Executor:
                 self._on_fetched(task)
             case InputsLost():
                 self._on_inputs_lost(event)
+            case WritingsMissed():
+                self._on_writings_missed(event)
             case Located(task, values):
                 self._on_located(task, values)
             case Irreplaceable(task):
@@ -360,6 +363,18 @@ class Executor:
         self._kept.lose(event.lost)
         self._remake(event.task, self._kept.gone(event.lost))
 
+    def _on_writings_missed(self, event: WritingsMissed) -> None:
+        """Have the inputs of a task made again, and theirs: what these write is what it misses."""
+        task = event.task
+        parents = [parent for parent in self._segments.parents_of(task) if parent not in self._lineage]
+        if self._lineage.hopeless(parents, REWRITES_MAX):
+            self._on_erred(TaskErred(task, event.now, final=True))
+            return
+        self._leave(task)
+        self._kept.renew(parents)
+        self._lineage.make_anew(parents)
+        self._remake(task, self._segments.parents_of(task))
+
     def _remake(self, task: int, gone: Collection[int]) -> None:
         """Have values made again that a task needs."""
         if self._lineage.hopeless(gone) or not gone:
@@ -417,7 +432,9 @@ class Executor:
         parents = edges.parents[task - edges.first]
         if self._lineage.opens(task):
             self._kept.keep_all(parents)
-            if len(parents) > 1 and self._kept.gone(parents):  # who arrived there said where
+            if self._lineage.is_anew(task):
+                self._kept.renew(parents)
+            elif len(parents) > 1 and self._kept.gone(parents):  # who arrived there said where
                 self._lineage.locate(self._lineage.take())
                 out.append(Locate(task))
                 return False

@@ -78,6 +78,14 @@ class Kept:
             if self._located.pop(task, None) is not None:
                 self._lost.add(task)
 
+    def renew(self, tasks: Iterable[int]) -> None:
+        """Note that values are to be made again, even if they are here."""
+        for task in tasks:
+            self._here.discard(task)
+            self._located.pop(task, None)
+            self.nbytes -= self._nbytes.pop(task, 0)
+            self._lost.add(task)
+
     def gone(self, tasks: Iterable[int]) -> list[int]:
         """Return those values that are neither here nor known to be anywhere else."""
         return [task for task in tasks if task not in self._here and task not in self._located]

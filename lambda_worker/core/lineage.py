@@ -18,6 +18,9 @@ from collections.abc import Collection, Iterable
 
 #: How often one executor makes one value again before the tasks that need it err.
 REMAKES_MAX = 50
+#: The same for what tasks have written beside their values: where they write something else every time, as tasks may
+#: that draw random numbers, executors would undo each other's work for ever.
+REWRITES_MAX = 3
 
 
 class Lineage:
@@ -54,6 +57,7 @@ class Lineage:
         self._times: dict[int, int] = {}
         self._twice: set[int] = set()  # remade, while the task itself is due here, too
         self._locating: set[int] = set()
+        self._anew: set[int] = set()  # to be remade with all their inputs
         self._parked: set[int] = set()
 
     def __bool__(self) -> bool:
@@ -63,9 +67,19 @@ class Lineage:
         """Tell whether the value of a task is being remade."""
         return task in self._remaking
 
-    def hopeless(self, values: Iterable[int]) -> bool:
+    def hopeless(self, values: Iterable[int], times_max: int = REMAKES_MAX) -> bool:
         """Tell whether one of these values has been remade too often."""
-        return any(self._times.get(value, 0) >= REMAKES_MAX for value in values)
+        return any(self._times.get(value, 0) >= times_max for value in values)
+
+    def make_anew(self, values: Iterable[int]) -> None:
+        """Note that values are to be remade with all their inputs, whether these are here or not."""
+        self._anew.update(values)
+
+    def is_anew(self, task: int) -> bool:
+        """Tell, once, whether a task is to be run again with all its inputs."""
+        anew = task in self._anew
+        self._anew.discard(task)
+        return anew
 
     def wait(self, task: int, values: Iterable[int], coming: Collection[int] = ()) -> None:
         """Note that a task misses values: they are remade, but for those that are `coming` here in any case."""

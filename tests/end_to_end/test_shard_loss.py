@@ -9,7 +9,9 @@ import time
 
 import dask
 import dask.array as da
+import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 from dask import delayed
 from distributed import Client, wait
@@ -77,6 +79,12 @@ def sum_and_first(data, late):
 
 def total(*values):
     return sum(values)
+
+
+def wait_with_the_last(part, gate):
+    if part.y.max() == 99_999:
+        gate.wait()
+    return part
 
 
 def tree(leaves):
@@ -158,6 +166,20 @@ def test_intermediates_made_of_a_persisted_array(cluster, client, tmp_path):
     kill_a_shard(cluster)
     gate.open()
     assert future.result(timeout=SECONDS_MAX) == sum(range(12)) + 12
+
+
+def test_a_shuffle(cluster, client, tmp_path):
+    """What the transfers wrote is lost before the barrier is reached."""
+    gate = Gate(str(tmp_path / "open"))
+    frame = pd.DataFrame({"x": np.arange(100_000) % 97, "y": np.arange(100_000)})
+    parts = dd.from_pandas(frame, npartitions=20).map_partitions(wait_with_the_last, gate, meta=frame)
+    future = client.compute(parts.shuffle("x").groupby("x").y.sum())
+    until(lambda: cluster.stats().get("slices_written"), "transfers have written")
+    kill_a_shard(cluster)
+    gate.open()
+    found = future.result(timeout=SECONDS_MAX).sort_index()
+    pd.testing.assert_series_equal(found, frame.groupby("x").y.sum())
+    assert cluster.stats()["tasks_remade"] >= 20, "each shard had slices of every transfer"
 
 
 def test_scattered_data_is_used_again(cluster, client):

@@ -30,6 +30,7 @@ from lambda_worker.core.events import (
     TaskDone,
     TaskErred,
     Woken,
+    WritingsMissed,
 )
 from lambda_worker.core.executor import Executor
 from lambda_worker.core.instructions import (
@@ -46,6 +47,7 @@ from lambda_worker.core.instructions import (
     WakeAfter,
 )
 from lambda_worker.core.parked import Parked
+from lambda_worker.core.lineage import REWRITES_MAX
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.segments import Segments
 from lambda_worker.core.schedule import Assignment, Edges, segment_of
@@ -513,9 +515,25 @@ def test_only_what_is_missing_on_the_way_to_a_lost_value_runs_again():
     assert executor.handle(Located(2, {0: b"zero", 1: b"one"})) == [Fetch(2, {0: b"zero", 1: b"one"})]
     assert executor.handle(InputsLost(2, [1])) == [Run(1, [])]
     assert executor.handle(TaskDone(1, 0.1, 0.3)) == [Run(2, [0, 1])]
-    assert executor.handle(TaskDone(2, 0.1, 0.4)) == [Forget([0, 1]), Run(4, [2, 3])]
+    assert executor.handle(TaskDone(2, 0.1, 0.4)) == [Forget([0, 1], []), Run(4, [2, 3])]
     assert executor.handle(TaskDone(4, 0.1, 0.5))[-1] == Arrive([], [4], [], retire=True)
     assert executor.tasks_remade == 2
+
+
+def test_what_the_parents_of_the_parents_wrote_is_written_again_a_few_times():
+    """0, 1 (transfers) -> 2 (barrier) -> 3 (unpack)."""
+    edges = Edges(0, [[], [], [0, 1], [2]], [[2], [2], [3], []], fan_ins={2: 2}, visible={3})
+    executor = Executor(Assignment("job", "e", 1, starts=[0, 1]), Policy())
+    executor.handle(Began(0.0, {0: edges}))
+    for task in range(3):
+        out = executor.handle(TaskDone(task, 0.1, 0.1))
+    assert out[-1] == Run(3, [2])
+    for _ in range(REWRITES_MAX):
+        assert executor.handle(WritingsMissed(3, 0.2)) == [Run(0, [])]
+        assert executor.handle(TaskDone(0, 0.1, 0.3)) == [Run(1, [])]
+        assert executor.handle(TaskDone(1, 0.1, 0.4)) == [Run(2, [0, 1])]
+        assert executor.handle(TaskDone(2, 0.1, 0.5)) == [Forget([0, 1], []), Run(3, [2])]
+    assert executor.handle(WritingsMissed(3, 0.6))[-1] == Arrive([], [], [3], retire=True)
 
 
 @settings(max_examples=300, deadline=None)
