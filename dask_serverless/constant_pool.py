@@ -6,6 +6,8 @@ Rules kept here:
   and is needed again has another name: a removal that is still on its way cannot hit it.
 * A constant is used by jobs, and freed by none of them: what no job uses any more is *idle*, and stays for the next
   job that brings the same content, up to a number of bytes. The one idle for longest goes first.
+* What is lost with a shard, while jobs use it, is written again under its own name when one of them is prepared again:
+  tasks know it by that. What is lost while it is idle is forgotten.
 * What is used is kept alive in the store; what was idle from one such round to the next is freed.
 """
 
@@ -18,13 +20,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lambda_worker.compression import Compressor
-from lambda_worker.core.errors import StoreFull
-from lambda_worker.core.wire import Frame, Ref, seal_frames
+from lambda_worker.core.errors import StoreFull, ValueLost
+from lambda_worker.core.policy import Policy
+from lambda_worker.core.wire import Frame, Ref, frames_nbytes, seal_frames
 from lambda_worker.ports import JobStore
 from lambda_worker.values import value_to_frames
 
 #: What no job uses may fill so much of the storage tier, at most.
 IDLE_BYTES_MAX = 64 * 2**20
+#: With so slow a storage tier, compressing always pays.
+ALWAYS = Policy(bytes_per_second=1.0)
 
 
 @dataclass(slots=True)
@@ -32,6 +37,7 @@ class _Constant:
     ref: Ref
     jobs: set[str] = field(default_factory=set)
     aging: bool = False  # idle when constants were last kept alive
+    lost: bool = False  # no longer in the store
 
 
 class ConstantPool:
@@ -76,7 +82,12 @@ class ConstantPool:
             known = self._constants.get(digest)
             if known is not None:
                 known.jobs.add(job)
-                return known.ref
+                if not known.lost:
+                    return known.ref
+        if known is not None:
+            self._write_again(known, frames)
+            return known.ref
+        with self._lock:
             self._serials += 1
             name = f"constants/{digest.hex()}/{self._serials}"
         sealed = seal_frames(self._secret, name, self._compressor.shrink(frames))
@@ -92,6 +103,34 @@ class ConstantPool:
         if known.ref != ref:
             self._store.free([ref])
         return known.ref
+
+    def _write_again(self, constant: _Constant, frames: list[Frame]) -> None:
+        """Write a constant as it was written before (whether compressing pays is measured, and may differ by now)."""
+        ref = constant.ref
+        for make in (self._compressor.shrink, list, Compressor(ALWAYS, self._compressor.clock).shrink):
+            sealed = seal_frames(self._secret, ref.name, make(frames))
+            if frames_nbytes(sealed) == ref.nbytes:
+                self._store.put([(ref.name, sealed)])
+                constant.lost = False
+                return
+        raise ValueLost(f"{ref.name} was lost with a storage server, and cannot be written as it was. Compute again")
+
+    def look(self) -> None:
+        """Find out what is lost."""
+        with self._lock:
+            refs = [each.ref for each in self._constants.values()]
+        missing = set(self._store.missing(refs))
+        with self._lock:
+            for digest, each in list(self._constants.items()):
+                if each.ref in missing:
+                    each.lost = True
+                    if not each.jobs:
+                        del self._constants[digest]
+
+    def lacks(self, job: str) -> bool:
+        """Tell whether a constant of a job was found lost."""
+        with self._lock:
+            return any(each.lost for each in self._constants.values() if job in each.jobs)
 
     def release(self, job: str) -> None:
         """A job is over: what nobody else uses is idle, and the oldest of what is idle is freed."""

@@ -57,7 +57,6 @@ class Losses:
         self._dispatcher = dispatcher
         self._holder = holder
         self._plans: dict[str, Callable[[], JobPlan]] = {}
-        self._with_constants: set[str] = set()
         self._restoring: dict[str, asyncio.Task[Any]] = {}
 
     # -- what is known of jobs ------------------------------------------------------------------
@@ -65,13 +64,10 @@ class Losses:
     def note(self, job: str, plan: JobPlan, again: Callable[[], JobPlan] | None) -> None:
         """Remember how a job can be planned once more: by `again`, or else it is a small one, which is kept."""
         self._plans[job] = again or (lambda: plan)
-        if plan.constants:
-            self._with_constants.add(job)
 
     def forget(self, job: str) -> None:
         """A job is over."""
         self._plans.pop(job, None)
-        self._with_constants.discard(job)
 
     # -- what is heard --------------------------------------------------------------------------
 
@@ -101,6 +97,7 @@ class Losses:
         refs = [ref for ref in dispatcher.ledger.held() if ref.shard == shard or ref.stripes > 1]
         try:
             self._give_up(set(await dispatcher.call(dispatcher.backend.store.missing, refs)))
+            await dispatcher.call(dispatcher.constants.look)
         except PlatformError as error:  # it has died again: then this is called again
             logger.warning("it is not known what was lost: %s", error)
         for job in list(dispatcher.ledger.jobs):
@@ -134,13 +131,15 @@ class Losses:
             again = self._plans.get(job)
             if preparation is None or again is None:
                 return
-            if preparation.segments and job not in self._with_constants:
+            await dispatcher.call(dispatcher.constants.look)
+            if preparation.segments and not dispatcher.constants.lacks(job):
                 await dispatcher.call(dispatcher.backend.store.open_job, job, preparation.segments)
             else:
                 await dispatcher.call(self._plan_and_store, preparation, again)
             if job not in dispatcher.ledger.jobs:  # closed meanwhile: it is not to be there
                 kept = [ref for ref in dispatcher.ledger.held() if ref.name.startswith(f"{job}/")]
                 await dispatcher.call(dispatcher.backend.store.close_job, job, kept)
+                await dispatcher.call(dispatcher.constants.release, job)
         except PlatformError as error:  # those who miss something will ask again
             logger.warning("job %s was not stored again: %s", job, error)
         except ServerlessError as error:
@@ -161,4 +160,5 @@ class Losses:
                 "a part of the graph was lost with a storage server, and the graph is another one when it is read "
                 "again. Compute it once more"
             )
-        prepare_and_open(preparation.job, plan, backend.secret, backend.store)
+        constants, compressor = self._dispatcher.constants, self._dispatcher.compressor
+        prepare_and_open(preparation.job, plan, backend.secret, backend.store, constants, compressor)

@@ -77,6 +77,11 @@ class Bulk:
         for ref in refs:
             self._remove(self.tier.shards[ref.shard], [ref.name])
 
+    def missing(self, refs: Sequence[Ref]) -> list[Ref]:
+        """See `lambda_worker.ports.JobStore.missing`."""
+        self._count(round_trips=1)
+        return [ref for ref in refs if ref.name not in self.tier.shards[ref.shard].objects]
+
     def touch(self, refs: Sequence[Ref]) -> None:
         """See `lambda_worker.ports.JobStore.touch`. Nothing expires here."""
         self._count(round_trips=1)

@@ -311,6 +311,12 @@ class SimStore(Bulk):
                 found.append(Lapsed(job, executor, record.attempt, record.running))
         return found
 
+    def locate(self, job: str, child: int) -> dict[int, Location]:
+        """See `lambda_worker.ports.Store.locate`."""
+        self._count(round_trips=1)
+        fan_in = self.tier.job(job).fan_ins.get(child)
+        return {} if fan_in is None else dict(fan_in.values)
+
     def executors(self, job: str) -> list[str]:
         """See `lambda_worker.ports.JobStore.executors`."""
         self._count(round_trips=1)

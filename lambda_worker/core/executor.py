@@ -78,8 +78,8 @@ from lambda_worker.core.instructions import (
 )
 from lambda_worker.core.journal import Journal, Report
 from lambda_worker.core.kept import Kept
-from lambda_worker.core.observed import Observed, Sums
 from lambda_worker.core.lineage import REWRITES_MAX, Lineage
+from lambda_worker.core.observed import Observed, Sums
 from lambda_worker.core.outbox import Outbox
 from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy

@@ -46,11 +46,11 @@ from lambda_worker.core.instructions import (
     TakePlace,
     WakeAfter,
 )
-from lambda_worker.core.parked import Parked
 from lambda_worker.core.lineage import REWRITES_MAX
+from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.segments import Segments
 from lambda_worker.core.schedule import Assignment, Edges, segment_of
+from lambda_worker.core.segments import Segments
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
 from lambda_worker.core.wire import pack, unpack
 
