@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dask_serverless.dask_graph import JobPlan
@@ -82,11 +82,19 @@ class Losses:
             task = self._restoring[job] = self._dispatcher.spawn(self._restore(job))
             task.add_done_callback(lambda _: self._restoring.pop(job, None))
 
-    def input_lost(self, job: str, lost: Iterable[tuple[int, Location | None]]) -> None:
-        """An executor misses values that were made outside its job. Nothing can be said for them (None) if it was
-        never told where they are."""
-        if job not in self._dispatcher.ledger.jobs:
+    def input_lost(self, job: str, lost: Sequence[tuple[int, Location | None]]) -> None:
+        """An executor misses values that were made outside its job: they are lost, or (None) it was never told where
+        they are."""
+        preparation = self._dispatcher.preparation(job)
+        if job not in self._dispatcher.ledger.jobs or preparation is None:
             return
+        if all(where is None for _, where in lost):
+            keys = {task: key for key, task in preparation.plan.externals.items()}
+            entries = {task: self._dispatcher.ledger.keys.get(keys[task]) for task, _ in lost if task in keys}
+            places = {task: entry.result.location for task, entry in entries.items() if entry and entry.result}
+            if len(places) == len(lost):
+                self._dispatcher.spawn(self._place(job, places))
+                return
         self._give_up({where for _, where in lost if isinstance(where, Ref)})
         self._begin_again(job)
 
@@ -102,6 +110,12 @@ class Losses:
             logger.warning("it is not known what was lost: %s", error)
         for job in list(dispatcher.ledger.jobs):
             self.lacking(job)
+
+    async def _place(self, job: str, places: dict[int, Location]) -> None:
+        try:
+            await self._dispatcher.call(self._dispatcher.backend.store.place, job, places)
+        except PlatformError as error:
+            logger.warning("executors of job %s have not heard where their inputs are: %s", job, error)
 
     def _give_up(self, refs: set[Ref]) -> None:
         """Give up every key whose value was in one of these places."""

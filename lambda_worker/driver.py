@@ -239,10 +239,8 @@ class Driver:
     def _run(self, run: Run) -> Event:
         task = run.task
         clock = self.world.clock
-        if not run.parents and self._belongings.is_external(task):  # it was lost, and the proxy must see to it
-            where = self._belongings.lost.get(task)
-            self._publisher.say("lost", [[task, None if where is None else location_to_wire(where)]])
-            return Irreplaceable(task)
+        if not run.parents and self._belongings.is_external(task):
+            return self._bring(task)
         for parent in run.parents:
             if parent in self._belongings.unreadable:  # other tasks that need it err as well, each in its own name
                 self._belongings.errors[task] = self._belongings.error(task, self._belongings.unreadable[parent])
@@ -283,6 +281,26 @@ class Driver:
         self._belongings.errors.pop(task, None)
         self._belongings.durations[task] = (started + self.world.wall_offset, now + self.world.wall_offset)
         return TaskDone(task, now - started, now, large_nbytes(result))
+
+    def _bring(self, task: int) -> Event:
+        """Read a value that was made outside this job. If it is lost, or the proxy does not say where it is, it is the
+        proxy's to see to it."""
+        began = self.world.clock()
+        where = self._belongings.lost.get(task)
+        if self._publisher.say("lost", [[task, None if where is None else location_to_wire(where)]]) and where is None:
+            found = self._publisher.wait_for_place(task)
+            if found is not None:
+                try:
+                    value = self.world.open_location(found)
+                except (ValueLost, Tampered):
+                    assert isinstance(found, Ref)
+                    self._publisher.say("lost", [[task, location_to_wire(found)]])
+                else:
+                    self._belongings.values[task] = value
+                    self._belongings.locations[task] = found
+                    now = self.world.clock()
+                    return TaskDone(task, now - began, now, large_nbytes(value))
+        return Irreplaceable(task)
 
     # -- every thread ---------------------------------------------------------------------------
 

@@ -169,7 +169,8 @@ class Store(Protocol):
 
     def locate(self, job: str, child: int) -> dict[int, Location]:
         """Return where the inputs of a fan-in are, of those that have arrived there with a value (none: it is not
-        known here, or its job is closed)."""
+        known here, or its job is closed); or where the value of `child` itself is, by its own number, if that was
+        said with `JobStore.place`."""
         ...
 
     def put_slices(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
@@ -272,6 +273,10 @@ class JobStore(Store, Protocol):
 
     def free(self, refs: Sequence[Ref]) -> None:
         """Remove stored values."""
+        ...
+
+    def place(self, job: str, values: Mapping[int, Location]) -> None:
+        """Say where values are that were made outside a job; what was said before is replaced."""
         ...
 
     def missing(self, refs: Sequence[Ref]) -> list[Ref]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from lambda_worker.core.executor import Executor
 from lambda_worker.core.instructions import Arrive, Delegate, Successor
 from lambda_worker.core.journal import Journal
 from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.verdicts import Standing
 from lambda_worker.core.wire import (
     Frame,
     Location,
@@ -37,6 +39,9 @@ from lambda_worker.ports import Arrival, Succession
 from lambda_worker.task_runner import describe_value
 from lambda_worker.values import value_to_frames
 from lambda_worker.world import World
+
+#: How long the proxy may take to say where a value is.
+PLACE_SECONDS_MAX = 10.0
 
 
 class Publisher:
@@ -75,10 +80,24 @@ class Publisher:
         self._counted_runs = (0, 0, 0)
         self._numbers = itertools.count()
 
-    def say(self, word: str, content: Any = None) -> None:
-        """Publish one event of its own."""
-        mine = self._assignment
-        self._world.store.arrive(mine.job, mine.executor, mine.attempt, events=self._seal_events([[word, content]]))
+    def say(self, word: str, content: Any = None) -> bool:
+        """Publish one event of its own; tell whether it was still heard."""
+        mine, events = self._assignment, self._seal_events([[word, content]])
+        return self._world.store.arrive(mine.job, mine.executor, mine.attempt, events=events).standing is Standing.OK
+
+    def wait_for_place(self, task: int) -> Location | None:
+        """Wait until the proxy has said where a value is; None: this executor is to stop, or it took too long."""
+        mine, store = self._assignment, self._world.store
+        deadline, pause = time.monotonic() + PLACE_SECONDS_MAX, 0.005
+        while time.monotonic() < deadline:
+            if (found := store.locate(mine.job, task).get(task)) is not None:
+                return found
+            (standing,) = store.beat([(mine.job, mine.executor, mine.attempt, -1)])
+            if standing is not Standing.OK:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+        return None
 
     def arrive(self, arrive: Arrive) -> Answered:
         """Store what is mentioned, publish results and errors, and arrive at children."""

@@ -317,6 +317,12 @@ class SimStore(Bulk):
         fan_in = self.tier.job(job).fan_ins.get(child)
         return {} if fan_in is None else dict(fan_in.values)
 
+    def place(self, job: str, values: Mapping[int, Location]) -> None:
+        """See `lambda_worker.ports.JobStore.place`."""
+        self._count(round_trips=1)
+        for task, location in values.items():
+            self.tier.job(job).fan_ins.setdefault(task, FanIn(0)).values[task] = location
+
     def executors(self, job: str) -> list[str]:
         """See `lambda_worker.ports.JobStore.executors`."""
         self._count(round_trips=1)

@@ -342,6 +342,16 @@ class RedisStore:
         """See `lambda_worker.ports.JobStore.free`."""
         self._objects.free(refs)
 
+    def place(self, job: str, values: Mapping[int, Location]) -> None:
+        """See `lambda_worker.ports.JobStore.place`."""
+        listed, ttl = self._keys.of_job(job, "fan-ins"), self.config.ttl_seconds
+        commands: list[tuple[Any, ...]] = []
+        for task, location in values.items():
+            key = self._keys.of_job(job, f"fan-in:{task}")
+            commands += [("HSET", key, task, _location_to_store(location)), ("EXPIRE", key, ttl)]
+            commands += [("SADD", listed, task), ("EXPIRE", listed, ttl)]
+        self._metadata.transaction(commands)
+
     def missing(self, refs: Sequence[Ref]) -> list[Ref]:
         """See `lambda_worker.ports.JobStore.missing`."""
         return self._objects.missing(refs)

@@ -408,6 +408,16 @@ def test_the_inputs_of_a_fan_in_are_found_where_they_arrived(store):
     assert store.locate("job", 100) == {}
 
 
+def test_the_place_of_a_value_made_elsewhere_is_said_and_said_again(store):
+    opened(store, "a")
+    store.place("job", {0: b"zero", 5: Ref("exports/1", 0, 10)})
+    assert store.locate("job", 0) == {0: b"zero"}
+    store.place("job", {5: Ref("exports/2", 0, 10)})
+    assert store.locate("job", 5) == {5: Ref("exports/2", 0, 10)}
+    store.close_job("job", [])
+    assert store.locate("job", 5) == {}
+
+
 def test_values_that_are_missing_are_named(store):
     refs = store.put([("job/1/a/1", [bytes(32), b"one"]), ("job/2/a/1", [bytes(32), b"two"])])
     assert store.missing(refs) == []

@@ -168,6 +168,22 @@ def test_intermediates_made_of_a_persisted_array(cluster, client, tmp_path):
     assert future.result(timeout=SECONDS_MAX) == sum(range(12)) + 12
 
 
+def test_intermediates_made_of_small_results(cluster, client, tmp_path):
+    """What they were made of is not lost, but who makes them again was never told where it is."""
+    gate = Gate(str(tmp_path / "open"))
+    leaves = [delayed(int)(n).persist() for n in range(12)]
+    wait(leaves, timeout=SECONDS_MAX)
+    above = [delayed(large)(leaf) for leaf in leaves] + [delayed(behind)(gate, 0)]
+    future = client.compute(delayed(first)(*above))
+    until(lambda: cluster.stats()["objects_written"], "an executor has written what it has")
+    planned = cluster.stats()["tasks_planned"]
+    kill_a_shard(cluster)
+    gate.open()
+    assert future.result(timeout=SECONDS_MAX) == sum(range(12))
+    assert cluster.stats()["tasks_remade"] > 0
+    assert cluster.stats()["tasks_planned"] == planned, "no job began again"
+
+
 def test_a_shuffle(cluster, client, tmp_path):
     """What the transfers wrote is lost before the barrier is reached."""
     gate = Gate(str(tmp_path / "open"))
