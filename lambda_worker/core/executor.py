@@ -638,11 +638,15 @@ class Executor:
             if self._delegation.leaving:
                 self._flush(self._held.release())
             return
+        if not arrivals:
+            return
+        arriving = {child for child, _, _ in self._outbox.arrivals}  # a child is arrived at or asked for, not both
         by_child: dict[int, list[Edge]] = {}
         for edge in arrivals:
             by_child.setdefault(edge[0], []).append(edge)
         for child, edges in by_child.items():
-            if child in self._held or (bisect_right(home, child) % 2 and self._worth_holding(child, edges)):
+            at_home = bisect_right(home, child) % 2 and child not in arriving
+            if child in self._held or (at_home and self._worth_holding(child, edges)):
                 nbytes = self._kept.nbytes_of(parent for _, parent, _ in edges)
                 self.journal.note("hold", task=child, values=len(edges), nbytes=nbytes)
                 self._held.hold(edges, self._now)
