@@ -369,7 +369,7 @@ class SimStore(Bulk):
     def _post(self, mail: bytes, preferred: str = "") -> str:
         """Send mail, most of all to who is preferred; return its name, or "": nobody, or it was sent away."""
         tier = self.tier
-        if mail and tier.lingering.get(preferred, -1.0) > tier.clock():
+        if mail and preferred in tier.lingering and tier.lingering[preferred] > tier.clock():
             del tier.lingering[preferred]
             tier.mail[preferred] = mail
             tier.on_mail(preferred)

@@ -184,6 +184,15 @@ def test_intermediates_made_of_small_results(cluster, client, tmp_path):
     assert cluster.stats()["tasks_planned"] == planned, "no job began again"
 
 
+def test_a_task_beside_the_executors_needs_what_is_lost(cluster, client):
+    x = client.submit(large, 7)
+    wait(x, timeout=SECONDS_MAX)
+    kill_a_shard(cluster)
+    with dask.annotate(serverless=False):
+        beside = client.submit(first, x)
+    assert beside.result(timeout=SECONDS_MAX) == 7
+
+
 def test_a_shuffle(cluster, client, tmp_path):
     """What the transfers wrote is lost before the barrier is reached."""
     gate = Gate(str(tmp_path / "open"))
