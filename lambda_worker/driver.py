@@ -445,6 +445,12 @@ class Driver:
         self._belongings.locations.update(wanted)
         seconds = self.world.clock() - began
         if lost := [parent for parent, _ in wanted if parent not in found and parent in self._belongings.lost]:
+            mine, running = self.assignment, self.executor.running
+            (standing,) = self.world.store.beat(
+                [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
+            )
+            if standing is not Standing.OK:  # its job is over: they were removed, not lost
+                return Halted(standing)
             return InputsLost(task, lost, nbytes, seconds)
         return InputsFetched(task, nbytes, seconds)
 

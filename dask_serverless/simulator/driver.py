@@ -24,6 +24,8 @@ from lambda_worker.core.events import (
     Event,
     Halted,
     InputsFetched,
+    InputsLost,
+    Located,
     Rescheduled,
     SegmentsLoaded,
     TaskDone,
@@ -40,6 +42,7 @@ from lambda_worker.core.instructions import (
     GivePlace,
     Instruction,
     LoadSegments,
+    Locate,
     Run,
     Successor,
     TakePlace,
@@ -132,6 +135,12 @@ class Driver:
                     yield from self.arrive(instruction)
                 case Fetch(task, values):
                     yield from self._fetch(task, values)
+                case Locate(task):
+                    ask = partial(self.sandbox.store.locate, self.assignment.job, task)
+                    places = yield from self.sandbox.ask(self.simulation.metadata, ask)
+                    for parent, where in places.items():
+                        self.locations.setdefault(parent, where)
+                    self.feed(Located(task, places))
                 case LoadSegments(segments):
                     blobs = yield from self._load(segments)
                     self.feed(SegmentsLoaded({n: Edges.from_bytes(blob) for n, blob in blobs.items()}))
@@ -148,11 +157,12 @@ class Driver:
 
     def _run(self, run: Run) -> Body:
         sim, mine, task = self.simulation, self.assignment, run.task
-        does: SimTask = sim.tasks[mine.job][task]
-        if any(parent in self.unreadable for parent in run.parents):
+        external = task in sim.externals[mine.job]  # has no body: it is lost, and nobody here can make it again
+        if external or any(parent in self.unreadable for parent in run.parents):
             self.errors[task] = pack(["ValueLost", mine.job, task])
             self.feed(TaskErred(task, self.sandbox.clock(), final=True))
             return
+        does: SimTask = sim.tasks[mine.job][task]
         sim.watch.runs(self, task)
         self.last_begun = task
         if sim.options.last_words:
@@ -177,6 +187,9 @@ class Driver:
             self.feed(TaskErred(task, now))
         else:
             self.values[task] = (combine(mine.job, task, values), does.nbytes)
+            if task in self.unreadable:  # it takes the place of what was lost
+                self.unreadable.discard(task)
+                self.locations.pop(task, None)
             large = does.nbytes if does.nbytes > 1024 else 0
             self.feed(TaskDone(task, seconds, now, large))
 
@@ -233,7 +246,16 @@ class Driver:
         yield from sim.together(self.sandbox, bodies)
         self.locations.update(wanted)
         nbytes = sum(ref.nbytes for ref in stored.values())
-        self.feed(InputsFetched(task, nbytes, sim.timeline.now - began))
+        seconds = sim.timeline.now - began
+        lost = [parent for parent in stored if parent in self.unreadable and parent not in self.values]
+        if not lost:
+            self.feed(InputsFetched(task, nbytes, seconds))
+            return
+        running = -1 if self.executor.running is None else self.executor.running
+        runs = [(*self._who, running)]
+        standing = yield from self.sandbox.ask(sim.metadata, partial(self._beat_once, runs))
+        # Of a job that is over, they were removed, not lost.
+        self.feed(InputsLost(task, lost, nbytes, seconds) if standing is Standing.OK else Halted(standing))
 
     def _fetch_from(self, shard: int, refs: Mapping[int, Ref]) -> Body:
         sim = self.simulation

@@ -219,16 +219,18 @@ class Watch:
         tries = 1 + sim.graphs[job].retries.get(task, 0) + does.reschedules
         here = self._run_here[id(driver)]
         here[task] = here.get(task, 0) + 1
+        needs = sim.graphs[job].classes.get(task, 0)
+        if needs > driver.sandbox.function_class:
+            self.violated("I5", f"task {task} of {job} needs class {needs}, and runs in a smaller one")
+        total = self.runs_of[job, task] = self.runs_of.get((job, task), 0) + 1
+        if self.values_lost:  # they are made again, by everybody who misses them
+            return
         if here[task] > tries:
             self.violated("I5", f"task {task} of {job} runs {here[task]} times in {driver.name}")
-        total = self.runs_of[job, task] = self.runs_of.get((job, task), 0) + 1
         again = self._again.get(job, 0) + self.repeated
         # Who leaves a task to a successor does not say how often it has failed.
         if tries == 1 and total > 1 + again:
             self.violated("I5", f"task {task} of {job} runs {total} times, though only {again} began again")
-        needs = sim.graphs[job].classes.get(task, 0)
-        if needs > driver.sandbox.function_class:
-            self.violated("I5", f"task {task} of {job} needs class {needs}, and runs in a smaller one")
 
     # -- I6: leftovers --------------------------------------------------------------------------
 

@@ -153,6 +153,7 @@ class Simulation:
         self.trace = Trace()
         self.tasks: dict[str, dict[int, SimTask]] = {job.name: job.tasks for job in self.workload.jobs}
         self.graphs: dict[str, Graph] = {job.name: job.graph for job in self.workload.jobs}
+        self.externals = {job.name: frozenset(job.externals.values()) for job in self.workload.jobs}
         self.last_words: dict[tuple[str, str], int] = {}
         self.mailboxes: dict[str, Signal] = {}
         self._clock_jump = 0.0
