@@ -7,7 +7,7 @@ offers something returns the instruction for it, or none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lambda_worker.core.instructions import Delegate, Successor
 from lambda_worker.core.journal import Journal
@@ -165,11 +165,14 @@ class Delegation:
         if self.no_room and now >= self.ask_again:
             self.no_room = False
 
-    def successor(self) -> Successor:
+    def successor(self, progress: Iterable[int] = ()) -> Successor:
         """Leave all that does not fit to one executor that takes the place of this one."""
         self._journal.note("hand-over", tasks=len(self.unfitting))
         tasks = sorted(self.unfitting, reverse=True)
-        return Successor(self._assign(tasks), {task: self._segments.known_parents(task) or () for task in tasks})
+        inputs = {task: self._segments.known_parents(task) or () for task in tasks}
+        if tasks and progress:  # what was made again of what these lack, given along
+            inputs[tasks[0]] = list(dict.fromkeys((*inputs[tasks[0]], *progress)))
+        return Successor(self._assign(tasks), inputs)
 
     def _delegate(self, room: int = 0) -> Delegate:
         known_parents = self._segments.known_parents

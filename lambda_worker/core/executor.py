@@ -137,6 +137,7 @@ class Executor:
         self._promises = Promises(self._segments, assignment.function_class, self._without, self._settled)
         self._parked = Parked()
         self._lineage = Lineage()
+        self._progress: dict[int, None] = {}  # values made again, for the successor
         self.journal = Journal()
         self._observed = Observed(self._segments.here, assignment.learned)
         self._delegation = Delegation(assignment, policy, self._segments, self._parked, self._observed, self.journal)
@@ -612,7 +613,7 @@ class Executor:
         idle = self._idle
         asks = held.ask(self._now) if held.due(self._now) else ()
         if outbox or asks or idle:
-            successor = self._delegation.successor() if idle and self._delegation.unfitting else None
+            successor = self._delegation.successor(self._progress) if idle and self._delegation.unfitting else None
             out.append(outbox.send(idle, successor, asks, *self._report(idle)))
         elif held:
             self._wake_after(held.seconds_left(self._now), out)
@@ -763,8 +764,9 @@ class Executor:
                 opened.append(task)
                 waiting += [task] if self._lineage.ended(task) else []
             tasks = [*waiting, *(task for task in tasks if task not in opened)]
+            # The successor goes on from what was made again here: else what takes longer than a life would never end.
             for task in opened:
-                self._release_inputs(task)
+                self._progress.update(dict.fromkeys(self._kept.present(self._segments.parents_of(task))))
         for task in tasks:
             self._delegation.unfitting[task] = self.assignment.function_class
         self._promises.unpromise(tasks)

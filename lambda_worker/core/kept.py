@@ -86,6 +86,10 @@ class Kept:
             self.nbytes -= self._nbytes.pop(task, 0)
             self._lost.add(task)
 
+    def present(self, tasks: Iterable[int]) -> list[int]:
+        """Return those values that are here."""
+        return [task for task in tasks if task in self._here]
+
     def gone(self, tasks: Iterable[int]) -> list[int]:
         """Return those values that are neither here nor known to be anywhere else."""
         return [task for task in tasks if task not in self._here and task not in self._located]

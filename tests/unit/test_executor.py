@@ -473,7 +473,7 @@ def test_values_that_are_lost_are_made_again_and_only_their_ancestors_run_again(
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.0005, 0.01]),
     st.integers(0, 8),
-    st.sampled_from([math.inf, 0.3]),
+    st.sampled_from([math.inf, 0.05, 0.3]),
     st.sampled_from([1, 3]),
 )
 def test_values_are_lost_while_executors_die_leave_and_have_only_so_many_places(
