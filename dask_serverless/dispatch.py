@@ -252,13 +252,13 @@ class Dispatcher:
             if not (urgent or self.experience.knows(job)):  # a first launch, and not an errand
                 self.experience.begin(job, preparation.prefixes)
             places, starts_in_all = max(1, self.places.ceiling), len(preparation.plan.graph.starts)
-            groups = self.experience.first_groups(job, len(launch.starts), starts_in_all, places)
+            sharing = self.experience.share_out(job, len(launch.starts), starts_in_all, places)
             if urgent:
                 await self._set_places()
             make = functools.partial(
                 preparation.assignments,
                 launch.starts,
-                groups,
+                sharing,
                 self.places.ceiling,
                 sum(len(each.live) for each in self.ledger.jobs.values()),
                 self.backend.settings.executor_payload_bytes_max,
@@ -275,6 +275,8 @@ class Dispatcher:
             room = None if urgent else self.places.count
             begin = functools.partial(self.launcher.begin, job, segments, assignments, room, splits)
             start = begin() if small else await self.call(begin)
+            if not urgent:
+                self.experience.expect(job, (each.executor for each in assignments))
             recipients, under_way = await self.call(start)
             granted = len(recipients)
             if self.places.take(job):
@@ -392,7 +394,7 @@ class Dispatcher:
             case ("stack", job, executor, task, frames):
                 self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
             case ("report", job, executor, report):
-                self.experience.take(job, executor, report, self.key_of)
+                self.experience.take(job, executor, report, asyncio.get_running_loop().time(), self.key_of)
             case ("posted", job, posted):
                 for recipient, executor in posted:
                     self.launcher.note_posted(recipient, job, executor)

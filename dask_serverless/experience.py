@@ -5,11 +5,13 @@ Here meet what is known of key prefixes (`statistics`), what each job's prefixes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dask_serverless.beginnings import Beginnings
 from dask_serverless.decisions import DecisionLog
 from dask_serverless.plan.prefixes import Prefixes
+from dask_serverless.plan.sharing import Sharing, share_out
 from dask_serverless.statistics import Expectation, Statistics
 from lambda_worker.core.policy import Policy, first_groups
 
@@ -30,21 +32,22 @@ class Experience:
 
     >>> experience = Experience()
     >>> experience.begin("j1", Prefixes(["inc"], [64], [[]]))
-    >>> experience.first_groups("j1", starts=64, all_starts=64, places=8)
+    >>> experience.share_out("j1", starts=64, all_starts=64, places=8).groups
     8
-    >>> experience.take("j1", "1-0", [{0: [64, 64e-5, 64e-10, 0, 0, 0]}, {"began": 1}, []])
+    >>> experience.take("j1", "1-0", [{0: [64, 64e-5, 64e-10, 0, 0, 0]}, {"began": 1}, [], 0.1], now=5.0)
     >>> experience.log.begin("j2", tasks=64, keys=["key"])
     >>> experience.begin("j2", Prefixes(["inc"], [64], [[]]))
-    >>> experience.first_groups("j2", starts=64, all_starts=64, places=8)
+    >>> experience.share_out("j2", starts=64, all_starts=64, places=8).groups
     1
     >>> print(experience.log.last)
     job j2 of 64 tasks
     first       1  how many executors the job began with
-                   proxy: executors=1, starts=64, places=8, seconds=0.00064, unknown_tasks=0
+                   proxy: executors=1, starts=64, places=8, seconds=0.00064, unknown_tasks=0, start_seconds=0
     """
 
     def __init__(self) -> None:
         self.statistics = Statistics()
+        self.beginnings = Beginnings()
         self.log = DecisionLog()
         self._prefixes: dict[str, Prefixes] = {}  # by job
 
@@ -61,22 +64,27 @@ class Experience:
         if len(self._prefixes) > REPORTING_JOBS_MAX:
             del self._prefixes[next(iter(self._prefixes))]
 
-    def first_groups(self, job: str, starts: int, all_starts: int, places: int) -> int:
-        """Decide with how many executors some or all of a job's starts begin."""
+    def share_out(self, job: str, starts: int, all_starts: int, places: int) -> Sharing:
+        """Decide with how many executors some or all of a job's starts begin, and how evenly they are shared out."""
         prefixes = self._prefixes.get(job)
         expected = Expectation() if prefixes is None else self.statistics.expect(prefixes)
-        executors = groups_to_expect(expected, starts, all_starts, places)
+        sharing = share_expected(expected, starts, all_starts, places, self.beginnings.seconds)
         page = self.log.get(job)
         if page is not None:
             numbers = {
-                "executors": executors,
+                "executors": sharing.groups,
                 "starts": starts,
                 "places": places,
                 "seconds": expected.seconds if expected.known else None,
                 "unknown_tasks": expected.unknown_tasks,
+                "start_seconds": self.beginnings.seconds,
             }
             page.take("", {"first": 1}, [("first", 1, numbers)])
-        return executors
+        return sharing
+
+    def expect(self, job: str, executors: Iterable[str]) -> None:
+        """A job begins with these executors."""
+        self.beginnings.expect(job, executors)
 
     def told(self, job: str) -> dict[int, tuple[float, float]]:
         """Return what executors are told of a job's prefixes: seconds and bytes, by number."""
@@ -91,10 +99,12 @@ class Experience:
         job: str,
         executor: str,
         report: Sequence[Any],
+        now: float,
         key_of: Callable[[str, int], Any] = lambda job, task: None,
     ) -> None:
         """Take in the report of an executor; a job that is not remembered any more has nothing to say."""
-        observed, counts, samples = report
+        observed, counts, samples, age = report
+        self.beginnings.began(job, executor, None if age is None else now - age)
         prefixes, page = self._prefixes.get(job), self.log.get(job)
         if prefixes is None:
             return
@@ -108,17 +118,37 @@ class Experience:
             page.take(executor, counts, named)
 
 
-def groups_to_expect(expected: Expectation, starts: int, all_starts: int, places: int) -> int:
-    """Decide with how many executors a job begins of which this is expected.
+def share_expected(
+    expected: Expectation, starts: int, all_starts: int, places: int, start_seconds: float = 0.0
+) -> Sharing:
+    """Decide with how many executors a job begins of which this is expected, and how evenly its starts are shared out.
+
+    Parameters
+    ----------
+    expected
+        Of all tasks of the job.
+    starts, all_starts
+        How many start tasks there are now, and in the whole job.
+    places
+        How many executors there may be.
+    start_seconds
+        How long after one executor the next one begins.
 
     Examples
     --------
-    >>> groups_to_expect(Expectation(unknown={"inc": 64}), starts=64, all_starts=64, places=2)
-    2
+    >>> share_expected(Expectation(unknown={"inc": 64}), starts=64, all_starts=64, places=2)
+    Sharing(groups=2, slack=None, lead=0.0)
     """
     if not expected.known or expected.seconds_max >= _EXECUTOR.share_seconds_min:
-        return first_groups(starts, places)  # any of them may be long
-    return first_groups(starts, places, expected.work / max(1, all_starts), unknown=expected.unknown_tasks)
+        executors = first_groups(starts, places)  # any of them may be long
+    else:
+        executors = first_groups(starts, places, expected.work / max(1, all_starts), unknown=expected.unknown_tasks)
+    if expected.unknown or not expected.known:
+        return Sharing(executors)
+    part = starts / max(1, all_starts)
+    tasks = max(1, round(expected.tasks * part))
+    travel_seconds = _EXECUTOR.travel_seconds(expected.nbytes / max(1, expected.tasks))
+    return share_out(executors, tasks, expected.work * part, start_seconds, travel_seconds)
 
 
 def _with_key(numbers: Mapping[str, Any], job: str, key_of: Callable[[str, int], Any]) -> Mapping[str, Any]:

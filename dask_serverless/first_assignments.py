@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dask_serverless.plan.graph import Graph
 from dask_serverless.plan.partition import assign_by_class
+from dask_serverless.plan.sharing import Sharing
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Location
 
@@ -16,7 +17,7 @@ def first_assignments(
     graph: Graph,
     segments: Mapping[int, bytes],
     starts: Sequence[tuple[int, Location | None]],
-    groups: int,
+    sharing: Sharing,
     ceiling: int,
     live: int,
     payload_room: int,
@@ -32,8 +33,8 @@ def first_assignments(
         Whose start tasks these are; the segments that are at hand, sealed, by number.
     starts
         Start tasks, with the value of those that are made elsewhere.
-    groups
-        How many executors to use, at most.
+    sharing
+        How many executors to use, at most, and how evenly.
     ceiling, live
         How many may live at once in the whole cluster, and how many do already.
     payload_room
@@ -43,14 +44,15 @@ def first_assignments(
 
     Examples
     --------
-    >>> from dask_serverless.plan import number
+    >>> from dask_serverless.plan import Sharing, number
     >>> graph, _ = number({"a": (), "b": (), "c": ("a", "b")}, ["c"])
-    >>> made = first_assignments("job", graph, {0: b"..."}, [(0, None), (1, None)], 2, 8, 0, 1000, serial=1)
+    >>> starts = [(0, None), (1, None)]
+    >>> made = first_assignments("job", graph, {0: b"..."}, starts, Sharing(2), 8, 0, 1000, serial=1)
     >>> [(each.executor, each.starts, each.segments) for each in made]
     [('1-0', [0], {0: b'...'}), ('1-1', [1], {0: b'...'})]
     """
     values = dict(starts)
-    found = assign_by_class(graph, groups, values)
+    found = assign_by_class(graph, sharing, values)
     made = []
     room = max(0, ceiling - live - len(found))
     for number, (function_class, group) in enumerate(found):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dask_serverless.experience import groups_to_expect
+from dask_serverless.experience import share_expected
 from dask_serverless.plan.explain import Explanation, count_of, explain
 from dask_serverless.plan.graph import Graph
 from dask_serverless.plan.homes import SHARED
@@ -176,8 +176,8 @@ def forecast(
     """
     places = max(1, terms.places)
     starts = len(graph.starts)
-    wanted = groups_to_expect(expected, starts, starts, places)
-    groups = [group for _, group in assign_by_class(graph, wanted)] if starts else []
+    sharing = share_expected(expected, starts, starts, places)
+    groups = [group for _, group in assign_by_class(graph, sharing)] if starts else []
     by_task = _prefix_of_each(prefixes, len(graph))
     inlined, stored, unsized = _travelling(graph, groups, by_task, expected, terms)
     nothing_known = not expected.known

@@ -14,6 +14,7 @@ from dask_serverless.first_assignments import first_assignments
 from dask_serverless.literals import Literals
 from dask_serverless.plan.partition import edges
 from dask_serverless.plan.prefixes import Prefixes
+from dask_serverless.plan.sharing import Sharing
 from dask_serverless.prefixes import prefixes_of
 from lambda_worker.compression import Compressor
 from lambda_worker.core.errors import ServerlessError, StoreFull, UnpicklableTask, ValueTooLarge
@@ -39,7 +40,7 @@ class Preparation:
     def assignments(
         self,
         starts: Sequence[tuple[int, Location | None]],
-        groups: int,
+        sharing: Sharing,
         ceiling: int,
         live: int,
         payload_bytes_max: int,
@@ -56,8 +57,8 @@ class Preparation:
         ----------
         starts
             Start tasks, with the value of those that are made elsewhere.
-        groups
-            How many executors to use, at most.
+        sharing
+            How many executors to use, at most, and how evenly.
         ceiling
             How many may live at once in the whole cluster.
         live
@@ -74,7 +75,9 @@ class Preparation:
             Seconds and bytes to be expected of a task, by prefix number.
         """
         space = payload_room(payload_bytes_max)
-        made = first_assignments(self.job, self.plan.graph, self.segments, starts, groups, ceiling, live, space, serial)
+        made = first_assignments(
+            self.job, self.plan.graph, self.segments, starts, sharing, ceiling, live, space, serial
+        )
         return [replace(each, scheduler=scheduler, outfit=outfit, learned=learned) for each in made]
 
 

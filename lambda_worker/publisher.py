@@ -79,6 +79,7 @@ class Publisher:
         self._counters: dict[str, int] = {"executors": 1}
         self._counted_runs = (0, 0, 0)
         self._numbers = itertools.count()
+        self._began = world.clock() if world.counted else None  # None: a new sandbox, which says nothing of others
 
     def say(self, word: str, content: Any = None) -> bool:
         """Publish one event of its own; tell whether it was still heard."""
@@ -288,13 +289,14 @@ class Publisher:
             self._journal.note(decision, **numbers)
 
     def _report(self, arrive: Arrive) -> list[Any]:
-        """Say what was observed of tasks, and what was decided, when the executor says so."""
+        """Say what was observed of tasks, what was decided, and how long ago this began, when the executor says so."""
         decided, samples = arrive.journal
         if not decided:  # nor was anything observed: it is the journal that says that this is a report
             return []
         with self._lock:
             mine, more = self._journal.take()
-        return [arrive.observed, decided | mine, [*samples, *more]]
+        age = None if self._began is None else self._world.clock() - self._began
+        return [arrive.observed, decided | mine, [*samples, *more], age]
 
     def _counts(self) -> dict[str, int]:
         """Count what happened since this was last asked in this sandbox."""

@@ -2,7 +2,7 @@
 
 Pure: no I/O, clock or randomness, and no Dask (`dask_serverless.dask_graph` translates). Read
 `graph` (numbers), then `partition` (segments and groups), then `explain` (the same for people).
-`classes` says which kinds of function there are.
+`sharing` says how large groups are, `classes` which kinds of function there are.
 
 Rules kept here:
 
@@ -17,6 +17,7 @@ from dask_serverless.plan.explain import Explanation, explain
 from dask_serverless.plan.graph import Graph, number
 from dask_serverless.plan.homes import SHARED
 from dask_serverless.plan.partition import Group, assign_starts, edges, owners
+from dask_serverless.plan.sharing import Sharing, share_out
 
 __all__ = [
     "SHARED",
@@ -24,11 +25,13 @@ __all__ = [
     "FunctionClass",
     "Graph",
     "Group",
+    "Sharing",
     "assign_starts",
     "edges",
     "explain",
     "make_classes",
     "number",
     "owners",
+    "share_out",
     "smallest_class",
 ]

@@ -69,9 +69,9 @@ def explain(graph: Graph, groups: Sequence[Group] = ()) -> Explanation:
 
     Examples
     --------
-    >>> from dask_serverless.plan import assign_starts, number
+    >>> from dask_serverless.plan import Sharing, assign_starts, number
     >>> graph, _ = number({"a": (), "b": (), "c": ("a", "b")}, ["c"])
-    >>> print(explain(graph, assign_starts(graph, 2)))
+    >>> print(explain(graph, assign_starts(graph, Sharing(2))))
     3 tasks and 2 edges in 1 segment
     2 starts (0 given from elsewhere), 1 visible key
     1 fan-in (widest 2), 0 fan-outs (widest 1)

@@ -18,6 +18,7 @@ from itertools import accumulate
 from dask_serverless.plan.graph import Graph
 from dask_serverless.plan.homes import SHARED, find_homes
 from dask_serverless.plan.paths import heights, longest_first
+from dask_serverless.plan.sharing import Sharing
 from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges, segment_of
 
 
@@ -111,27 +112,27 @@ def owners(graph: Graph, groups: Sequence[Iterable[int]]) -> list[int]:
     return owner
 
 
-def assign_starts(graph: Graph, groups: int, starts: Iterable[int] | None = None) -> list[Group]:
-    """Cut the start tasks, in number order, into at most `groups` contiguous groups of even weight.
+def assign_starts(graph: Graph, sharing: Sharing, starts: Iterable[int] | None = None) -> list[Group]:
+    """Cut the start tasks, in number order, into contiguous groups.
 
     Parameters
     ----------
+    sharing
+        Into how many at most, and how evenly.
     starts
         The tasks to begin with now; all start tasks if None.
 
     Examples
     --------
-    >>> from dask_serverless.plan import number
+    >>> from dask_serverless.plan import Sharing, number
     >>> graph, _ = number({"a": (), "b": (), "ab": ("a", "b"), "c": (), "d": ("ab", "c")}, ["d"])
-    >>> assign_starts(graph, 2)
+    >>> assign_starts(graph, Sharing(2))
     [Group(starts=[0, 1], segments=[0], tasks=3, home=[4, 5]), Group(starts=[3], segments=[0], tasks=1, home=[])]
     """
-    if groups < 1:
-        raise ValueError(f"groups must be at least 1, not {groups}")
     chosen = list(graph.starts) if starts is None else sorted(set(starts))
     if not chosen:
         return []
-    cuts = _cuts(graph, chosen, min(groups, len(chosen)))
+    cuts = _cuts(graph, chosen, sharing)
     cut_starts = [chosen[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(chosen)], strict=True)]
 
     tasks = [0] * len(cut_starts)
@@ -154,16 +155,16 @@ def assign_starts(graph: Graph, groups: int, starts: Iterable[int] | None = None
     return [Group(*fields) for fields in zip(cut_starts, segments, tasks, places, strict=True)]
 
 
-def assign_by_class(graph: Graph, groups: int, starts: Iterable[int] | None = None) -> list[tuple[int, Group]]:
-    """Cut start tasks into about `groups` groups, each of one function class; return the class of each group, too.
+def assign_by_class(graph: Graph, sharing: Sharing, starts: Iterable[int] | None = None) -> list[tuple[int, Group]]:
+    """Cut start tasks into groups that are of one function class each; return the class of each group, too.
 
     The largest class comes first: what needs more most likely takes longer.
 
     Examples
     --------
-    >>> from dask_serverless.plan import number
+    >>> from dask_serverless.plan import Sharing, number
     >>> graph, _ = number({"a": (), "b": (), "c": ()}, ["a", "b", "c"], classes={"b": 1})
-    >>> [(function_class, group.starts) for function_class, group in assign_by_class(graph, 3)]
+    >>> [(function_class, group.starts) for function_class, group in assign_by_class(graph, Sharing(3))]
     [(1, [1]), (0, [0]), (0, [2])]
     """
     by_class: dict[int, list[int]] = {}
@@ -173,17 +174,18 @@ def assign_by_class(graph: Graph, groups: int, starts: Iterable[int] | None = No
     return [
         (function_class, group)
         for function_class, tasks in sorted(by_class.items(), reverse=True)
-        for group in assign_starts(graph, max(1, groups * len(tasks) // len(chosen)), tasks)
+        for group in assign_starts(graph, sharing.part(len(tasks), len(chosen)), tasks)
     ]
 
 
-def _cuts(graph: Graph, starts: Sequence[int], groups: int) -> list[int]:
+def _cuts(graph: Graph, starts: Sequence[int], sharing: Sharing) -> list[int]:
     """Return at how many starts each group but the last ends.
 
-    A start weighs as many tasks as only it leads to. A cut may move by a quarter of a group from
-    the even place, to where the most shared tasks lie between two starts: there a subtree has just
-    been finished, and the parents of few fan-ins are parted.
+    A start weighs as many tasks as only it leads to. A cut may move a little from the fair place,
+    to where the most shared tasks lie between two starts: there a subtree has just been finished,
+    and the parents of few fan-ins are parted.
     """
+    groups = min(sharing.groups, len(starts))
     owner = owners(graph, [(task,) for task in starts])
     weights = [0] * len(starts)
     gaps = [0] * len(starts)  # how many shared tasks lie between each start and the one before
@@ -201,13 +203,12 @@ def _cuts(graph: Graph, starts: Sequence[int], groups: int) -> list[int]:
     total = before[-1]
     slack = total / groups / 4
     cuts: list[int] = []
-    for group in range(1, groups):
-        ideal = total * group / groups
+    for group, ideal in enumerate(sharing.ends(total, groups), start=1):
         lowest = cuts[-1] + 1 if cuts else 1
         highest = len(starts) - (groups - group)  # no group may be left empty
         low = min(max(bisect_left(before, ideal - slack), lowest), highest)
         high = min(max(bisect_right(before, ideal + slack), low + 1), highest + 1)
         if high == low + 1 and low > lowest and abs(before[low - 1] - ideal) < abs(before[low] - ideal):
-            low, high = low - 1, low  # no start ends near the even place: take the nearer side
-        cuts.append(max(range(low, high), key=lambda cut: (gaps[cut], -abs(before[cut] - ideal))))
+            low, high = low - 1, low  # no start ends near the fair place: take the nearer side
+        cuts.append(max(range(low, high), key=lambda cut: sharing.worth(gaps[cut], abs(before[cut] - ideal))))
     return cuts

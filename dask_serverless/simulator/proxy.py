@@ -39,6 +39,7 @@ from dask_serverless.job_events import (
 from dask_serverless.jobs import Ledger
 from dask_serverless.places import Places
 from dask_serverless.plan.partition import edges
+from dask_serverless.plan.sharing import Sharing
 from dask_serverless.postings import Postings
 from dask_serverless.simulator.lambda_service import names
 from dask_serverless.simulator.network import Host
@@ -152,7 +153,7 @@ class Proxy(Host):
             graph,
             segments if sim.options.segments_travel else {},
             launch.starts,
-            groups,
+            Sharing(groups),
             self.places.ceiling,
             live,
             PAYLOAD_ROOM,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 INVOKE_SECONDS = 0.01
 #: What an executor spends on a task beside running it.
 TASK_SECONDS = 1e-5
+#: A step at the store, there and back.
+ROUND_TRIP_SECONDS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,16 @@ class Policy:
         (True, False)
         """
         return nbytes <= self.inline_bytes_max and nbytes * siblings <= self.fan_in_bytes_max
+
+    def travel_seconds(self, nbytes: float) -> float:
+        """Estimate how long it takes to bring a value from one executor to another.
+
+        Examples
+        --------
+        >>> Policy(bytes_per_second=100e6).travel_seconds(50e6)
+        0.501
+        """
+        return ROUND_TRIP_SECONDS + nbytes / self.bytes_per_second
 
     def hold_seconds(self, nbytes: int, bandwidth: float) -> float:
         """Decide how long an executor waits, with nothing else to do, for the fan-ins whose inputs it holds.

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from dask_serverless.constant_pool import ConstantPool
 from dask_serverless.dask_graph import materialise, plan_job
-from dask_serverless.plan import make_classes
+from dask_serverless.plan import Sharing, make_classes
 from dask_serverless.preparation import prepare
 from fargate_storage.client import RedisStore
 from fargate_storage.service import LocalTier, ServerNotFound
@@ -197,7 +197,7 @@ class Fleet:
         starts = [(task, given.get(task)) for task in plan.graph.starts]
         ceiling = self.policy.ceiling
         assignments = preparation.assignments(
-            starts, groups=groups, ceiling=ceiling, live=0, payload_bytes_max=payload_bytes_max, serial=1
+            starts, sharing=Sharing(groups), ceiling=ceiling, live=0, payload_bytes_max=payload_bytes_max, serial=1
         )
         assert self.store.admit(assignments, ceiling) == len(assignments)
         self.store.set_ceiling(ceiling)
@@ -422,7 +422,7 @@ def test_a_value_that_stays_with_its_executor_is_not_written(fleet):
 def reported(outcome):
     """Add up what executors reported: decisions, and tasks, seconds and bytes by prefix."""
     counts, observed = {}, {}
-    for sums_by_prefix, decisions, _ in outcome.reports:
+    for sums_by_prefix, decisions, _, _ in outcome.reports:
         for decision, count in decisions.items():
             counts[decision] = counts.get(decision, 0) + count
         for number, (tasks, seconds, _, nbytes, *_) in sums_by_prefix.items():
@@ -446,7 +446,7 @@ def test_executors_report_what_they_observed_and_decided_when_they_retire(fleet)
     assert counts["inline"] + counts.get("store", 0) >= 2
     seen = [nbytes for sums in observed.values() for _, _, nbytes in sums if nbytes]
     assert all(nbytes >= 100_000 for nbytes in seen)
-    words = {decision for _, _, samples in outcome.reports for decision, _, _ in samples}
+    words = {decision for _, _, samples, _ in outcome.reports for decision, _, _ in samples}
     assert {"become", "publish", "inline"} <= words
 
 

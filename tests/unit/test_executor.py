@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dask_serverless.plan import assign_starts, edges, number
+from dask_serverless.plan import Sharing, assign_starts, edges, number
 from lambda_worker.core.delegation import Delegation
 from lambda_worker.core.events import (
     Answered,
@@ -107,7 +107,7 @@ class World:
 
     def start(self, groups, given=None):
         given = given or {}
-        for n, group in enumerate(assign_starts(self.graph, groups)):
+        for n, group in enumerate(assign_starts(self.graph, Sharing(groups))):
             mine = {t: pack([0, v]) for t, v in given.items() if t in group.starts}
             inline = group.segments if self.inline else ()
             needs = max(self.graph.classes.get(start, 0) for start in group.starts)

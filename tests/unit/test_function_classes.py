@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from dask_serverless import own_annotations
 from dask_serverless.config import Settings
 from dask_serverless.dask_graph import materialise, plan_job, split
+from dask_serverless.plan import Sharing, edges, make_classes, number, smallest_class
 from dask_serverless.plan import classes as classes_module
-from dask_serverless.plan import edges, make_classes, number, smallest_class
 from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.preparation import Preparation
 from dask_serverless.recovery import _advice
@@ -224,7 +224,7 @@ def test_start_tasks_are_grouped_by_class_the_largest_first():
     graph, _ = number({n: () for n in range(10)}, range(10), classes={7: 2, 8: 2, 9: 1})
     preparation = Preparation("job", plan({"a": Task("a", int)}, {"a"}), {}, Prefixes(["a"], [1], [[]]))
     preparation.plan = type("Plan", (), {"graph": graph})
-    made = preparation.assignments([(n, None) for n in range(10)], 5, 5, 0, 2**18, 1)
+    made = preparation.assignments([(n, None) for n in range(10)], Sharing(5), 5, 0, 2**18, 1)
     assert [(each.function_class, list(each.starts)) for each in made] == [
         (2, [7, 8]),
         (1, [9]),

@@ -7,12 +7,13 @@ import importlib
 import sys
 import tracemalloc
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_serverless.plan import SHARED, assign_starts, edges, explain, number, owners
+from dask_serverless.plan import SHARED, Sharing, assign_starts, edges, explain, number, owners, share_out
 from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges, segment_of
 
 
@@ -96,7 +97,7 @@ def test_segments_hold_the_graph_over_many_segments(shape):
 
 @given(graphs(), st.integers(1, 12))
 def test_groups_divide_the_starts(graph, count):
-    groups = assign_starts(graph, count)
+    groups = assign_starts(graph, Sharing(count))
     assert [start for group in groups for start in sorted(group.starts)] == list(graph.starts)
     assert all(group.starts for group in groups)
     assert len(groups) == min(count, len(graph.starts))
@@ -104,7 +105,7 @@ def test_groups_divide_the_starts(graph, count):
 
 @given(graphs(), st.integers(1, 12))
 def test_every_task_is_in_one_group_or_shared(graph, count):
-    groups = assign_starts(graph, count)
+    groups = assign_starts(graph, Sharing(count))
     owner = owners(graph, [group.starts for group in groups])
     starts_above = [
         {start for start in graph.starts if start in {task, *graph.ancestors([task])}} for task in range(len(graph))
@@ -122,19 +123,19 @@ def test_every_task_is_in_one_group_or_shared(graph, count):
 @given(graphs(), st.data())
 def test_groups_of_some_starts(graph, data):
     chosen = data.draw(st.sets(st.sampled_from(list(graph.starts))))
-    groups = assign_starts(graph, 3, chosen)
+    groups = assign_starts(graph, Sharing(3), chosen)
     assert [start for group in groups for start in sorted(group.starts)] == sorted(chosen)
     assert all(group.tasks >= len(group.starts) for group in groups)
 
 
 def test_recomputation_may_begin_in_the_middle():
     graph = chain(10)
-    assert [(group.starts, group.tasks) for group in assign_starts(graph, 5, [7])] == [([7], 3)]
+    assert [(group.starts, group.tasks) for group in assign_starts(graph, Sharing(5), [7])] == [([7], 3)]
 
 
 @pytest.mark.parametrize("stems", [1, 5])
 def test_equal_work_is_divided_equally(stems):
-    groups = assign_starts(independent(2_000, stems), 200)
+    groups = assign_starts(independent(2_000, stems), Sharing(200))
     assert {len(group.starts) for group in groups} == {10}
     assert {group.tasks for group in groups} == {10 * stems}
 
@@ -143,7 +144,7 @@ def test_unequal_work_is_divided_by_weight():
     parents = {(name, 0): [] for name in range(100)}
     parents.update({(50, step): [(50, step - 1)] for step in range(1, 100)})
     graph, _ = number(parents, [(name, 0) for name in range(100)] + [(50, 99)])
-    sizes = [group.tasks for group in assign_starts(graph, 2)]
+    sizes = [group.tasks for group in assign_starts(graph, Sharing(2))]
     assert sum(sizes) == 199
     assert max(sizes) <= 150
 
@@ -153,7 +154,7 @@ def test_a_shared_tail_does_not_pull_the_starts_together():
     parents["tail", 0] = list(range(100))
     parents.update({("tail", step): [("tail", step - 1)] for step in range(1, 1_000)})
     graph, _ = number(parents, [("tail", 999)])
-    assert {len(group.starts) for group in assign_starts(graph, 10)} == {10}
+    assert {len(group.starts) for group in assign_starts(graph, Sharing(10))} == {10}
 
 
 def test_cuts_do_not_part_what_belongs_together():
@@ -162,22 +163,62 @@ def test_cuts_do_not_part_what_belongs_together():
         parents.update({("x", pair): [], ("y", pair): [], ("add", pair): [("x", pair), ("y", pair)]})
     parents["sum"] = [("add", pair) for pair in range(100)]
     graph, _ = number(parents, ["sum"])
-    groups = assign_starts(graph, 14)  # 200 starts: 14.3 each, so that even cuts would part pairs
+    groups = assign_starts(graph, Sharing(14))  # 200 starts: 14.3 each, so that even cuts would part pairs
     assert all(len(group.starts) % 2 == 0 for group in groups)
     assert max(group.tasks for group in groups) <= 2 * min(group.tasks for group in groups)
 
 
+def test_where_values_are_cheap_and_tasks_long_cuts_are_even():
+    parents = {}
+    for pair in range(100):
+        parents.update({("x", pair): [], ("y", pair): [], ("add", pair): [("x", pair), ("y", pair)]})
+    parents["sum"] = [("add", pair) for pair in range(100)]
+    graph, _ = number(parents, ["sum"])
+    even = [len(group.starts) for group in assign_starts(graph, Sharing(14, slack=0.01))]
+    assert max(even) - min(even) <= 2
+    assert any(size % 2 for size in even)
+
+
+def test_who_begins_earlier_is_given_more():
+    graph = independent(1_000, 1)
+    sizes = [len(group.starts) for group in assign_starts(graph, Sharing(10, slack=0.0, lead=10.0))]
+    assert sizes == [145 - 10 * group for group in range(10)]
+
+
+@given(groups=st.integers(1, 50), total=st.integers(50, 5_000), lead=st.floats(0, 1e6))
+def test_no_lead_is_so_large_that_somebody_is_left_with_less_than_nothing(groups, total, lead):
+    ends = [0.0, *Sharing(groups, 0.0, lead).ends(total, groups), float(total)]
+    sizes = [end - begin for begin, end in pairwise(ends)]
+    assert min(sizes) >= -1e-9 * total
+    assert all(mine >= following - 1e-9 * total for mine, following in pairwise(sizes))
+
+
+@given(
+    executors=st.integers(1, 2_000),
+    tasks=st.integers(1, 100_000),
+    seconds_each=st.floats(1e-5, 10),
+    start_seconds=st.floats(0, 10),
+)
+def test_nobody_is_started_to_find_nothing_left(executors, tasks, seconds_each, start_seconds):
+    sharing = share_out(executors, tasks, tasks * seconds_each, start_seconds)
+    assert 1 <= sharing.groups <= executors
+    last = tasks / sharing.groups - sharing.lead * (sharing.groups - 1) / 2
+    assert last >= -1e-6 * tasks
+    if sharing.groups < executors:  # one more would be one too many
+        assert tasks / (sharing.groups + 1) - sharing.lead * sharing.groups / 2 <= 1e-6 * tasks
+
+
 def test_hints_are_bounded():
     graph = chain(SEGMENT_TASKS * (HINT_SEGMENTS_MAX + 10))
-    (group,) = assign_starts(graph, 4)
+    (group,) = assign_starts(graph, Sharing(4))
     assert list(group.segments) == list(range(HINT_SEGMENTS_MAX))
     assert group.tasks == len(graph)
 
 
 def test_groups_must_be_possible():
     with pytest.raises(ValueError, match="at least 1"):
-        assign_starts(chain(2), 0)
-    assert assign_starts(chain(2), 3, []) == []
+        assign_starts(chain(2), Sharing(0))
+    assert assign_starts(chain(2), Sharing(3), []) == []
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -189,7 +230,7 @@ def test_large_graphs(shape):
         tracemalloc.start()
         try:
             rows = sum(len(segment.parents) + len(segment.fan_ins) for segment in edges(graph))
-            groups = assign_starts(graph, 200)
+            groups = assign_starts(graph, Sharing(200))
             explain(graph, groups)
             assert rows <= 3 * len(graph)
             return tracemalloc.get_traced_memory()[1]
@@ -207,7 +248,7 @@ def test_large_graphs(shape):
 
 def test_explain():
     graph = tree(64)
-    told = explain(graph, assign_starts(graph, 4))
+    told = explain(graph, assign_starts(graph, Sharing(4)))
     assert (told.tasks, told.starts, told.fan_ins, told.fan_outs, told.depth) == (127, 64, 63, 0, 7)
     assert told.groups == [31, 31, 31, 31]
     assert told.shared == 3

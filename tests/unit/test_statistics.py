@@ -11,7 +11,9 @@ from dask.utils import key_split
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_serverless.experience import REPORTING_JOBS_MAX, TOLD_TASKS_MIN, Experience, groups_to_expect
+from dask_serverless.beginnings import JOBS_MAX, Beginnings
+from dask_serverless.experience import REPORTING_JOBS_MAX, TOLD_TASKS_MIN, Experience, share_expected
+from dask_serverless.plan import Sharing
 from dask_serverless.plan.prefixes import OTHERS, Prefixes, number_prefixes
 from dask_serverless.statistics import MEMORY_TASKS, Expectation, Statistics
 from lambda_worker.core.observed import REPORT_SECONDS, SHORT_EVERY, SHORT_SECONDS, Observed
@@ -279,7 +281,7 @@ def begun(seconds, job="j2", starts=64, places=8, prefixes=STARTS, spread=()):
         experience.statistics.take(name, sums(tasks, each))
     experience.log.begin(job, sum(prefixes.counts), ["key"])
     experience.begin(job, prefixes)
-    return experience, experience.first_groups(job, starts, 64, places)
+    return experience, experience.share_out(job, starts, 64, places).groups
 
 
 def test_without_experience_every_start_may_be_long():
@@ -318,15 +320,26 @@ def test_the_work_below_the_starts_counts():
 
 
 def test_some_of_the_starts_are_worth_a_part():
-    assert groups_to_expect(Expectation(1.28, 0, 0.02, {0: object()}), starts=64, all_starts=64, places=1000) == 64
-    assert groups_to_expect(Expectation(1.28, 0, 0.02, {0: object()}), starts=8, all_starts=64, places=1000) == 8
-    assert groups_to_expect(Expectation(0.64, 0, 0.02, {0: object()}), starts=8, all_starts=64, places=1000) == 4
+    def executors(seconds, starts):
+        expected = Expectation(seconds, 0, 0.02, {0: object()}, tasks=64)
+        return share_expected(expected, starts, all_starts=64, places=1000).groups
+
+    assert executors(1.28, starts=64) == 64
+    assert executors(1.28, starts=8) == 8
+    assert executors(0.64, starts=8) == 4
 
 
 def test_how_a_job_began_is_in_its_log_with_the_numbers():
     experience, _ = begun({"inc": 0.5})
     (sample,) = experience.log.last.samples
-    assert sample.numbers == {"executors": 8, "starts": 64, "places": 8, "seconds": 32.0, "unknown_tasks": 1}
+    assert sample.numbers == {
+        "executors": 8,
+        "starts": 64,
+        "places": 8,
+        "seconds": 32.0,
+        "unknown_tasks": 1,
+        "start_seconds": 0.0,
+    }
 
 
 def test_executors_are_told_what_is_known_by_number_unless_the_job_is_small():
@@ -341,8 +354,8 @@ def test_a_report_is_learned_from_and_names_tasks_by_key():
     experience = Experience()
     experience.log.begin("j1", 65, ["key"])
     experience.begin("j1", STARTS)
-    report = [{1: sums(2, 3.0)}, {"store": 1}, [["store", 1, {"task": 7, "nbytes": 5}]]]
-    experience.take("j1", "e1", report, lambda job, task: f"{job}:{task}")
+    report = [{1: sums(2, 3.0)}, {"store": 1}, [["store", 1, {"task": 7, "nbytes": 5}]], 1.0]
+    experience.take("j1", "e1", report, 5.0, lambda job, task: f"{job}:{task}")
     assert experience.statistics.of("sum").seconds == 3.0
     page = experience.log.job("j1")
     assert page.observed == {"sum": (2.0, 3.0, 0.0)}
@@ -351,7 +364,7 @@ def test_a_report_is_learned_from_and_names_tasks_by_key():
 
 def test_a_report_of_a_job_that_nobody_remembers_is_no_harm():
     experience = Experience()
-    experience.take("gone", "e1", [{0: sums(1, 1.0)}, {}, []])
+    experience.take("gone", "e1", [{0: sums(1, 1.0)}, {}, [], 1.0], 5.0)
     assert len(experience.statistics) == 0
 
 
@@ -361,3 +374,74 @@ def test_jobs_are_forgotten_in_time():
         experience.begin(f"j{number}", STARTS)
     assert not experience.knows("j0")
     assert len(experience._prefixes) == REPORTING_JOBS_MAX
+
+
+# -- when executors begin ---------------------------------------------------------------------------
+
+
+def began(beginnings, job, times, executors=None):
+    names = [f"1-{number}" for number in range(executors or len(times))]
+    beginnings.expect(job, names)
+    for name, at in zip(names, times, strict=False):
+        beginnings.began(job, name, at)
+        beginnings.began(job, name, 100.0)  # later reports of the same executor say nothing new
+
+
+def test_how_fast_executors_begin_is_learned_from_jobs_whose_executors_were_all_heard():
+    beginnings = Beginnings()
+    began(beginnings, "j1", [1.0 + 0.01 * number for number in range(7)])
+    began(beginnings, "j2", [1.0 + 0.01 * number for number in range(10)], executors=11)
+    assert beginnings.seconds == 0.0  # too few, and one that was never heard
+    began(beginnings, "j3", [1.0 + 0.02 * number for number in range(10)])
+    assert math.isclose(beginnings.seconds, 0.02)
+    began(beginnings, "j4", [3.0] * 10)
+    assert math.isclose(beginnings.seconds, 0.01)
+    beginnings.began("j4", "1-3", 9.0)
+    beginnings.began("nobody's", "1-3", 9.0)
+    assert math.isclose(beginnings.seconds, 0.01)
+
+
+def test_new_sandboxes_say_nothing_of_those_that_are_warm():
+    beginnings = Beginnings()
+    began(beginnings, "j1", [*(1.0 + number for number in range(30)), *[None] * 4])
+    assert beginnings.seconds == 0.0
+    began(beginnings, "j2", [*(1.0 + 0.01 * number for number in range(30)), *[None] * 3])
+    assert math.isclose(beginnings.seconds, 0.01)
+
+
+def test_jobs_that_are_never_heard_of_are_forgotten():
+    beginnings = Beginnings()
+    for number in range(JOBS_MAX + 1):
+        beginnings.expect(f"j{number}", map(str, range(8)))
+    for number in range(8):
+        beginnings.began("j0", str(number), float(number))
+    assert beginnings.seconds == 0.0
+
+
+def test_a_job_is_shared_out_by_how_fast_executors_began_before():
+    experience = Experience()
+    experience.statistics.take("inc", sums(100, 0.1))
+    experience.statistics.take("sum", sums(100, 0.1))
+    experience.begin("j2", STARTS)
+    assert experience.share_out("j2", 64, 64, 8).lead == 0.0
+    began(experience.beginnings, "j1", [0.2 * number for number in range(8)])
+    sharing = experience.share_out("j2", 64, 64, 8)
+    assert sharing.groups == 8
+    assert math.isclose(sharing.lead, 2.0, rel_tol=1e-3)  # tasks of 0.1 s, executors 0.2 s apart
+    assert sharing.slack < 0.1  # small values travel in a millisecond
+
+
+def test_large_values_are_worth_uneven_groups():
+    experience = Experience()
+    experience.statistics.take("inc", sums(100, 0.1, 2**30))
+    experience.statistics.take("sum", sums(100, 0.1, 2**30))
+    experience.begin("j2", STARTS)
+    assert experience.share_out("j2", 64, 64, 8).slack > 5
+
+
+def test_who_knows_too_little_shares_out_evenly():
+    experience = Experience()
+    experience.statistics.take("inc", sums(100, 0.1))
+    began(experience.beginnings, "j1", [0.2 * number for number in range(8)])
+    experience.begin("j2", STARTS)
+    assert experience.share_out("j2", 64, 64, 8) == Sharing(8)
