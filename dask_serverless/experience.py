@@ -11,9 +11,9 @@ from typing import Any
 from dask_serverless.beginnings import Beginnings
 from dask_serverless.decisions import DecisionLog
 from dask_serverless.plan.prefixes import Prefixes
-from dask_serverless.plan.sharing import Sharing, share_out
+from dask_serverless.plan.sharing import Estimate, Sharing, worth_starting
 from dask_serverless.statistics import Expectation, Statistics
-from lambda_worker.core.policy import Policy, first_groups
+from lambda_worker.core.policy import TASK_SECONDS, Policy, first_groups
 
 #: An executor of a job with fewer tasks has little to decide: it is not told what they are expected to take.
 TOLD_TASKS_MIN = 16
@@ -67,8 +67,10 @@ class Experience:
     def share_out(self, job: str, starts: int, all_starts: int, places: int) -> Sharing:
         """Decide with how many executors some or all of a job's starts begin, and how evenly they are shared out."""
         prefixes = self._prefixes.get(job)
-        expected = Expectation() if prefixes is None else self.statistics.expect(prefixes)
-        sharing = share_expected(expected, starts, all_starts, places, self.beginnings.seconds)
+        if prefixes is None:
+            prefixes = Prefixes((), (), ())
+        expected = self.statistics.expect(prefixes)
+        sharing = share_expected(expected, prefixes, starts, all_starts, places, self.beginnings.seconds)
         page = self.log.get(job)
         if page is not None:
             numbers = {
@@ -119,13 +121,18 @@ class Experience:
 
 
 def share_expected(
-    expected: Expectation, starts: int, all_starts: int, places: int, start_seconds: float = 0.0
+    expected: Expectation,
+    prefixes: Prefixes,
+    starts: int,
+    all_starts: int,
+    places: int,
+    start_seconds: float = 0.0,
 ) -> Sharing:
     """Decide with how many executors a job begins of which this is expected, and how evenly its starts are shared out.
 
     Parameters
     ----------
-    expected
+    expected, prefixes
         Of all tasks of the job.
     starts, all_starts
         How many start tasks there are now, and in the whole job.
@@ -136,19 +143,29 @@ def share_expected(
 
     Examples
     --------
-    >>> share_expected(Expectation(unknown={"inc": 64}), starts=64, all_starts=64, places=2)
-    Sharing(groups=2, slack=None, lead=0.0)
+    >>> prefixes = Prefixes(["inc"], [64], [[]])
+    >>> share_expected(Expectation(unknown={"inc": 64}), prefixes, starts=64, all_starts=64, places=2)
+    Sharing(groups=2, estimate=None, slack=0.0, lead=0.0)
     """
     if not expected.known or expected.seconds_max >= _EXECUTOR.share_seconds_min:
         executors = first_groups(starts, places)  # any of them may be long
     else:
         executors = first_groups(starts, places, expected.work / max(1, all_starts), unknown=expected.unknown_tasks)
-    if expected.unknown or not expected.known:
+    if executors == 1 or expected.unknown or not expected.known:
         return Sharing(executors)
-    part = starts / max(1, all_starts)
-    tasks = max(1, round(expected.tasks * part))
+    executors = worth_starting(executors, expected.work * starts / max(1, all_starts), start_seconds)
     travel_seconds = _EXECUTOR.travel_seconds(expected.nbytes / max(1, expected.tasks))
-    return share_out(executors, tasks, expected.work * part, start_seconds, travel_seconds)
+    return Sharing(executors, _estimate(expected, prefixes), slack=travel_seconds, lead=start_seconds)
+
+
+def _estimate(expected: Expectation, prefixes: Prefixes) -> Estimate:
+    """Say of each task what is expected of its prefix."""
+    seconds, nbytes = [TASK_SECONDS] * len(prefixes.names), [0.0] * len(prefixes.names)
+    for number, learned in expected.known.items():
+        seconds[number] += learned.seconds
+        nbytes[number] = learned.nbytes
+    by_task = prefixes.of_each()
+    return Estimate([seconds[number] for number in by_task], [nbytes[number] for number in by_task])
 
 
 def _with_key(numbers: Mapping[str, Any], job: str, key_of: Callable[[str, int], Any]) -> Mapping[str, Any]:

@@ -18,7 +18,6 @@ from dask_serverless.plan.partition import Group, assign_by_class, owners
 from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.statistics import Expectation, Learned
 from lambda_worker.core.policy import INVOKE_SECONDS, Policy
-from lambda_worker.core.schedule import SEGMENT_TASKS
 
 #: Prefixes that are printed.
 _PRINTED = 20
@@ -176,9 +175,9 @@ def forecast(
     """
     places = max(1, terms.places)
     starts = len(graph.starts)
-    sharing = share_expected(expected, starts, starts, places)
+    sharing = share_expected(expected, prefixes, starts, starts, places)
     groups = [group for _, group in assign_by_class(graph, sharing)] if starts else []
-    by_task = _prefix_of_each(prefixes, len(graph))
+    by_task = prefixes.of_each()
     inlined, stored, unsized = _travelling(graph, groups, by_task, expected, terms)
     nothing_known = not expected.known
     critical = None if nothing_known else _critical_seconds(graph, by_task, expected)
@@ -233,17 +232,6 @@ def _why(expected: Expectation, executors: int, starts: int, places: int) -> str
         limit = "places" if places <= starts else "starts"
         return known if expected.unknown else f"{known}, which is worth all {limit}"
     return f"{known}, not worth more"
-
-
-def _prefix_of_each(prefixes: Prefixes, tasks: int) -> list[int]:
-    """Return the prefix number of each task."""
-    found: list[int] = []
-    for run in prefixes.runs:
-        for at in range(0, len(run), 2):
-            found += [run[at]] * run[at + 1]
-        if not run:
-            found += [0] * min(SEGMENT_TASKS, tasks - len(found))
-    return found
 
 
 def _travelling(

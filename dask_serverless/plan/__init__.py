@@ -17,10 +17,11 @@ from dask_serverless.plan.explain import Explanation, explain
 from dask_serverless.plan.graph import Graph, number
 from dask_serverless.plan.homes import SHARED
 from dask_serverless.plan.partition import Group, assign_starts, edges, owners
-from dask_serverless.plan.sharing import Sharing, share_out
+from dask_serverless.plan.sharing import Estimate, Sharing, worth_starting
 
 __all__ = [
     "SHARED",
+    "Estimate",
     "Explanation",
     "FunctionClass",
     "Graph",
@@ -32,6 +33,6 @@ __all__ = [
     "make_classes",
     "number",
     "owners",
-    "share_out",
+    "worth_starting",
     "smallest_class",
 ]

@@ -4,9 +4,9 @@ Each such fan-in gets a *home* among the groups that a computation begins with: 
 are worth most where they are. Its executor holds its own large values back for the fan-in, and the
 others send theirs (see `lambda_worker.core.held`).
 
-How large values are is not known before they were computed. What is known is how many tasks read each:
-one with many readers travels in any case, one with a single reader need not. So every input votes for
-the place where it is made, with a weight of one by its readers. (In a product of a matrix and a thin one, the
+How many tasks read a value is known: one with many readers travels in any case, one with a single reader need not. So
+every input votes for the place where it is made, with a weight of one by its readers, times its size if values like
+it have been seen before. (In a product of a matrix and a thin one, the
 tiles of the first have fewer readers than those of the thin one; in a QR decomposition, the tall factors have
 fewer than the small one.)
 """
@@ -24,7 +24,9 @@ SHARED = -1
 RANGES_MAX = 512
 
 
-def find_homes(graph: Graph, owner: Sequence[int], groups: int) -> list[list[int]]:
+def find_homes(
+    graph: Graph, owner: Sequence[int], groups: int, nbytes: Sequence[float] | None = None
+) -> list[list[int]]:
     """Return for each group the shared fan-ins that are at home there.
 
     Parameters
@@ -35,6 +37,8 @@ def find_homes(graph: Graph, owner: Sequence[int], groups: int) -> list[list[int
         For each task the only group that leads to it, or `SHARED`.
     groups
         How many groups there are.
+    nbytes
+        The size of each task's value (0: it is small). None: that is not known.
 
     Returns
     -------
@@ -44,7 +48,7 @@ def find_homes(graph: Graph, owner: Sequence[int], groups: int) -> list[list[int
 
     Examples
     --------
-    Two groups make tiles 0 and 1, and 3 and 4; task 2 makes something small for all four products 5 to 8, which
+    Two groups make tiles a and b, and c and d; the first one also makes something small for all four products, which
     run where the tiles are:
 
     >>> from dask_serverless.plan import number, owners
@@ -67,7 +71,7 @@ def find_homes(graph: Graph, owner: Sequence[int], groups: int) -> list[list[int
             home[task] = home[parents[0]]
             continue
         fan_ins.append(task)
-        home[task] = _elect(graph, owner, home, parents, position * groups // len(shared))
+        home[task] = _elect(graph, owner, home, parents, position * groups // len(shared), nbytes)
     ranges: list[list[int]] = [[] for _ in range(groups)]
     previous = SHARED
     for task in fan_ins:
@@ -80,7 +84,14 @@ def find_homes(graph: Graph, owner: Sequence[int], groups: int) -> list[list[int
     return [each if len(each) <= 2 * RANGES_MAX else _longest(each) for each in ranges]
 
 
-def _elect(graph: Graph, owner: Sequence[int], home: Sequence[int], parents: Sequence[int], even: int) -> int:
+def _elect(
+    graph: Graph,
+    owner: Sequence[int],
+    home: Sequence[int],
+    parents: Sequence[int],
+    even: int,
+    nbytes: Sequence[float] | None,
+) -> int:
     """Choose the group with the most votes; of several, `even`, which deals out tasks evenly and in order."""
     votes: dict[int, float] = {}
     for parent in parents:
@@ -88,6 +99,8 @@ def _elect(graph: Graph, owner: Sequence[int], home: Sequence[int], parents: Seq
         if group != SHARED:
             # What grew out of a group's own starts is more likely to be large than what is shared by all.
             weight = 1.0 if owner[parent] != SHARED else 0.75
+            if nbytes is not None:
+                weight *= max(1.0, nbytes[parent])
             votes[group] = votes.get(group, 0.0) + weight / len(graph.children[parent])
     if not votes:
         return even

@@ -148,9 +148,10 @@ def assign_starts(graph: Graph, sharing: Sharing, starts: Iterable[int] | None =
             seen.append(segment)
     # Groups of a part of the starts only: the others may have found homes for the same tasks.
     whole = len(chosen) == len(graph.starts) and len(cut_starts) > 1
-    places = find_homes(graph, owner, len(cut_starts)) if whole else [[] for _ in cut_starts]
+    nbytes, seconds = _expected(sharing)
+    places = find_homes(graph, owner, len(cut_starts), nbytes) if whole else [[] for _ in cut_starts]
     if len(cut_starts) > 1:  # one that runs everything may do so in any order
-        height = heights(graph)
+        height = heights(graph, seconds)
         cut_starts = [longest_first(each, height) for each in cut_starts]
     return [Group(*fields) for fields in zip(cut_starts, segments, tasks, places, strict=True)]
 
@@ -181,25 +182,26 @@ def assign_by_class(graph: Graph, sharing: Sharing, starts: Iterable[int] | None
 def _cuts(graph: Graph, starts: Sequence[int], sharing: Sharing) -> list[int]:
     """Return at how many starts each group but the last ends.
 
-    A start weighs as many tasks as only it leads to. A cut may move a little from the fair place,
-    to where the most shared tasks lie between two starts: there a subtree has just been finished,
-    and the parents of few fan-ins are parted.
+    A start weighs what only it leads to: the seconds of these tasks, or their number. A cut may move a little from the
+    fair place, to where the most shared tasks lie between two starts: there a subtree has just been finished, and the
+    parents of few fan-ins are parted.
     """
     groups = min(sharing.groups, len(starts))
     owner = owners(graph, [(task,) for task in starts])
-    weights = [0] * len(starts)
+    weights = [0.0] * len(starts)
+    _, seconds = _expected(sharing)
     gaps = [0] * len(starts)  # how many shared tasks lie between each start and the one before
     begins = iter(enumerate(starts))
     index, start = next(begins)
     for task, group in enumerate(owner):
         if group != SHARED:
-            weights[group] += 1
+            weights[group] += 1.0 if seconds is None else seconds[task]
         elif task < start:
             gaps[index] += 1
         if task == start:
             index, start = next(begins, (0, SHARED))
 
-    before = [0, *accumulate(weights)]  # the weight of all starts before each
+    before = [0.0, *accumulate(weights)]  # the weight of all starts before each
     total = before[-1]
     slack = total / groups / 4
     cuts: list[int] = []
@@ -212,3 +214,9 @@ def _cuts(graph: Graph, starts: Sequence[int], sharing: Sharing) -> list[int]:
             low, high = low - 1, low  # no start ends near the fair place: take the nearer side
         cuts.append(max(range(low, high), key=lambda cut: sharing.worth(gaps[cut], abs(before[cut] - ideal))))
     return cuts
+
+
+def _expected(sharing: Sharing) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Return bytes and seconds of each task, if they are known."""
+    estimate = sharing.estimate
+    return (None, None) if estimate is None else (estimate.nbytes, estimate.seconds)

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from dask_serverless.plan.graph import Graph
 
 
-def heights(graph: Graph) -> list[int]:
-    """Return for each task how many tasks the longest path from it on has, itself included.
+def heights(graph: Graph, seconds: Sequence[float] | None = None) -> list[float]:
+    """Return for each task how long the longest path from it on is, itself included.
+
+    Parameters
+    ----------
+    graph
+        All tasks, numbered.
+    seconds
+        How long each task takes. None: that is not known, and they are counted.
 
     Examples
     --------
     >>> from dask_serverless.plan import number
     >>> graph, _ = number({"a": (), "b": ("a",), "c": (), "d": ("b", "c")}, ["d"])
     >>> heights(graph)
-    [3, 2, 2, 1]
+    [3.0, 2.0, 2.0, 1.0]
     """
-    found = [1] * len(graph)
+    found = [1.0] * len(graph) if seconds is None else list(seconds[: len(graph)])
     children = graph.children
     for task in range(len(graph) - 1, -1, -1):
         row = children[task]
         if row:
-            found[task] = 1 + (found[row[0]] if len(row) == 1 else max([found[child] for child in row]))
+            found[task] += found[row[0]] if len(row) == 1 else max([found[child] for child in row])
     return found
 
 
-def longest_first(starts: Sequence[int], height: Sequence[int]) -> list[int]:
+def longest_first(starts: Sequence[int], height: Sequence[float]) -> list[int]:
     """Put the starts of much longer paths in front; those of about the same length stay in order.
 
     Who begins a long path last ends alone, with nothing left to share. But number order is depth-first and keeps
@@ -34,7 +42,7 @@ def longest_first(starts: Sequence[int], height: Sequence[int]) -> list[int]:
 
     Examples
     --------
-    >>> longest_first([0, 1, 2, 3], [1, 9, 1, 8])
+    >>> longest_first([0, 1, 2, 3], [1.0, 9.0, 1.0, 8.0])
     [1, 3, 0, 2]
     """
-    return sorted(starts, key=lambda start: -height[start].bit_length())
+    return sorted(starts, key=lambda start: -math.frexp(height[start])[1])

@@ -34,6 +34,22 @@ class Prefixes:
     counts: Sequence[int]
     runs: Sequence[Sequence[int]]
 
+    def of_each(self) -> list[int]:
+        """Return the prefix number of each task (and of some more, if the last segment is not full).
+
+        Examples
+        --------
+        >>> Prefixes(["inc", "sum"], [2, 1], [[0, 2, 1, 1]]).of_each()
+        [0, 0, 1]
+        """
+        found: list[int] = []
+        for run in self.runs:
+            for at in range(0, len(run), 2):
+                found += [run[at]] * run[at + 1]
+            if not run:
+                found += [0] * SEGMENT_TASKS
+        return found
+
 
 def number_prefixes(
     keys: Sequence[Hashable], split: Callable[[Hashable], str], externals: Collection[int] = ()

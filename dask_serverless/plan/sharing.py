@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is to be expected of each task.
+
+    Parameters
+    ----------
+    seconds
+        How long it takes, by task number.
+    nbytes
+        The size of its value; 0 if that is small.
+    """
+
+    seconds: Sequence[float]
+    nbytes: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,16 +31,20 @@ class Sharing:
     ----------
     groups
         How many, at most.
+    estimate
+        What is to be expected of each task. None: nothing is known, so all count the same, and to keep together what
+        belongs together is worth a quarter of a group.
     slack
-        How many tasks an executor would rather run than bring one value to another: so far a cut may move from
+        How many seconds an executor would rather work than bring one value to another: so far a cut may move from
         where it would be fair, to where it parts fewer values from their readers, but never more than a quarter
-        of a group. None: that is not known, and each such value is worth a quarter of a group.
+        of a group.
     lead
-        How many tasks more each group has than the next: its executor begins so much earlier.
+        How many seconds more each group has than the next: its executor begins so much earlier.
     """
 
     groups: int
-    slack: float | None = None
+    estimate: Estimate | None = None
+    slack: float = 0.0
     lead: float = 0.0
 
     def __post_init__(self) -> None:
@@ -36,9 +57,9 @@ class Sharing:
         Examples
         --------
         >>> Sharing(8, lead=1.0).part(10, 20)
-        Sharing(groups=4, slack=None, lead=1.0)
+        Sharing(groups=4, estimate=None, slack=0.0, lead=1.0)
         """
-        return Sharing(max(1, self.groups * count // whole), self.slack, self.lead)
+        return Sharing(max(1, self.groups * count // whole), self.estimate, self.slack, self.lead)
 
     def worth(self, finished: int, off: float) -> tuple[float, float]:
         """Return how good a cut is (the larger, the better).
@@ -49,19 +70,18 @@ class Sharing:
             How many tasks are finished by those before the cut that are not finished by fewer of them: the more,
             the fewer values must travel.
         off
-            How many tasks it is from where it would be fair.
+            How far it is from where it would be fair.
 
         Examples
         --------
-        >>> Sharing(2).worth(2, off=9.0) > Sharing(2).worth(1, off=0.0)
-        True
-        >>> Sharing(2, slack=3.0).worth(2, off=9.0) > Sharing(2, slack=3.0).worth(1, off=0.0)
-        False
+        >>> unknown, known = Sharing(2), Sharing(2, Estimate([], []), slack=3.0)
+        >>> unknown.worth(2, off=9.0) > unknown.worth(1, off=0.0), known.worth(2, off=9.0) > known.worth(1, off=0.0)
+        (True, False)
         """
-        return (finished, -off) if self.slack is None else (self.slack * finished - off, 0.0)
+        return (finished, -off) if self.estimate is None else (self.slack * finished - off, 0.0)
 
     def ends(self, total: float, groups: int) -> list[float]:
-        """Return after how many of the tasks each group but the last ends.
+        """Return after how much of the work each group but the last ends.
 
         Examples
         --------
@@ -74,39 +94,27 @@ class Sharing:
         return [total * end / groups + lead * end * (groups - end) / 2 for end in range(1, groups)]
 
 
-def share_out(
-    executors: int, tasks: int, seconds: float, start_seconds: float = 0.0, travel_seconds: float = 0.0
-) -> Sharing:
-    """Share out tasks of which it is known how long they take.
-
-    Executors do not begin at the same time. Who begins first is given more, so that all end together; and nobody is
-    started for whom nothing would be left.
+def worth_starting(executors: int, seconds: float, start_seconds: float) -> int:
+    """Return how many executors still find something to do, if they begin one after the other.
 
     Parameters
     ----------
     executors
         How many there may be.
-    tasks, seconds
-        How many tasks there are, and what they take together.
+    seconds
+        What all tasks take together.
     start_seconds
         How long after one executor the next one begins.
-    travel_seconds
-        What it takes to bring the value of a task from one executor to another: so much longer may one work than
-        another, to keep what belongs together.
 
     Examples
     --------
-    A hundred executors that all begin at once have ten tasks each. If they begin one after the other, 0.1 s apart,
-    the first twenty do all the work, and the first of them nearly two seconds of it:
+    A hundred executors that all begin at once share 20 s of work. If they begin 0.1 s apart, the first twenty have
+    done all of it when the next one begins:
 
-    >>> share_out(100, tasks=1_000, seconds=20.0)
-    Sharing(groups=100, slack=0.0, lead=0.0)
-    >>> share_out(100, tasks=1_000, seconds=20.0, start_seconds=0.1)
-    Sharing(groups=20, slack=0.0, lead=5.0)
+    >>> worth_starting(100, seconds=20.0, start_seconds=0.0), worth_starting(100, seconds=20.0, start_seconds=0.1)
+    (100, 20)
     """
-    seconds_each = seconds / tasks if tasks and seconds > 0 else math.inf
-    lead, slack = start_seconds / seconds_each, travel_seconds / seconds_each
-    if lead > 0:
-        # The last of n is left with tasks / n - lead * (n - 1) / 2.
-        executors = max(1, min(executors, int((1 + math.sqrt(1 + 8 * tasks / lead)) / 2)))
-    return Sharing(executors, slack, lead)
+    if start_seconds <= 0:
+        return executors
+    # The last of n is left with seconds / n - start_seconds * (n - 1) / 2.
+    return max(1, min(executors, int((1 + math.sqrt(1 + 8 * seconds / start_seconds)) / 2)))

@@ -13,7 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_serverless.plan import SHARED, Sharing, assign_starts, edges, explain, number, owners, share_out
+from dask_serverless.plan import (
+    SHARED,
+    Estimate,
+    Sharing,
+    assign_starts,
+    edges,
+    explain,
+    number,
+    owners,
+    worth_starting,
+)
+from dask_serverless.plan.paths import heights, longest_first
 from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges, segment_of
 
 
@@ -168,44 +179,68 @@ def test_cuts_do_not_part_what_belongs_together():
     assert max(group.tasks for group in groups) <= 2 * min(group.tasks for group in groups)
 
 
+def estimate_of(graph, seconds=1.0):
+    return Estimate([seconds] * len(graph), [0.0] * len(graph))
+
+
 def test_where_values_are_cheap_and_tasks_long_cuts_are_even():
     parents = {}
     for pair in range(100):
         parents.update({("x", pair): [], ("y", pair): [], ("add", pair): [("x", pair), ("y", pair)]})
     parents["sum"] = [("add", pair) for pair in range(100)]
     graph, _ = number(parents, ["sum"])
-    even = [len(group.starts) for group in assign_starts(graph, Sharing(14, slack=0.01))]
+    even = [len(group.starts) for group in assign_starts(graph, Sharing(14, estimate_of(graph), slack=0.01))]
     assert max(even) - min(even) <= 2
     assert any(size % 2 for size in even)
 
 
+def test_groups_are_even_in_time_not_in_numbers():
+    graph = independent(100)
+    seconds = [9.0 if task < 10 else 1.0 for task in range(100)]
+    sizes = [len(group.starts) for group in assign_starts(graph, Sharing(2, Estimate(seconds, [0.0] * 100)))]
+    assert sizes == [10, 90]
+
+
+def test_the_longest_path_is_the_one_that_takes_longest():
+    graph, keys = number({"long": (), "a": (), "b": ("a",), "c": ("b",), "end": ("long", "c")}, ["end"])
+    seconds = [10.0 if key == "long" else 1.0 for key in keys]
+    height = heights(graph, seconds)
+    assert height[keys.index("long")] == 11.0
+    assert height[keys.index("a")] == 4.0
+    starts = sorted([keys.index("long"), keys.index("a")])
+    assert keys[longest_first(starts, height)[0]] == "long"
+    assert keys[longest_first(starts, heights(graph))[0]] == "a"
+
+
+def test_a_fan_in_is_at_home_where_the_larger_input_is():
+    graph, keys = number({"a": (), "b": (), "c": ("a", "b")}, ["c"])
+    for large, home in (("a", 0), ("b", 1)):
+        nbytes = [1e9 if key == large else 0.0 for key in keys]
+        groups = assign_starts(graph, Sharing(2, Estimate([1.0] * 3, nbytes)))
+        assert [bool(group.home) for group in groups] == [home == 0, home == 1]
+
+
 def test_who_begins_earlier_is_given_more():
     graph = independent(1_000, 1)
-    sizes = [len(group.starts) for group in assign_starts(graph, Sharing(10, slack=0.0, lead=10.0))]
-    assert sizes == [145 - 10 * group for group in range(10)]
+    sharing = Sharing(10, estimate_of(graph), slack=0.0, lead=10.0)
+    assert [len(group.starts) for group in assign_starts(graph, sharing)] == [145 - 10 * group for group in range(10)]
 
 
-@given(groups=st.integers(1, 50), total=st.integers(50, 5_000), lead=st.floats(0, 1e6))
+@given(groups=st.integers(1, 50), total=st.floats(1e-3, 5_000), lead=st.floats(0, 1e6))
 def test_no_lead_is_so_large_that_somebody_is_left_with_less_than_nothing(groups, total, lead):
-    ends = [0.0, *Sharing(groups, 0.0, lead).ends(total, groups), float(total)]
+    ends = [0.0, *Sharing(groups, lead=lead).ends(total, groups), total]
     sizes = [end - begin for begin, end in pairwise(ends)]
     assert min(sizes) >= -1e-9 * total
     assert all(mine >= following - 1e-9 * total for mine, following in pairwise(sizes))
 
 
-@given(
-    executors=st.integers(1, 2_000),
-    tasks=st.integers(1, 100_000),
-    seconds_each=st.floats(1e-5, 10),
-    start_seconds=st.floats(0, 10),
-)
-def test_nobody_is_started_to_find_nothing_left(executors, tasks, seconds_each, start_seconds):
-    sharing = share_out(executors, tasks, tasks * seconds_each, start_seconds)
-    assert 1 <= sharing.groups <= executors
-    last = tasks / sharing.groups - sharing.lead * (sharing.groups - 1) / 2
-    assert last >= -1e-6 * tasks
-    if sharing.groups < executors:  # one more would be one too many
-        assert tasks / (sharing.groups + 1) - sharing.lead * sharing.groups / 2 <= 1e-6 * tasks
+@given(executors=st.integers(1, 2_000), seconds=st.floats(1e-3, 1e5), start_seconds=st.floats(1e-6, 10))
+def test_nobody_is_started_to_find_nothing_left(executors, seconds, start_seconds):
+    worth = worth_starting(executors, seconds, start_seconds)
+    assert 1 <= worth <= executors
+    assert worth == 1 or seconds / worth - start_seconds * (worth - 1) / 2 >= -1e-6 * seconds
+    if worth < executors:  # one more would be one too many
+        assert seconds / (worth + 1) - start_seconds * worth / 2 <= 1e-6 * seconds
 
 
 def test_hints_are_bounded():

@@ -15,7 +15,7 @@ from dask_serverless.beginnings import JOBS_MAX, Beginnings
 from dask_serverless.experience import REPORTING_JOBS_MAX, TOLD_TASKS_MIN, Experience, share_expected
 from dask_serverless.plan import Sharing
 from dask_serverless.plan.prefixes import OTHERS, Prefixes, number_prefixes
-from dask_serverless.statistics import MEMORY_TASKS, Expectation, Statistics
+from dask_serverless.statistics import MEMORY_TASKS, Expectation, Learned, Statistics
 from lambda_worker.core.observed import REPORT_SECONDS, SHORT_EVERY, SHORT_SECONDS, Observed
 from lambda_worker.core.schedule import PREFIXES_MAX, SEGMENT_TASKS, Assignment, Edges
 
@@ -321,8 +321,8 @@ def test_the_work_below_the_starts_counts():
 
 def test_some_of_the_starts_are_worth_a_part():
     def executors(seconds, starts):
-        expected = Expectation(seconds, 0, 0.02, {0: object()}, tasks=64)
-        return share_expected(expected, starts, all_starts=64, places=1000).groups
+        expected = Expectation(seconds, 0, 0.02, {0: Learned(64, seconds / 64, 0, 0, 0)}, tasks=64)
+        return share_expected(expected, STARTS, starts, all_starts=64, places=1000).groups
 
     assert executors(1.28, starts=64) == 64
     assert executors(1.28, starts=8) == 8
@@ -427,8 +427,9 @@ def test_a_job_is_shared_out_by_how_fast_executors_began_before():
     began(experience.beginnings, "j1", [0.2 * number for number in range(8)])
     sharing = experience.share_out("j2", 64, 64, 8)
     assert sharing.groups == 8
-    assert math.isclose(sharing.lead, 2.0, rel_tol=1e-3)  # tasks of 0.1 s, executors 0.2 s apart
-    assert sharing.slack < 0.1  # small values travel in a millisecond
+    assert math.isclose(sharing.lead, 0.2)
+    assert sharing.slack == pytest.approx(0.001)  # small values travel in a millisecond
+    assert sharing.estimate.seconds[0] == pytest.approx(0.1, rel=1e-3)
 
 
 def test_large_values_are_worth_uneven_groups():
@@ -436,7 +437,9 @@ def test_large_values_are_worth_uneven_groups():
     experience.statistics.take("inc", sums(100, 0.1, 2**30))
     experience.statistics.take("sum", sums(100, 0.1, 2**30))
     experience.begin("j2", STARTS)
-    assert experience.share_out("j2", 64, 64, 8).slack > 5
+    sharing = experience.share_out("j2", 64, 64, 8)
+    assert sharing.slack == pytest.approx(1.001)
+    assert sharing.estimate.nbytes[:65] == [2**30] * 65
 
 
 def test_who_knows_too_little_shares_out_evenly():
