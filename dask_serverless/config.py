@@ -244,6 +244,17 @@ class Settings:
     dask_workers_memory: int | None = _setting("dask-workers.memory", _dask_worker_memory)
 
     @property
+    def request_gb_seconds(self) -> float:
+        """How many gigabyte-seconds of Lambda cost as much as a request.
+
+        Examples
+        --------
+        >>> round(Settings.load().request_gb_seconds, 4)
+        0.012
+        """
+        return self.lambda_price_request / self.lambda_price_gb_second if self.lambda_price_gb_second else 0.0
+
+    @property
     def function_classes(self) -> tuple[FunctionClass, ...]:
         """The functions that this cluster has, the default one first, in ascending order.
 

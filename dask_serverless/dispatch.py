@@ -116,15 +116,18 @@ class Dispatcher:
         self.outfit: Callable[[], tuple[int, Ref] | None] = lambda: None  # what new executors shall wear
         self.outfit_refs: Callable[[], list[Ref]] = list
         idle_bytes_max = min(IDLE_BYTES_MAX, backend.settings.storage_max_memory // 16)
-        self.compressor = Compressor(
-            Policy(bytes_per_second=backend.settings.storage_bytes_per_second), time.perf_counter
+        settings = backend.settings
+        policy = Policy(
+            bytes_per_second=settings.storage_bytes_per_second,
+            request_seconds=settings.request_gb_seconds * 2**30 / settings.lambda_memory,
         )
+        self.compressor = Compressor(policy, time.perf_counter)
         self.constants = ConstantPool(backend.store, backend.secret, self.compressor, idle_bytes_max)
         self.restore_outfit: Callable[[], Awaitable[None]] = _nothing
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
         self.counts |= {"tasks_run": 0, "tasks_rerun": 0}
-        self.experience = Experience()
+        self.experience = Experience(policy)
         self._call_stacks = CallStacks(fresh_seconds=backend.settings.executor_lease)  # three heartbeats
         self._preparations: dict[str, Preparation] = {}
         self._unopened: dict[str, JobPlan] = {}  # small jobs, which their first launch opens

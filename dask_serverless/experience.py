@@ -20,11 +20,16 @@ TOLD_TASKS_MIN = 16
 #: Jobs whose executors may still have something to report, at most.
 REPORTING_JOBS_MAX = 1_000
 
-_EXECUTOR = Policy()  # for what the proxy weighs as executors do
+_EXECUTOR = Policy()  # what the proxy weighs as executors do, unless something else is said
 
 
 class Experience:
     """What was learned, and the decisions of the jobs from which it was.
+
+    Parameters
+    ----------
+    policy
+        The numbers decisions are made from.
 
     Examples
     --------
@@ -45,7 +50,8 @@ class Experience:
                    proxy: executors=1, starts=64, places=8, seconds=0.00064, unknown_tasks=0, start_seconds=0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy = _EXECUTOR) -> None:
+        self.policy = policy
         self.statistics = Statistics()
         self.beginnings = Beginnings()
         self.log = DecisionLog()
@@ -70,7 +76,8 @@ class Experience:
         if prefixes is None:
             prefixes = Prefixes((), (), ())
         expected = self.statistics.expect(prefixes)
-        sharing = share_expected(expected, prefixes, starts, all_starts, places, self.beginnings.seconds)
+        start_seconds = self.beginnings.seconds
+        sharing = share_expected(expected, prefixes, starts, all_starts, places, start_seconds, self.policy)
         page = self.log.get(job)
         if page is not None:
             numbers = {
@@ -127,6 +134,7 @@ def share_expected(
     all_starts: int,
     places: int,
     start_seconds: float = 0.0,
+    policy: Policy = _EXECUTOR,
 ) -> Sharing:
     """Decide with how many executors a job begins of which this is expected, and how evenly its starts are shared out.
 
@@ -140,6 +148,8 @@ def share_expected(
         How many executors there may be.
     start_seconds
         How long after one executor the next one begins.
+    policy
+        The numbers decisions are made from.
 
     Examples
     --------
@@ -147,14 +157,15 @@ def share_expected(
     >>> share_expected(Expectation(unknown={"inc": 64}), prefixes, starts=64, all_starts=64, places=2)
     Sharing(groups=2, estimate=None, slack=0.0, lead=0.0)
     """
-    if not expected.known or expected.seconds_max >= _EXECUTOR.share_seconds_min:
+    if not expected.known or expected.seconds_max >= policy.share_seconds_min:
         executors = first_groups(starts, places)  # any of them may be long
     else:
-        executors = first_groups(starts, places, expected.work / max(1, all_starts), unknown=expected.unknown_tasks)
+        seconds, unknown = expected.work / max(1, all_starts), expected.unknown_tasks
+        executors = first_groups(starts, places, seconds, unknown=unknown, request_seconds=policy.request_seconds)
     if executors == 1 or expected.unknown or not expected.known:
         return Sharing(executors)
     executors = worth_starting(executors, expected.work * starts / max(1, all_starts), start_seconds)
-    travel_seconds = _EXECUTOR.travel_seconds(expected.nbytes / max(1, expected.tasks))
+    travel_seconds = policy.travel_seconds(expected.nbytes / max(1, expected.tasks))
     return Sharing(executors, _estimate(expected, prefixes), slack=travel_seconds, lead=start_seconds)
 
 

@@ -1,8 +1,4 @@
-"""The one place that weighs time and bytes. Pure: plain numbers in, a decision out.
-
-Today it decides when to publish and how far to split; the full cost model (grouping, holding,
-prefetching, price) has its room here.
-"""
+"""The one place that weighs time, bytes and money. Pure: plain numbers in, a decision out."""
 
 from __future__ import annotations
 
@@ -13,6 +9,8 @@ from dataclasses import dataclass
 INVOKE_SECONDS = 0.01
 #: What an executor spends on a task beside running it.
 TASK_SECONDS = 1e-5
+#: The request that starts an executor may cost such a share of the seconds for which it is started.
+REQUEST_SHARE_MAX = 0.1
 #: A step at the store, there and back.
 ROUND_TRIP_SECONDS = 1e-3
 
@@ -31,6 +29,8 @@ class Policy:
         Values that meet at one fan-in travel inside messages only up to this size together.
     invoke_seconds
         What starting another executor costs before it does useful work.
+    request_seconds
+        For how many seconds of an executor one could pay what a request costs: more for small ones, which are cheap.
     invoke_here_min
         Who has no AWS client yet makes one only to invoke at least so many at once.
     branches_max
@@ -85,6 +85,7 @@ class Policy:
     inline_bytes_max: int = 64 * 1024
     fan_in_bytes_max: int = 1024 * 1024
     invoke_seconds: float = INVOKE_SECONDS
+    request_seconds: float = 0.0
     invoke_here_min: int = 4
     branches_max: int = 32
     share_seconds_min: float = 0.5
@@ -234,6 +235,17 @@ class Policy:
         count = min(shares, self.branches_max)
         return count, -(-shares // count) - 1
 
+    @property
+    def share_seconds(self) -> float:
+        """How much work is worth starting an executor for, by the time and by the money that this takes.
+
+        Examples
+        --------
+        >>> Policy().share_seconds, Policy(request_seconds=0.1).share_seconds
+        (0.5, 1.0)
+        """
+        return max(2 * self.invoke_seconds, self.share_seconds_min, self.request_seconds / REQUEST_SHARE_MAX)
+
     def shares(self, ready: int, seconds_per_task: float, seconds_left: float = math.inf) -> int:
         """Decide into how many shares ready tasks are split (1: keep them all here).
 
@@ -252,7 +264,7 @@ class Policy:
         """
         if not self.split:
             return 1
-        worth = int(ready * seconds_per_task / max(2 * self.invoke_seconds, self.share_seconds_min))
+        worth = int(ready * seconds_per_task / self.share_seconds) if self.share_seconds else ready
         if seconds_left < math.inf:
             worth = max(worth, math.ceil(ready * seconds_per_task / max(seconds_left, seconds_per_task, 1e-9)))
         return max(1, min(self.ceiling, ready, worth))
@@ -264,11 +276,13 @@ def first_groups(
     seconds_per_task: float | None = None,
     invoke_seconds: float = INVOKE_SECONDS,
     unknown: int = 0,
+    request_seconds: float = 0.0,
 ) -> int:
     """Decide how many executors a job begins with.
 
     Without a measured task time every start may be long, so all permits are used; with one, no
-    more than pay for their invocation. If so many tasks are `unknown`, each of them may be long and pay for one.
+    more than pay for their invocation, in time and in money. If so many tasks are `unknown`, each of them may be
+    long and pay for one.
 
     Examples
     --------
@@ -278,8 +292,11 @@ def first_groups(
     1
     >>> first_groups(starts=2000, permits=200, seconds_per_task=1e-5, unknown=3)
     4
+    >>> first_groups(starts=2000, permits=200, seconds_per_task=1e-3, request_seconds=0.1)
+    2
     """
     groups = min(starts, permits)
     if seconds_per_task is not None:
-        groups = min(groups, unknown + int(starts * seconds_per_task / (2 * invoke_seconds)))
+        worth = max(2 * invoke_seconds, request_seconds / REQUEST_SHARE_MAX)
+        groups = min(groups, unknown + int(starts * seconds_per_task / worth))
     return max(1, groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import math
+from dataclasses import replace
 
 import pytest
 from dask.utils import key_split
@@ -12,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_serverless.beginnings import JOBS_MAX, Beginnings
+from dask_serverless.config import Settings
 from dask_serverless.experience import REPORTING_JOBS_MAX, TOLD_TASKS_MIN, Experience, share_expected
 from dask_serverless.plan import Sharing
 from dask_serverless.plan.prefixes import OTHERS, Prefixes, number_prefixes
 from dask_serverless.statistics import MEMORY_TASKS, Expectation, Learned, Statistics
 from lambda_worker.core.observed import REPORT_SECONDS, SHORT_EVERY, SHORT_SECONDS, Observed
+from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import PREFIXES_MAX, SEGMENT_TASKS, Assignment, Edges
 
 SHORT = SHORT_SECONDS / 10
@@ -448,3 +451,17 @@ def test_who_knows_too_little_shares_out_evenly():
     began(experience.beginnings, "j1", [0.2 * number for number in range(8)])
     experience.begin("j2", STARTS)
     assert experience.share_out("j2", 64, 64, 8) == Sharing(8)
+
+
+def test_what_a_request_costs_counts_most_for_small_executors():
+    settings = Settings.load(lambda_memory="128 MiB")
+    small = Policy(request_seconds=settings.request_gb_seconds * 2**30 / settings.lambda_memory)
+    assert small.request_seconds == pytest.approx(0.096, rel=1e-3)
+    assert Policy(ceiling=100).shares(ready=100, seconds_per_task=0.1) == 20
+    assert replace(small, ceiling=100).shares(ready=100, seconds_per_task=0.1) == 10
+    prefixes = Prefixes(["inc"], [64], [[]])
+    for policy, executors in ((Policy(), 8), (small, 1)):
+        experience = Experience(policy)
+        experience.statistics.take("inc", sums(100, 0.01))
+        experience.begin("j1", prefixes)
+        assert experience.share_out("j1", 64, 64, 8).groups == executors, policy
