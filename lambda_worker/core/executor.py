@@ -21,13 +21,13 @@ The life of a task here::
   tasks that it had given away (others run them) and those that are blamed for deaths.
 * A large value for a fan-in that is at home here is **held** back from the store for a while: the others may arrive.
 * An input that is **lost** (its shard died) is made again here, by running its task and what is missing of its
-  inputs, for those who wait for it here (`lineage`). Nobody else hears of it: the store knows that they are done.
+  inputs, for those who wait for it here (`remaking`). Nobody else hears of it: the store knows that they are done.
 * An executor that must **leave** (its time is nearly up, or those before it died in the middle of too much) runs
   nothing more: it publishes what it has, and a successor takes its place with what is ready.
 
 Here is what happens when. It is composed of what is known of the graph (`segments`), the values at hand (`kept`),
 what nobody else will complete (`promises`), what waits to be published (`outbox`) or is held back (`held`), what
-others are to do (`delegation`), what runs again (`parked`) and what is made again (`lineage`).
+others are to do (`delegation`), what runs again (`parked`) and what is made again (`remaking`).
 
 Who wins when two things could happen: an error or a halt ends things at once; a claim beats a
 retirement (the store refuses to retire an executor that has just won a child).
@@ -78,12 +78,13 @@ from lambda_worker.core.instructions import (
 )
 from lambda_worker.core.journal import Journal, Report
 from lambda_worker.core.kept import Kept
-from lambda_worker.core.lineage import REWRITES_MAX, Lineage
+from lambda_worker.core.lineage import REWRITES_MAX
 from lambda_worker.core.observed import Observed, Sums
 from lambda_worker.core.outbox import Outbox
 from lambda_worker.core.parked import Parked
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.promises import Promises
+from lambda_worker.core.remaking import Remaking
 from lambda_worker.core.schedule import Assignment, Edges, segment_of
 from lambda_worker.core.segments import READ_AHEAD_SEGMENTS, Segments
 from lambda_worker.core.speed import Speed
@@ -122,7 +123,6 @@ class Executor:
         self.finished = False
         self.tasks_run = 0
         self.tasks_rerun = 0
-        self.tasks_remade = 0
         self._running: dict[int, None] = {}  # in the order in which they began
         # After a death one task at a time: then it is known which one was running if this one dies, too.
         self._threads = policy.threads if assignment.attempt == 1 else 1
@@ -136,11 +136,13 @@ class Executor:
         self._kept = Kept(assignment.given)
         self._promises = Promises(self._segments, assignment.function_class, self._without, self._settled)
         self._parked = Parked()
-        self._lineage = Lineage()
         self._progress: dict[int, None] = {}  # values made again, for the successor
         self.journal = Journal()
         self._observed = Observed(self._segments.here, assignment.learned)
         self._delegation = Delegation(assignment, policy, self._segments, self._parked, self._observed, self.journal)
+        needs = self._delegation.unfitting
+        self._remaking = Remaking(self._segments, self._kept, self._promises, needs, assignment.function_class)
+        self._lineage = self._remaking.lineage
         self._leave_at = math.inf
         self._begun = False
         self._late_starts: dict[int, list[int]] = {}  # by segment that is not here yet
@@ -171,6 +173,11 @@ class Executor:
         """How many tasks are running."""
         return len(self._running)
 
+    @property
+    def tasks_remade(self) -> int:
+        """How many tasks have run again for their values."""
+        return self._remaking.tasks
+
     def handle(self, event: Event) -> list[Instruction]:
         """Take in one event and return what to do now, in order."""
         if self.finished:
@@ -200,7 +207,7 @@ class Executor:
                 self._on_located(task, values)
             case Irreplaceable(task):
                 self._leave(task)
-                self._give_up(task)
+                self._remaking.give_up(task)
             case SegmentsLoaded(edges):
                 self._on_loaded(edges.items())
             case TaskErred():
@@ -317,7 +324,7 @@ class Executor:
         # Its descendants can never run; the proxy, which holds the whole graph, tells their
         # waiters. Values kept for them are dropped with the executor.
         self._outbox.errors.append(task)
-        if self._lineage and not self._give_up(task):
+        if self._lineage and not self._remaking.give_up(task):
             return
         self._release_inputs(task)
         self._segments.end(task)
@@ -378,12 +385,12 @@ class Executor:
 
     def _remake(self, task: int, gone: Collection[int]) -> None:
         """Have values made again that a task needs."""
-        if self._lineage.hopeless(gone) or not gone:
-            self._fetched.append(task)  # the driver, which knows why they cannot be read, errs it
-            return
         # One that is due here as a task of its own, and may no longer be given away, is on its way. Others run at once.
-        self._lineage.wait(task, gone, coming={*self._fetched, *self._fetching, *self._running})
-        self._ready = self._lineage.fold(self._ready)
+        coming = {*self._fetched, *self._fetching, *self._running}
+        if self._remaking.demand(task, gone, coming):
+            self._ready = self._lineage.fold(self._ready)
+        else:
+            self._fetched.append(task)  # the driver, which knows why they cannot be read, errs it
 
     def _on_located(self, task: int, values: Mapping[int, Location]) -> None:
         if self._lineage.located(task):
@@ -392,58 +399,9 @@ class Executor:
 
     def _on_remade(self, task: int) -> bool:
         """Let those go on who waited for a value; tell whether its task was due here as well."""
-        due = True
-        if task in self._lineage:
-            self.tasks_remade += 1
-            self._release_inputs(task)
-            due = self._lineage.ended(task)
-        self._ready += self._lineage.made(task)
-        if not due:
-            self._kept.keep(task, reasons=0)  # perhaps nobody waits any more
+        due, going_on = self._remaking.made(task)
+        self._ready += going_on
         return due
-
-    def _give_up(self, value: int) -> bool:
-        """Leave those be who wait for a value that cannot be made again; tell whether its task was due here as well."""
-        due = True
-        if value in self._lineage:
-            self._release_inputs(value)
-            due = self._lineage.ended(value)
-        tasks, opened = self._lineage.give_up(value)
-        for task in (*tasks, *opened):
-            self._release_inputs(task)
-        return due
-
-    def _pass_on(self, value: int, needs: int) -> None:
-        """A value that is lost needs a larger executor to be made again: so do the tasks that wait for it."""
-        self._lineage.ended(value)
-        tasks, opened = self._lineage.give_up(value)
-        for task in opened:
-            self._release_inputs(task)
-        for task in tasks:
-            self._delegation.unfitting[task] = needs
-        self._promises.unpromise(tasks)
-
-    def _look_at_lost(self, task: int, edges: Edges, out: list[Instruction]) -> bool:
-        """Find out what it takes to run a task again; tell whether its inputs are here, or at least located."""
-        needs = edges.classes.get(task, 0) if edges.classes else 0
-        if needs > self.assignment.function_class:
-            self._lineage.take()
-            self._pass_on(task, needs)
-            return False
-        parents = edges.parents[task - edges.first]
-        if self._lineage.opens(task):
-            self._kept.keep_all(parents)
-            if self._lineage.is_anew(task):
-                self._kept.renew(parents)
-            elif len(parents) > 1 and self._kept.gone(parents):  # who arrived there said where
-                self._lineage.locate(self._lineage.take())
-                out.append(Locate(task))
-                return False
-        if gone := self._kept.gone(parents):
-            self._lineage.take()
-            self._remake(task, gone)
-            return False
-        return True
 
     # -- the store answers ----------------------------------------------------------------------
 
@@ -565,7 +523,11 @@ class Executor:
                 if segment_of(task) not in self._segments.loading:
                     out.append(self._segments.load(self._segments.ahead(ready) or [segment_of(task)]))
                 return
-            if ready is self._lineage.ready and not self._look_at_lost(task, edges, out):
+            if ready is self._lineage.ready and (obstacle := self._remaking.obstacle(task, edges)) is not None:
+                if isinstance(obstacle, Locate):
+                    out.append(obstacle)
+                elif obstacle:
+                    self._remake(task, obstacle)
                 continue
             parents = edges.parents[task - edges.first]
             try:
@@ -759,14 +721,8 @@ class Executor:
         tasks = [*self._ready, *self._fetched, *self._parked.due(math.inf)]
         self._ready, self._fetched = [], []
         if self._lineage:  # what is lost will be missed again
-            waiting, opened = self._lineage.abandon(busy={*self._running, *self._fetching, *tasks})
-            for task in (each for each in tasks if each in self._lineage):
-                opened.append(task)
-                waiting += [task] if self._lineage.ended(task) else []
-            tasks = [*waiting, *(task for task in tasks if task not in opened)]
-            # The successor goes on from what was made again here: else what takes longer than a life would never end.
-            for task in opened:
-                self._progress.update(dict.fromkeys(self._kept.present(self._segments.parents_of(task))))
+            tasks, progress = self._remaking.abandon(tasks, busy={*self._running, *self._fetching})
+            self._progress.update(dict.fromkeys(progress))
         for task in tasks:
             self._delegation.unfitting[task] = self.assignment.function_class
         self._promises.unpromise(tasks)

@@ -76,7 +76,14 @@ def test_a_cluster_that_has_done_nothing_says_so(cluster):
 
 def test_the_second_run_of_a_job_goes_by_what_was_learned_in_the_first(cluster, client):
     assert job("again").compute() == 2080
-    assert first(cluster) == {"executors": 2, "starts": 64, "places": 2, "seconds": None, "unknown_tasks": 65}
+    assert first(cluster) == {
+        "executors": 2,
+        "starts": 64,
+        "places": 2,
+        "seconds": None,
+        "unknown_tasks": 65,
+        "start_seconds": 0,
+    }
     until(lambda: cluster.decisions().counts.get("began") == 2, "both executors report")
     assert statistics(cluster).of("again").tasks >= 32
     assert job("again").compute() == 2080
