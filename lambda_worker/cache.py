@@ -61,9 +61,3 @@ class Cache:
             while self.nbytes > self.bytes_max:
                 _, (_, size) = self._values.popitem(last=False)
                 self.nbytes -= size
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        with self._lock:
-            self._values.clear()
-            self.nbytes = 0

@@ -452,7 +452,9 @@ class Driver:
             if standing is not Standing.OK:  # its job is over: they were removed, not lost
                 return Halted(standing)
             return InputsLost(task, lost, nbytes, seconds)
-        return InputsFetched(task, nbytes, seconds)
+        sizes = {parent: large_nbytes(found[parent]) for parent, _ in stored if parent in found}
+        larger = {parent: sizes[parent] for parent, ref in stored if sizes.get(parent, 0) > ref.nbytes}
+        return InputsFetched(task, nbytes, seconds, larger)
 
     def _fetch_one(self, parent: int, location: Location) -> None:
         try:

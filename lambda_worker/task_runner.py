@@ -119,8 +119,11 @@ class Bodies:
         What was used last stays in any case; of the others as much as there is room for.
         """
         with self._sharing:
-            found = self._shared.pop(ref.name, None) or (self._constants.value(ref), ref.nbytes)
-            room = self._constants.nbytes_max - ref.nbytes
+            found = self._shared.pop(ref.name, None)
+            if found is None:
+                value = self._constants.value(ref)
+                found = value, max(ref.nbytes, large_nbytes(value))  # it may be compressed
+            room = self._constants.nbytes_max - found[1]
             while self._shared and sum(nbytes for _, nbytes in self._shared.values()) > room:
                 del self._shared[next(iter(self._shared))]
             self._shared[ref.name] = found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from lambda_worker.core.schedule import Edges
@@ -31,11 +31,15 @@ class SegmentsLoaded:
 
 @dataclass(frozen=True, slots=True)
 class InputsFetched:
-    """The values that a task needs from elsewhere are here; so many bytes of them were read in so many seconds."""
+    """The values that a task needs from elsewhere are here; so many bytes of them were read in so many seconds.
+
+    `sizes` are those of values that are larger here than where they were read: they were compressed.
+    """
 
     task: int
     nbytes: int = 0
     seconds: float = 0.0
+    sizes: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,9 +196,8 @@ class Executor:
                 return out
             case Answered():
                 self._on_answered(event, out)
-            case InputsFetched(task, nbytes, seconds):
-                self._speed.moved(nbytes, seconds)
-                self._on_fetched(task)
+            case InputsFetched():
+                self._on_fetched(event)
             case InputsLost():
                 self._on_inputs_lost(event)
             case WritingsMissed():
@@ -357,10 +356,11 @@ class Executor:
             self._place_given = True
             out.append(GivePlace())
 
-    def _on_fetched(self, task: int) -> None:
-        self._fetching.discard(task)
-        self._kept.fetched(self._segments.parents_of(task))
-        self._fetched.append(task)
+    def _on_fetched(self, event: InputsFetched) -> None:
+        self._speed.moved(event.nbytes, event.seconds)
+        self._fetching.discard(event.task)
+        self._kept.fetched(self._segments.parents_of(event.task), event.sizes)
+        self._fetched.append(event.task)
 
     # -- what is lost ---------------------------------------------------------------------------
 

@@ -52,15 +52,15 @@ class Kept:
             self.nbytes += nbytes - self._nbytes.get(task, 0)
             self._nbytes[task] = nbytes
 
-    def fetched(self, tasks: Iterable[int]) -> None:
-        """Note that values from elsewhere are here."""
+    def fetched(self, tasks: Iterable[int], sizes: Mapping[int, int] = {}) -> None:  # noqa: B006
+        """Note that values from elsewhere are here, of these sizes, or of those that they have elsewhere."""
         for task in tasks:
             if task not in self._here:
                 self._here.add(task)
                 location = self._located.get(task)
                 if isinstance(location, Ref):
-                    self._nbytes[task] = location.nbytes
-                    self.nbytes += location.nbytes
+                    nbytes = self._nbytes[task] = sizes.get(task, location.nbytes)
+                    self.nbytes += nbytes
 
     def nbytes_of(self, tasks: Iterable[int]) -> int:
         """Return the size of those of these values that are here and large."""

@@ -706,6 +706,19 @@ def test_a_good_input_beside_a_lost_one_is_still_good(make_fleet):
     assert outcome.values == {f"t{n}": 200_000 for n in range(4)}
 
 
+def test_a_value_that_travelled_compressed_counts_with_its_size_in_memory(make_fleet):
+    """Otherwise an executor keeps far more than its bound."""
+    fleet = make_fleet(policy=Policy(ceiling=2, bytes_per_second=1e6))
+    frames = fleet.world().compressor.shrink(value_to_frames(np.zeros(1_000_000)))
+    (ref,) = fleet.store.put([("exports/zeros", seal_frames(SECRET, "exports/zeros", frames))])
+    assert ref.nbytes < 100_000
+    graph = materialise(LLGExpr({"t": (np.sum, "x"), "x": 0}), {"t"}).tasks
+    del graph["x"]
+    assert fleet.compute(graph, ["t"], given={"x": ref}, known={"x"}).values == {"t": 0.0}
+    (driver,) = fleet.drivers.values()
+    assert driver.world.cache.nbytes >= 8_000_000
+
+
 @pytest.mark.parametrize("shards", [[0, 1], [0], [1]])
 def test_values_that_a_shard_has_lost_are_made_again_by_who_needs_them(make_fleet, shards):
     """Two executors meet; what the first has written is gone when the second comes to read it."""

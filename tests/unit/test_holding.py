@@ -7,6 +7,7 @@ import pytest
 from lambda_worker.core.events import Answered, Began, InputsFetched, TaskDone, Woken
 from lambda_worker.core.executor import Executor
 from lambda_worker.core.instructions import Arrive, Delegate, Fetch, Run, WakeAfter
+from lambda_worker.core.kept import Kept
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment, Edges
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
@@ -147,3 +148,9 @@ def test_ready_tasks_stay_with_large_inputs_unless_they_take_longer_than_moving_
         told = executor.handle(TaskDone(0, seconds, seconds, LARGE))
         delegates = [each for each in told if isinstance(each, Delegate)]
         assert len(delegates) == given, (policy, seconds)
+
+
+def test_an_input_is_as_large_as_it_is_here_not_as_it_was_when_it_travelled():
+    kept = Kept({0: Ref("a", 0, 1_000), 1: Ref("b", 0, 1_000)})
+    kept.fetched([0, 1], {1: 1_000_000})
+    assert (kept.nbytes, kept.nbytes_of([1])) == (1_001_000, 1_000_000)
