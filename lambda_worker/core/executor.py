@@ -26,7 +26,7 @@ The life of a task here::
   nothing more: it publishes what it has, and a successor takes its place with what is ready.
 
 Here is what happens when. It is composed of what is known of the graph (`segments`), the values at hand (`kept`),
-what nobody else will complete (`promises`), what waits to be published (`outbox`) or is held back (`held`), what
+what nobody else will complete (`promises`), what waits to be published (`outbox`) or is held back (`holding`), what
 others are to do (`delegation`), what runs again (`parked`) and what is made again (`remaking`).
 
 Who wins when two things could happen: an error or a halt ends things at once; a claim beats a
@@ -39,7 +39,6 @@ edge set and an owner in place of the counter (numpywren's ``conditional_increme
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Set
 from operator import attrgetter
 
@@ -63,7 +62,7 @@ from lambda_worker.core.events import (
     Woken,
     WritingsMissed,
 )
-from lambda_worker.core.held import Edge, Held
+from lambda_worker.core.holding import Holding
 from lambda_worker.core.instructions import (
     Delegate,
     Fetch,
@@ -149,7 +148,9 @@ class Executor:
         self._fetching: set[int] = set()
         self._fetched: list[int] = []
         self._outbox = Outbox()
-        self._held = Held(policy)
+        parts = self._segments, self._kept, self._outbox, self.journal
+        self._holding = Holding(assignment, policy, *parts)
+        self._held = self._holding.held
         self._speed = Speed(2 * policy.bytes_per_second)  # that is there and back
         self._now = 0.0
         self._wake_asked = False
@@ -566,7 +567,7 @@ class Executor:
         if outbox.on_its_way is not None:
             return
         if held:
-            self._flush(held.overdue(self._now, self._kept.nbytes_of(held.parents()), self._speed.bandwidth))
+            self._holding.let_go_of_overdue(self._now, self._speed.bandwidth)
         if self._running and not now_or_never:
             if outbox or held:
                 pause = self.policy.publish_seconds
@@ -594,52 +595,13 @@ class Executor:
 
     def _hold_back(self) -> None:
         """Sort what is to arrive: some of it is held for a while."""
-        arrivals = self._promises.take_arrivals()
-        home = self.assignment.home
-        if not home or not (self.policy.hold and self.policy.locality) or self._delegation.leaving:
-            self._outbox.arrivals += arrivals
-            if self._delegation.leaving:
-                self._flush(self._held.release())
-            return
-        if not arrivals:
-            return
-        arriving = {child for child, _, _ in self._outbox.arrivals}  # a child is arrived at or asked for, not both
-        by_child: dict[int, list[Edge]] = {}
-        for edge in arrivals:
-            by_child.setdefault(edge[0], []).append(edge)
-        for child, edges in by_child.items():
-            at_home = bisect_right(home, child) % 2 and child not in arriving
-            if child in self._held or (at_home and self._worth_holding(child, edges)):
-                nbytes = self._kept.nbytes_of(parent for _, parent, _ in edges)
-                self.journal.note("hold", task=child, values=len(edges), nbytes=nbytes)
-                self._held.hold(edges, self._now)
-            else:
-                self._outbox.arrivals += edges
-
-    def _worth_holding(self, child: int, edges: Iterable[Edge]) -> bool:
-        parents = [parent for _, parent, _ in edges]
-        if self._kept.nbytes_of(parents) < self.policy.hold_bytes_min:
-            return False
-        known = [self._segments.here[segment_of(parent)] for parent in parents]
-        if any(parent in each.visible for parent, each in zip(parents, known, strict=True)):
-            return False  # it is written in any case
-        return known[0].classes.get(child, 0) <= self.assignment.function_class
+        self._holding.sort(self._promises.take_arrivals(), self._now, self._delegation.leaving)
 
     def _makes_room(self) -> bool:
         """Have values published that need not be kept then; tell whether anything is."""
         self._hold_back()
-        outbox, kept = self._outbox, self._kept
-        if not outbox and outbox.on_its_way is None and self._held:
-            excess = kept.nbytes - self.policy.kept_bytes_max
-            self._flush(self._held.release_some(excess, lambda parent: kept.nbytes_of((parent,))))
-        return bool(outbox) or outbox.on_its_way is not None
-
-    def _flush(self, edges: list[Edge]) -> None:
-        """Let go of what was held."""
-        if edges:
-            nbytes = self._kept.nbytes_of(parent for _, parent, _ in edges)
-            self.journal.note("flush", values=len(edges), nbytes=nbytes, kept=self._kept.nbytes)
-            self._outbox.arrivals += edges
+        self._holding.make_room()
+        return bool(self._outbox) or self._outbox.on_its_way is not None
 
     def _wake_after(self, seconds: float, out: list[Instruction]) -> None:
         """Ask for an alarm, unless one is set: it serves what is to be published and what is to be offered."""
