@@ -126,6 +126,14 @@ def _price(value: Any) -> float:
     return float(value)
 
 
+def _budget(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise _Refused("an amount in USD above 0, or null")
+    return float(value)
+
+
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value or any(part.isspace() for part in value):
         raise _Refused("a name without spaces")
@@ -232,6 +240,8 @@ class Settings:
     executor_linger: float = _setting("executor.linger", _seconds(0.0, LINGER_SECONDS_MAX))
     executor_threads: int = _setting("executor.threads", _threads)
     allowed_failures: int = _setting("executor.allowed-failures", _allowed_failures)
+    budget_dollars: float | None = _setting("budget.dollars", _budget)
+    budget_executions_per_task: int = _setting("budget.executions-per-task", _count)
     policy_hold: bool = _setting("policy.hold", _switch)
     policy_group: bool = _setting("policy.group", _switch)
     policy_split: bool = _setting("policy.split", _switch)
@@ -239,6 +249,7 @@ class Settings:
     policy_prefetch: bool = _setting("policy.prefetch", _switch)
     policy_inline: bool = _setting("policy.inline", _switch)
     policy_locality: bool = _setting("policy.locality", _switch)
+    policy_speculation: bool = _setting("policy.speculation", _switch)
     dask_workers_count: int = _setting("dask-workers.count", _count_or_none)
     dask_workers_threads: int = _setting("dask-workers.threads", _count)
     dask_workers_memory: int | None = _setting("dask-workers.memory", _dask_worker_memory)

@@ -116,6 +116,8 @@ def decode(secret: bytes, job: str, executor: str, attempt: int, blob: bytes) ->
             events.append((kind, job, content))
         elif kind in ("seceded", "rejoined", "lacking"):
             events.append((kind, job, executor))
+        elif kind == "count":
+            events.append((kind, job, content))
         elif kind == "report":
             events.append((kind, job, executor, content))
         elif kind == "lost":

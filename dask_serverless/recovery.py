@@ -167,6 +167,7 @@ class Recovery:
         if verdicts:
             self.counts["executors_lost"] += 1
             dispatcher.forget_executor(job, executor)
+            dispatcher.spending.died(job)
         for verdict in verdicts:
             match verdict:
                 case Blame(task, deaths):

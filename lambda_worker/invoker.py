@@ -238,6 +238,8 @@ class LambdaInvoker:
         self._backoff_seconds_max = backoff_seconds_max
         self._random = random or _random.Random().random
         self._credentials = credentials
+        #: Tells, on the invoker's own thread and before each request, whether an invocation is still wanted.
+        self.is_wanted: Callable[[Assignment], bool] = lambda assignment: True
         self._lock = threading.Lock()
         self._line: _Line | None = None
         self._closed = False
@@ -317,6 +319,8 @@ class LambdaInvoker:
         while True:
             async with line.slots:
                 await self._before(line.loop.time())
+                if not self.is_wanted(assignment):  # its job was cancelled, or has failed, while it waited here
+                    return self._refusal("Unwanted", "its job is over", self.functions[assignment.function_class])
                 code, message, again = await self._attempt(assignment, client)
             await self._after(line.loop.time(), code)
             if code is None:

@@ -10,9 +10,10 @@ I4      A fan-in whose parents are all done has an owner, and an owner that is n
 I5      A task runs once in each invocation that meets it (and once for each retry); without faults, once. Each death,
         each doubled invocation and each repeated admission (or delegation) may cost one run more.
 I6      When everything has been answered and let go, nothing is left in the tier, and nobody is at work.
+I7      No more is spent than the budget and what was under way when it was exceeded; a second later, nobody is invoked.
 ======  ============================================================================================================
 
-I7 (money) waits for a budget that can be set; I8 (secrecy) is not for symbols to show.
+I8 (secrecy) is not for symbols to show.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ class Watch:
                 fine = bool(self.values_lost)
             case "StoreFull":
                 fine = bool(drawn.shard_mebibytes)
+            case "BudgetExceeded":
+                purse = sim.proxy.purse
+                fine = purse.exceeded_at is not None or where[0] in purse.storms
             case "StoreUnavailable":
                 fine = bool(drawn.request_lost or drawn.reply_lost)
             case _:
@@ -232,11 +236,20 @@ class Watch:
         if tries == 1 and total > 1 + again:
             self.violated("I5", f"task {task} of {job} runs {total} times, though only {again} began again")
 
+    # -- I7: money ------------------------------------------------------------------------------
+
+    def invokes(self, assignment: Assignment) -> None:
+        """Lambda is asked for an invocation, for the first time."""
+        if self.simulation.proxy.purse.closed:
+            self.violated("I7", f"{assignment.job}/{assignment.executor} is invoked, though the budget is exceeded")
+
     # -- I6: leftovers --------------------------------------------------------------------------
 
     def ended(self) -> None:
         """Everything was answered and let go, a while ago."""
         sim = self.simulation
+        if overspent := sim.proxy.purse.overspent():
+            self.violated("I7", overspent)
         # Who is fenced writes a value, or a step is done again, after its job was closed: those wait for their time to
         # live. A job that ended in order leaves nothing.
         untidy = bool(sim.drawn.classes) or any("error" in answer for answer in sim.client.answered.values())

@@ -105,6 +105,7 @@ class LambdaService:
         sim = self.simulation
         time, luck = sim.timeline, sim.luck
         begun, pause = time.now, PAUSE_SECONDS
+        sim.watch.invokes(assignment)
         while True:
             faults = sim.faults
             yield time.sleep(self.config.request_seconds * luck.uniform(0.8, 1.5))

@@ -43,6 +43,7 @@ from dask_serverless.plan.sharing import Sharing
 from dask_serverless.postings import Postings
 from dask_serverless.simulator.lambda_service import names
 from dask_serverless.simulator.network import Host
+from dask_serverless.simulator.purse import Purse
 from dask_serverless.simulator.timeline import Body, Signal
 from dask_serverless.simulator.workload import SimJob
 from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
@@ -75,6 +76,7 @@ class Proxy(Host):
         options = simulation.options
         self.ledger = Ledger()
         self.supervisor = Supervisor(options.allowed_failures, jitter=simulation.luck.random)
+        self.purse = Purse(self)
         self.places = Places(options.ceiling)
         self.postings = Postings()
         self.jobs: dict[str, SimJob] = {}
@@ -110,6 +112,7 @@ class Proxy(Host):
         self.simulation.tell("proxy", f"{job.name} is submitted: {len(job.tasks)} tasks")
         self.jobs[job.name] = job
         self.segments[job.name] = {number: each.to_bytes() for number, each in enumerate(edges(job.graph))}
+        self.purse.budget.begin(job.name, len(job.tasks))
         self.feed(Submitted(job.name, job.graph, job.visible, job.externals, {}))
 
     def feed(self, event: Event) -> None:
@@ -130,6 +133,7 @@ class Proxy(Host):
                         sim.timeline.after(FREE_SECONDS, self._free)
                     self._frees += refs
                 case Close():
+                    self.purse.budget.forget(instruction.job)
                     self.places.forget(instruction.job)
                     self.postings.forget(instruction.job)
                     if not self._closes:
@@ -214,7 +218,9 @@ class Proxy(Host):
             turn = Signal()
             self._invoke_next.append(turn)
             yield turn.wait
-        answer = yield from self.simulation.service.invoke(assignment)
+        answer = "Unwanted"
+        if assignment.job in self.ledger.jobs:
+            answer = yield from self.simulation.service.invoke(assignment)
         if self._invoke_next:
             self._invoke_next.popleft().set()
         else:
@@ -281,6 +287,7 @@ class Proxy(Host):
         if not blob:
             self._forget_executor(job, executor)
             self.feed(Retired(job, executor))
+            self.purse.ended(job)
             return
         _, said = unpack(blob)
         for word, content in said:
@@ -399,6 +406,7 @@ class Proxy(Host):
         if verdicts:
             sim.tell("proxy", f"{job}/{executor}#{attempt} died of {cause.value}, task {task}: {verdicts}")
             self._forget_executor(job, executor)
+            self.purse.died(job)
         for verdict in verdicts:
             match verdict:
                 case Blame(blamed, _):
