@@ -68,6 +68,7 @@ STATS = (
     "tasks_rerun",
     "executors_lost",
     "executors_restarted",
+    "executors_backed_up",
     "objects_written",
     "slices_written",
     "bytes_written",
@@ -466,7 +467,7 @@ class ServerlessCluster(InquirableCluster):
 
         ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_planned``,
         ``tasks_run``, ``tasks_rerun``, ``executors_lost``,
-        ``executors_restarted``, ``objects_written``, ``slices_written`` (parts of shuffled
+        ``executors_restarted``, ``executors_backed_up``, ``objects_written``, ``slices_written`` (parts of shuffled
         partitions), ``bytes_written``, ``bytes_read``, ``round_trips``; ``gb_seconds`` as Lambda would
         bill them, and ``dollars``: what they and the invocations cost (``serverless.lambda.price-...``). As they are
         now: ``store_keys`` and ``store_bytes``; and what this process holds for

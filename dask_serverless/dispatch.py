@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from dask_serverless.backend import Backend
+from dask_serverless.backups import Backups
 from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
 from dask_serverless.constant_pool import IDLE_BYTES_MAX, ConstantPool
@@ -142,6 +143,7 @@ class Dispatcher:
         self.call, self.spawn = self._hands.call, self._hands.spawn
         self.recovery = Recovery(self)
         self.spending = Spending(self)
+        self.backups = Backups(self)
         self.losses = Losses(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
         self._listener = Listener(backend.store, backend.secret, self._hands.closing, self._take, self.backend_failed)
@@ -342,6 +344,7 @@ class Dispatcher:
         if self.places.forget(close.job):
             self.spawn(self._set_places())
         self._call_stacks.forget(close.job)
+        self.backups.forget(close.job)
         self.launcher.forget(close.job)
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
@@ -407,7 +410,9 @@ class Dispatcher:
             case ("seceded" | "rejoined" as word, job, executor):
                 self._note_seceded(job, executor, word == "seceded")
             case ("stack", job, executor, task, frames):
-                self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
+                now = asyncio.get_running_loop().time()
+                self._call_stacks.note(job, executor, task, frames, now)
+                self.backups.note(job, executor, task, now)
             case ("report", job, executor, report):
                 self.experience.take(job, executor, report, asyncio.get_running_loop().time(), self.key_of)
             case ("posted", job, posted):
@@ -450,16 +455,25 @@ class Dispatcher:
         """Whoever has retired or died runs nothing any more, and takes no place."""
         self._note_seceded(job, executor, False)
         self._call_stacks.forget(job, executor)
+        self.backups.forget(job, executor)
         self.launcher.forget(job, executor)
 
     async def start_again(self, assignment: Assignment) -> None:
         """Give the record of an executor that died its next attempt, and invoke that."""
+        if assignment.job in self._preparations:  # else the job is over
+            await self.launcher.start_again(self.with_segments(assignment), self.places.count)
+
+    async def admit_more(self, assignment: Assignment) -> bool:
+        """Give one more executor a record, if there is room for it and its job goes on."""
+        if assignment.job not in self._preparations:
+            return False
+        return bool(await self.call(self.backend.store.admit, [assignment], self.places.count))
+
+    def with_segments(self, assignment: Assignment) -> Assignment:
+        """Add the segments that an assignment had: perhaps they are nowhere else, as small jobs are not stored."""
         preparation = self._preparations.get(assignment.job)
-        if preparation is None:  # the job is over
-            return
-        kept = preparation.segments  # perhaps nowhere else: small jobs are not stored
-        again = replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
-        await self.launcher.start_again(again, self.places.count)
+        kept = {} if preparation is None else preparation.segments
+        return replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
 
     def preparation(self, job: str) -> Preparation | None:
         """Return what was prepared of a job; None if that is not yet so, or the job is over."""

@@ -212,6 +212,8 @@ class Driver:
             if standing is not Standing.OK:
                 self.feed(Halted(standing))
                 return
+            if running >= 0 and sim.options.speculation:
+                yield from self._say([["stack", [running, []]]])
 
     def _beat_once(self, runs: list[tuple[str, str, int, int]]) -> Standing:
         (standing,) = self.sandbox.store.beat(runs)

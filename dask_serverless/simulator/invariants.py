@@ -8,7 +8,7 @@ I3      A key is answered once. A child has one owner. Who is fenced is told so.
 I4      A fan-in whose parents are all done has an owner, and an owner that is not gone. Whoever the ledger believes
         to be at work has a record, so that its death would be noticed.
 I5      A task runs once in each invocation that meets it (and once for each retry); without faults, once. Each death,
-        each doubled invocation and each repeated admission (or delegation) may cost one run more.
+        each backup, each doubled invocation and each repeated admission (or delegation) may cost one run more.
 I6      When everything has been answered and let go, nothing is left in the tier, and nobody is at work.
 I7      No more is spent than the budget and what was under way when it was exceeded; a second later, nobody is invoked.
 ======  ============================================================================================================
@@ -177,6 +177,10 @@ class Watch:
                 known = {*claim.values, *driver.values, *driver.locations}
                 if not set(claim.values) <= set(parents) <= known:
                     self.violated("I4", f"{job}/{claim.child} begins with {sorted(claim.values)}, not {parents}")
+
+    def backed_up(self, job: str) -> None:
+        """A straggler gets a backup, which does the same work."""
+        self._again[job] = self._again.get(job, 0) + 1
 
     # -- I4: nobody waits for nobody ------------------------------------------------------------
 

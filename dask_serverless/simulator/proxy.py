@@ -46,6 +46,8 @@ from dask_serverless.simulator.network import Host
 from dask_serverless.simulator.purse import Purse
 from dask_serverless.simulator.timeline import Body, Signal
 from dask_serverless.simulator.workload import SimJob
+from dask_serverless.statistics import Learned
+from dask_serverless.stragglers import BACKUP, Stragglers, backup_of
 from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
 from lambda_worker.core.errors import ServerlessError
 from lambda_worker.core.policy import first_groups
@@ -77,6 +79,7 @@ class Proxy(Host):
         self.ledger = Ledger()
         self.supervisor = Supervisor(options.allowed_failures, jitter=simulation.luck.random)
         self.purse = Purse(self)
+        self.stragglers = Stragglers()
         self.places = Places(options.ceiling)
         self.postings = Postings()
         self.jobs: dict[str, SimJob] = {}
@@ -134,6 +137,7 @@ class Proxy(Host):
                     self._frees += refs
                 case Close():
                     self.purse.budget.forget(instruction.job)
+                    self.stragglers.forget(instruction.job)
                     self.places.forget(instruction.job)
                     self.postings.forget(instruction.job)
                     if not self._closes:
@@ -298,6 +302,9 @@ class Proxy(Host):
                 case "erred":
                     for task, error in content:
                         self.feed(Erred(job, task, error))
+                case "stack":
+                    if job in self.ledger.jobs:
+                        self.stragglers.says(job, executor, content[0], self.simulation.timeline.now)
                 case "delegating":
                     self.feed(Delegating(job, content))
                 case "posted":
@@ -318,6 +325,7 @@ class Proxy(Host):
         if self.places.note_seceded(job, executor, False):
             self.spawn(self._set_places())
         self.postings.ended(job, executor)
+        self.stragglers.forget(job, executor)
 
     # -- mail -----------------------------------------------------------------------------------
 
@@ -370,10 +378,34 @@ class Proxy(Host):
             before, self._lapsed = self._lapsed, {}
             for each in lapsed:
                 self._judge_silence(each, before.get((each.job, each.executor), sim.timeline.now))
+            for job, executor, _ in self.stragglers.overdue(self._expected, self.places.count):
+                self.spawn(self._back_up(job, executor))
             stalled_before, self._stalled = self._stalled, set()
             for job in self.ledger.stalled():
                 yield from self._look_into(job, job in stalled_before)
             self.feed(Room())
+
+    def _expected(self, job: str, task: int) -> Learned:
+        """Return what is known of a task: in the end, everything."""
+        return Learned(100.0, self.jobs[job].tasks[task].seconds, 0.0, 0.0, 0.0)
+
+    def _back_up(self, job: str, executor: str) -> Body:
+        """Start one more executor with the work of one that straggles."""
+        sim = self.simulation
+        had = yield from self.ask(sim.metadata, lambda: sim.store.recall(job, executor, alive=True))
+        kept = self.segments.get(job)
+        if had is None or kept is None:
+            self.stragglers.forget(job, executor + BACKUP)
+            return
+        backup = backup_of(had)
+        granted = yield from self._admit([backup], (), self.places.count)
+        if not granted:
+            self.stragglers.forget(job, backup.executor)
+            return
+        sim.tell("proxy", f"backs up {job}/{executor} with {list(backup.starts)} {sorted(backup.claims)}")
+        sim.watch.backed_up(job)
+        self.feed(Delegating(job, [backup.executor]))
+        yield from self._invoke([_with_segments(backup, kept) if sim.options.segments_travel else backup])
 
     def _look_into(self, job: str, again: bool) -> Body:
         sim = self.simulation

@@ -59,6 +59,8 @@ class Options:
         Whether it is known what was running in a sandbox that died (locally), or only what its last heartbeat said.
     budget_dollars, executions_per_task
         As in a cluster's configuration.
+    speculation
+        Whether stragglers get backups.
     seconds_per_task
         What tasks take, as far as that is known before the first one has run (None: it is not).
     watched
@@ -80,6 +82,7 @@ class Options:
     last_words: bool = True
     budget_dollars: float | None = None
     executions_per_task: int = 10
+    speculation: bool = False
     seconds_per_task: float | None = None
     watched: bool = True
     safety_seconds: float = 60.0
@@ -389,4 +392,5 @@ def draw_options(luck: random.Random) -> Options:
         segments_travel=luck.random() < 0.7,
         last_words=luck.random() < 0.7,
         safety_seconds=luck.choice((20.0, 60.0, 200.0)),
+        speculation=luck.random() < 0.3,
     )

@@ -384,6 +384,20 @@ def test_what_a_dead_executor_had_is_recalled(store):
     assert store.recall("job", "a") is None
 
 
+def test_of_who_is_alive_it_is_told_what_it_has_and_nothing_changes(store):
+    opened(store, "c")
+    assert store.admit([record("a", starts=[0, 1, 2])], 1_000) == 1
+    store.arrive("job", "a", 1, [edge(100, 0, 2, b"zero"), edge(100, 1, 2, b"one")])  # won with its values
+    store.arrive("job", "a", 1, [edge(101, 1, 2, None), edge(101, 2, 2, None)])  # won by asking
+    assert store.delegate("job", "a", 1, [record("b", starts=[2])], 1_000) == 1
+    had = store.recall("job", "a", alive=True)
+    assert (had.attempt, had.starts, had.without) == (1, [0, 1], (2,))
+    assert had.claims == {100: {0: b"zero", 1: b"one"}}
+    assert verdicts(store.arrive("job", "c", 1, [edge(101, 1, 2), edge(101, 2, 2)])) == [(101, TAKEN)]
+    assert verdicts(store.arrive("job", "a", 1, [edge(101, 1, 2)])) == [(101, YOURS)]
+    assert store.recall("job", "nobody", alive=True) is None
+
+
 def test_who_has_a_record_is_named(store):
     opened(store, "a", "b")
     opened(store, "c", job="job-2")
