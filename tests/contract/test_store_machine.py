@@ -23,7 +23,7 @@ OK, FENCED, CANCELLED = Standing.OK, Standing.FENCED, Standing.CANCELLED
 WAIT, YOURS, TAKEN, DONE = Verdict.WAIT, Verdict.YOURS, Verdict.TAKEN, Verdict.DONE
 
 NAMES = ("a", "b", "c")
-CHILDREN = (100, 101)
+CHILDREN = (100, 101, 102, 103)
 PARENTS = 3
 HOLDERS = ("", "first", "second")  # who has no name is the proxy
 _jobs = itertools.count()
@@ -177,12 +177,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self, make_store):
         super().__init__()
-        self.job = f"machine-{next(_jobs)}"
         self.stores = {holder: make_store(holder=holder) for holder in HOLDERS}
-        self.model = Model()
         self.serial = itertools.count(1)
-        self.last = None
+        self.begin()
+
+    def begin(self):
+        self.job, self.model, self.last = f"machine-{next(_jobs)}", Model(), None
         self.stores[""].open_job(self.job, {0: b"segment"})
+        self.admit(NAMES, 0, 3)
 
     executors = st.sampled_from(NAMES)
     holders = st.sampled_from(HOLDERS)
@@ -209,7 +211,7 @@ class StoreMachine(RuleBasedStateMachine):
         edges=st.sets(st.tuples(st.sampled_from(CHILDREN), st.integers(0, PARENTS - 1)), max_size=5),
         asking=st.sets(st.sampled_from(CHILDREN)),
         speaks=st.booleans(),
-        retire=st.booleans(),
+        retire=st.sampled_from([False, False, True]),
         successor=st.booleans(),
     )
     def arrive(self, executor, beside, holder, edges, asking, speaks, retire, successor):
@@ -264,33 +266,36 @@ class StoreMachine(RuleBasedStateMachine):
         expected = self.model.recall(executor, alive)
         assert found == expected if found is None or expected is None else as_told(found) == as_told(expected)
 
-    @rule(executor=executors)
-    def drop(self, executor):
+    @rule(executor=executors, seldom=st.integers(0, 2))
+    def drop(self, executor, seldom):
+        if seldom:
+            return
         self.stores[""].drop(self.job, executor)
         self.model.records.pop(executor, None)
         self.model.heard.pop(executor, None)
 
-    @rule()
-    def cancel(self):
-        self.stores[""].cancel(self.job)
-        if not self.model.closed:
-            self.model.cancelled = True
-            self.model.end()
+    @rule(how=st.sampled_from(["cancel", "close"]), seldom=st.integers(0, 4))
+    def end_job(self, how, seldom):
+        if seldom:
+            return
+        if how == "close":
+            self.stores[""].close_job(self.job, [])
+            heard = self.model.events
+            self.model = Model()
+            self.model.closed, self.model.events = True, heard
+        else:
+            self.stores[""].cancel(self.job)
+            if not self.model.closed:
+                self.model.cancelled = True
+                self.model.end()
 
-    @rule()
-    def close(self):
-        self.stores[""].close_job(self.job, [])
-        heard = self.model.events
-        self.model = Model()
-        self.model.closed, self.model.events = True, heard
-
+    @precondition(lambda self: self.model.closed or self.model.cancelled)
     @rule()
     def begin_another(self):
         """Another job, by the same names: nothing of this one is left over for it."""
         self.listen()
         self.stores[""].close_job(self.job, [])
-        self.job, self.model, self.last = f"machine-{next(_jobs)}", Model(), None
-        self.stores[""].open_job(self.job, {0: b"segment"})
+        self.begin()
 
     @rule()
     def listen(self):
@@ -329,7 +334,7 @@ def test_every_store_answers_as_the_model_does(kind, request):
             stores[holder] = made(holder=holder)
         return stores[holder]
 
-    run_machine(lambda: StoreMachine(make_store), examples=60)
+    run_machine(lambda: StoreMachine(make_store), examples=150)
 
 
 @pytest.mark.parametrize("bug", [CounterInsteadOfEdges, NoFencing, AnybodyHoldsAnAttempt])
@@ -339,4 +344,4 @@ def test_a_planted_bug_is_found(bug):
         return StoreMachine(lambda holder: bug(tier, holder=holder))
 
     with pytest.raises(AssertionError):
-        run_machine(make, examples=60, shrink=False)
+        run_machine(make, examples=300, shrink=False)

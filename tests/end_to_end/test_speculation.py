@@ -47,7 +47,7 @@ def straggle(directory, number):
 
 
 def learn(client, cluster):
-    client.gather(client.map(straggle, [None] * 20, range(20)))
+    client.gather(client.map(straggle, [None] * 100, range(100)))
     statistics = cluster._proxy.dispatcher.experience.statistics
     until(lambda: (known := statistics.of("straggle")) and known.tasks >= 3, "what such tasks take is known")
 

@@ -33,7 +33,7 @@ from dask_serverless.job_events import (
 from dask_serverless.jobs import Ledger
 from lambda_worker.core.wire import Ref
 from tests.machines import RuleBasedStateMachine, run_machine
-from tests.unit.test_jobs import ERROR, ref, result, submitted
+from tests.unit.test_jobs import ERROR, result, submitted
 
 KEYS = ["k0", "k1", "k2", "k3", "k4", "k5"]
 JOBS_MAX = 6
@@ -53,7 +53,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.launched = []  # (job, starts), to be admitted
         self.live = []  # (job, executor)
         self.imports = []
-        self.written, self.freed, self.closed = [], set(), set()
+        self.freed, self.closed = set(), set()
 
     def tell(self, event):
         for instruction in self.ledger.handle(event):
@@ -146,7 +146,6 @@ class LedgerMachine(RuleBasedStateMachine):
         for task in sorted({visible[task % len(visible)] for task in tasks}):
             writer = f"w{next(self.serial)}"
             results.append(result(job, task, writer))
-            self.written.append(ref(job, task, writer))
         self.tell(Done(job, results))
 
     @precondition(lambda self: self.jobs)
