@@ -314,7 +314,7 @@ class ServerlessCluster(InquirableCluster):
             await asyncio.wait([backend_start])
             if not backend_start.cancelled():
                 backend_start.exception()  # seen: the scheduler's own failure is the first, and is raised
-        backend = backend_start.result()
+        backend = backend_start.result()  # bound: it is done
         self._proxy = self._make_proxy(scheduler, backend)
         await self._proxy.start()
         self._dask_workers = DaskWorkers(scheduler, self._make_dask_worker)

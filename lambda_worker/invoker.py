@@ -34,6 +34,7 @@ from lambda_worker.payload import payload_of
 CONNECT_SECONDS_MAX = 5.0
 READ_SECONDS_MAX = 30.0
 CLOSE_SECONDS_MAX = 5.0
+PRELOAD_SECONDS_MAX = 60.0
 #: Broken connections and 5xx answers are retried this often; throttling only by time.
 BROKEN_ATTEMPTS_MAX = 4
 
@@ -92,7 +93,7 @@ def preload(services: Sequence[str] = ("lambda",)) -> None:
     # In a thread: the caller may itself run on an event loop.
     thread = threading.Thread(target=lambda: asyncio.run(warm()), name="dask-serverless-preload")
     thread.start()
-    thread.join()
+    thread.join(PRELOAD_SECONDS_MAX)
 
 
 @contextlib.asynccontextmanager
@@ -259,7 +260,7 @@ class LambdaInvoker:
         if not assignments:
             return []
         try:
-            return self.begin(assignments).result()
+            return self.begin(assignments).result()  # bound: each request has one, see `_invoke_one`
         except concurrent.futures.CancelledError:  # closed while under way
             return [self._refusal("Closed", "the invoker was closed")] * len(assignments)
 
