@@ -261,7 +261,7 @@ def _advice(why: str, classes: Sequence[FunctionClass], function_class: int) -> 
         if larger and larger[0].timeout_seconds > mine.timeout_seconds:
             annotation = f"timeout='{larger[0].timeout_seconds:g} s'"
     elif "memory" in why.lower():
-        limit = "memory_limit="
+        limit = f"memory_limit= (there were {mine.memory_bytes / 2**30:g} GiB)"
         more = [each.memory_bytes for each in larger if each.memory_bytes > mine.memory_bytes]
         if more:
             annotation = f"memory='{more[0] / 2**30:g} GiB'"

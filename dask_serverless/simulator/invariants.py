@@ -56,6 +56,7 @@ class Watch:
         self.violation: Violated | None = None
         self.runs_of: dict[tuple[str, int], int] = {}
         self.starts_of: dict[str, int] = {}  # by job: how many assignments began in a sandbox
+        self.requested: dict[str, float] = {}  # by job: when Lambda was last asked for an invocation
         self.values_lost = 0
         self.repeated = 0  # admissions and delegations that were done twice, and may have been answered differently
         self._excuses: set[str] = set()

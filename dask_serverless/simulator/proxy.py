@@ -222,9 +222,7 @@ class Proxy(Host):
             turn = Signal()
             self._invoke_next.append(turn)
             yield turn.wait
-        answer = "Unwanted"
-        if assignment.job in self.ledger.jobs:
-            answer = yield from self.simulation.service.invoke(assignment)
+        answer = yield from self.simulation.service.invoke(assignment, lambda: assignment.job in self.ledger.jobs)
         if self._invoke_next:
             self._invoke_next.popleft().set()
         else:
