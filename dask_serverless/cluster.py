@@ -39,6 +39,7 @@ from dask_serverless.backend import Backend, LocalBackend
 from dask_serverless.beside_loop import bounded, in_thread
 from dask_serverless.dask_workers import DaskWorkers, local_dask_worker, local_options
 from dask_serverless.inquiring import InquirableCluster
+from dask_serverless.plan.price import price
 from dask_serverless.stock_scheduler import (
     executors_tls,
     make_scheduler,
@@ -484,7 +485,8 @@ class ServerlessCluster(InquirableCluster):
         stats: dict[str, int | float] = dict.fromkeys(STATS, 0)
         stats.update(self._proxy.stats())
         stats.update({name: counters[name] for name in _LAMBDA_STATS if name in counters})
-        stats["dollars"] = self._proxy.dispatcher.spending.cost(stats["gb_seconds"], stats["invocations"])
+        used, requests = stats["gb_seconds"], stats["invocations"]
+        stats["dollars"] = price(gb_seconds=used, requests=requests, prices=self.settings.prices).total
         return stats
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:

@@ -23,6 +23,7 @@ import yaml
 from dask.utils import format_bytes, format_time, parse_bytes, parse_timedelta
 
 from dask_serverless.plan.classes import FunctionClass, make_classes
+from dask_serverless.plan.price import Prices
 
 DEFAULTS_FILE = Path(__file__).with_name("serverless.yaml")
 SCHEMA_FILE = Path(__file__).with_name("serverless-schema.yaml")
@@ -281,6 +282,11 @@ class Settings:
             self.lambda_memory_classes,
             self.lambda_classes_timeout,
         )
+
+    @property
+    def prices(self) -> Prices:
+        """What Lambda asks for."""
+        return Prices(lambda_gb_second=self.lambda_price_gb_second, lambda_request=self.lambda_price_request)
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from dask_serverless.budget import Budget
 from dask_serverless.job_events import JobFailed
-from dask_serverless.plan.price import Prices
 from lambda_worker.core.errors import BudgetExceeded, PlatformError
 from lambda_worker.task_runner import describe_error
 
@@ -38,8 +37,7 @@ class Spending:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
         settings = dispatcher.backend.settings
-        prices = Prices(lambda_gb_second=settings.lambda_price_gb_second, lambda_request=settings.lambda_price_request)
-        self.budget = Budget(settings.budget_dollars, settings.budget_executions_per_task, prices)
+        self.budget = Budget(settings.budget_dollars, settings.budget_executions_per_task, settings.prices)
         self.refusal: BudgetExceeded | None = None  # why nothing more is started, if so
 
     async def watch(self) -> None:
@@ -73,10 +71,6 @@ class Spending:
         """Change the limit, and judge by it at once; return what was spent."""
         self.budget.dollars = dollars
         return await self.look()
-
-    def cost(self, gb_seconds: float, requests: float) -> float:
-        """Return what Lambda asks for that, in USD."""
-        return self.budget.cost(gb_seconds, requests)
 
     def count(self, job: str, counts: Mapping[str, int]) -> None:
         """An executor has said what it did."""
