@@ -335,6 +335,8 @@ class SimStore(Bulk):
         record = state.records.get(executor)
         if record is None:
             return None
+        if not alive:
+            record.holder = "-"  # who was taken for dead is fenced from now on
         had = record.assignment
         gone = {*had.without, *(task for _, starts in record.gave.values() for task in starts)}
         claims: dict[int, Mapping[int, Location]] = dict(had.claims)

@@ -388,6 +388,18 @@ def test_what_a_dead_executor_had_is_recalled(store):
     assert store.recall("job", "a") is None
 
 
+def test_who_was_recalled_wins_nothing_any_more(make_store):
+    """Else the next attempt would not know of it: see ``recall.lua``."""
+    proxy, first, second = make_store(), make_store(holder="first"), make_store(holder="second")
+    opened(proxy, "a")
+    first.beat([("job", "a", 1, -1)])
+    assert proxy.recall("job", "a") == record("a")
+    assert first.arrive("job", "a", 1, [edge(100, 1, 1)]) == Reply(FENCED)
+    assert second.beat([("job", "a", 1, -1)]) == [FENCED]
+    assert proxy.admit([record("a", 2)], 1_000) == 1
+    assert verdicts(second.arrive("job", "a", 2, [edge(100, 1, 1)])) == [(100, YOURS)]
+
+
 def test_of_who_is_alive_it_is_told_what_it_has_and_nothing_changes(store):
     opened(store, "c")
     assert store.admit([record("a", starts=[0, 1, 2])], 1_000) == 1

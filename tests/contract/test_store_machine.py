@@ -150,6 +150,8 @@ class Model:
         known = self.records.get(executor)
         if known is None:
             return None
+        if not alive:
+            known.holder = "-"
         gone = {*known.assignment.without, *(task for _, starts in known.gave.values() for task in starts)}
         claims = {}
         for child in sorted(self.claims.get(executor, ())):
