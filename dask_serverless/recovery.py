@@ -84,6 +84,7 @@ class Recovery:
                 continue
             try:
                 await self._sweep_once()
+                self.dispatcher.backups.look()
             except PlatformError as error:
                 self.dispatcher.backend_failed(error)
             except Exception:  # our bug; the sweep goes on
@@ -107,7 +108,6 @@ class Recovery:
                 continue
             silent = f"no sign of life for {self.backend.settings.executor_lease + now - since:.0f} s"
             self._report(lapsed.job, lapsed.executor, lapsed.attempt, silent, Cause.SILENCE, lapsed.running)
-        dispatcher.backups.look()
         stalled_before, self._stalled = self._stalled, set()
         for job in dispatcher.ledger.stalled():
             await self._look_into(job, job in stalled_before)
