@@ -21,7 +21,7 @@ from typing import Any
 from dask_serverless.config import Settings
 from dask_serverless.echo import Echo
 from dask_serverless.invoke import FailureQueue, GovernedInvoker
-from dask_serverless.local_lambda import FunctionConfig, LocalLambda
+from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError
 from dask_serverless.local_lambda.config import PRELOAD, FunctionSize
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
@@ -74,6 +74,8 @@ class Backend:
         Has Lambda use no sandbox again that has served; if told so, those that work are ended at once.
     logs
         Returns the last lines that executors printed.
+    billed
+        Returns what Lambda has billed this cluster until now: GB-seconds, also of what is under way, and requests.
     watch_shards
         Has something called, on any thread, with the number of each shard that has died and is back, empty.
     """
@@ -89,6 +91,7 @@ class Backend:
     set_concurrency: Callable[[int], None] = lambda places: None
     retire: Callable[[bool], None] = lambda at_once: None
     logs: Callable[[], list[str]] = list
+    billed: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
     watch_shards: Callable[[Callable[[int], None]], None] = lambda hear: None
 
 
@@ -208,6 +211,7 @@ class LocalBackend:
             set_concurrency=self.service.set_concurrency,
             retire=self.service.retire,
             logs=self.logs,
+            billed=self.billed,
             watch_shards=self._shard_watchers.append,
         )
         return self.backend
@@ -296,6 +300,21 @@ class LocalBackend:
         if self.backend is None or self.service is None or self._closed:
             return {}
         return {**self.service.counters(), **self.backend.store.usage()}
+
+    def billed(self) -> tuple[float, float]:
+        """Return GB-seconds and requests until now.
+
+        Raises
+        ------
+        LambdaUnavailable
+            There is nobody who knows.
+        """
+        service = self.service
+        try:
+            counters = {} if service is None or self._closed else service.counters()
+            return counters["gb_seconds"], counters["invocations"]
+        except (OSError, KeyError, LocalLambdaError) as error:
+            raise LambdaUnavailable(f"the local Lambda service does not tell what it has billed: {error!r}") from None
 
     def logs(self) -> list[str]:
         """Return the last lines that executors printed."""

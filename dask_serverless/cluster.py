@@ -39,6 +39,7 @@ from dask_serverless.backend import Backend, LocalBackend
 from dask_serverless.beside_loop import bounded, in_thread
 from dask_serverless.dask_workers import DaskWorkers, local_dask_worker, local_options
 from dask_serverless.inquiring import InquirableCluster
+from dask_serverless.plan.price import price
 from dask_serverless.stock_scheduler import (
     executors_tls,
     make_scheduler,
@@ -68,6 +69,7 @@ STATS = (
     "tasks_rerun",
     "executors_lost",
     "executors_restarted",
+    "executors_backed_up",
     "objects_written",
     "slices_written",
     "bytes_written",
@@ -79,6 +81,7 @@ STATS = (
     "store_keys",
     "store_bytes",
     "gb_seconds",
+    "dollars",
 )
 #: What Lambda itself counts counts; an invocation that was sent and lost is not one.
 _LAMBDA_STATS = ("invocations", "sandboxes_cold", "sandboxes_warm", "gb_seconds", "store_keys", "store_bytes")
@@ -133,6 +136,9 @@ class ServerlessCluster(InquirableCluster):
         What a Dask worker declares; if there are none, this process's own.
     storage_shards, storage_max_memory
         How many storage servers hold objects, and their memory together.
+    budget
+        What the cluster may spend on Lambda, in USD; default: ``serverless.budget.dollars`` (no limit). See
+        `set_budget`.
     shutdown_on_close
         Whether the cluster closes when the interpreter ends.
     quiet
@@ -188,6 +194,7 @@ class ServerlessCluster(InquirableCluster):
         resources: dict[str, float] | None = None,
         storage_shards: int | None = None,
         storage_max_memory: Any = None,
+        budget: float | None = None,
         shutdown_on_close: bool = True,
         quiet: bool = True,
         **others: Any,
@@ -207,6 +214,7 @@ class ServerlessCluster(InquirableCluster):
             storage_shards=storage_shards,
             storage_max_memory=storage_max_memory,
             dask_workers=dask_workers,
+            budget=budget,
         )
         self._dask_worker_options = arguments.check_dask_worker_options(dask_worker_options, resources)
         self._ceiling = self.settings.workers_count if ceiling is None else ceiling
@@ -307,7 +315,7 @@ class ServerlessCluster(InquirableCluster):
             await asyncio.wait([backend_start])
             if not backend_start.cancelled():
                 backend_start.exception()  # seen: the scheduler's own failure is the first, and is raised
-        backend = backend_start.result()
+        backend = backend_start.result()  # bound: it is done
         self._proxy = self._make_proxy(scheduler, backend)
         await self._proxy.start()
         self._dask_workers = DaskWorkers(scheduler, self._make_dask_worker)
@@ -460,9 +468,10 @@ class ServerlessCluster(InquirableCluster):
 
         ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_planned``,
         ``tasks_run``, ``tasks_rerun``, ``executors_lost``,
-        ``executors_restarted``, ``objects_written``, ``slices_written`` (parts of shuffled
+        ``executors_restarted``, ``executors_backed_up``, ``objects_written``, ``slices_written`` (parts of shuffled
         partitions), ``bytes_written``, ``bytes_read``, ``round_trips``; ``gb_seconds`` as Lambda would
-        bill them. As they are now: ``store_keys`` and ``store_bytes``; and what this process holds for
+        bill them, and ``dollars``: what they and the invocations cost (``serverless.lambda.price-...``). As they are
+        now: ``store_keys`` and ``store_bytes``; and what this process holds for
         graphs, namely ``graphs_kept`` (those with a future somewhere), ``tasks_under_way`` (whose edges
         are in memory, some 400 bytes each) and ``proxy_bytes`` (kept messages, small values, segments
         on their way).
@@ -476,6 +485,8 @@ class ServerlessCluster(InquirableCluster):
         stats: dict[str, int | float] = dict.fromkeys(STATS, 0)
         stats.update(self._proxy.stats())
         stats.update({name: counters[name] for name in _LAMBDA_STATS if name in counters})
+        used, requests = stats["gb_seconds"], stats["invocations"]
+        stats["dollars"] = price(gb_seconds=used, requests=requests, prices=self.settings.prices).total
         return stats
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:

@@ -57,6 +57,7 @@ _SETTINGS = {
     "storage_shards": "storage_shards",
     "storage_max_memory": "storage_max_memory",
     "dask_workers": "dask_workers_count",
+    "budget": "budget_dollars",
 }
 
 #: AWS gives an account 1,000 at once at first, and on request some ten thousands. Beyond that a number is a slip.
@@ -176,6 +177,23 @@ def check_dask_workers(dask_workers: Any) -> int:
             f"dask_workers={dask_workers!r} is more than {DASK_WORKERS_MAX}, and each is a process of this machine"
         )
     return count
+
+
+def check_budget(dollars: Any) -> float | None:
+    """Return an amount in USD, None as None.
+
+    Examples
+    --------
+    >>> check_budget(0)
+    Traceback (most recent call last):
+        ...
+    ValueError: dollars=0 must be an amount in USD above 0, or None
+    """
+    if dollars is None:
+        return None
+    if isinstance(dollars, bool) or not isinstance(dollars, int | float) or not 0 < dollars < math.inf:
+        raise ValueError(f"dollars={dollars!r} must be an amount in USD above 0, or None")
+    return float(dollars)
 
 
 def _whole_number(name: str, value: Any) -> int:

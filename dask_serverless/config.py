@@ -23,6 +23,7 @@ import yaml
 from dask.utils import format_bytes, format_time, parse_bytes, parse_timedelta
 
 from dask_serverless.plan.classes import FunctionClass, make_classes
+from dask_serverless.plan.price import Prices
 
 DEFAULTS_FILE = Path(__file__).with_name("serverless.yaml")
 SCHEMA_FILE = Path(__file__).with_name("serverless-schema.yaml")
@@ -123,6 +124,14 @@ def _memory_classes(value: Any) -> tuple[int, ...]:
 def _price(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise _Refused("a price in USD, 0 or more")
+    return float(value)
+
+
+def _budget(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise _Refused("an amount in USD above 0, or null")
     return float(value)
 
 
@@ -232,6 +241,8 @@ class Settings:
     executor_linger: float = _setting("executor.linger", _seconds(0.0, LINGER_SECONDS_MAX))
     executor_threads: int = _setting("executor.threads", _threads)
     allowed_failures: int = _setting("executor.allowed-failures", _allowed_failures)
+    budget_dollars: float | None = _setting("budget.dollars", _budget)
+    budget_executions_per_task: int = _setting("budget.executions-per-task", _count)
     policy_hold: bool = _setting("policy.hold", _switch)
     policy_group: bool = _setting("policy.group", _switch)
     policy_split: bool = _setting("policy.split", _switch)
@@ -239,6 +250,7 @@ class Settings:
     policy_prefetch: bool = _setting("policy.prefetch", _switch)
     policy_inline: bool = _setting("policy.inline", _switch)
     policy_locality: bool = _setting("policy.locality", _switch)
+    policy_speculation: bool = _setting("policy.speculation", _switch)
     dask_workers_count: int = _setting("dask-workers.count", _count_or_none)
     dask_workers_threads: int = _setting("dask-workers.threads", _count)
     dask_workers_memory: int | None = _setting("dask-workers.memory", _dask_worker_memory)
@@ -270,6 +282,11 @@ class Settings:
             self.lambda_memory_classes,
             self.lambda_classes_timeout,
         )
+
+    @property
+    def prices(self) -> Prices:
+        """What Lambda asks for."""
+        return Prices(lambda_gb_second=self.lambda_price_gb_second, lambda_request=self.lambda_price_request)
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:

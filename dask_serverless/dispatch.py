@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from dask_serverless.backend import Backend
+from dask_serverless.backups import Backups
 from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
 from dask_serverless.constant_pool import IDLE_BYTES_MAX, ConstantPool
@@ -47,6 +48,7 @@ from dask_serverless.losses import Losses
 from dask_serverless.places import Places
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from dask_serverless.recovery import Recovery
+from dask_serverless.spending import Spending
 from lambda_worker.compression import Compressor
 from lambda_worker.core.errors import (
     MissingModule,
@@ -140,6 +142,8 @@ class Dispatcher:
         self._hands = Hands()
         self.call, self.spawn = self._hands.call, self._hands.spawn
         self.recovery = Recovery(self)
+        self.spending = Spending(self)
+        self.backups = Backups(self)
         self.losses = Losses(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
         self._listener = Listener(backend.store, backend.secret, self._hands.closing, self._take, self.backend_failed)
@@ -149,10 +153,12 @@ class Dispatcher:
     def start(self) -> None:
         """Begin to listen; to be called on the event loop."""
         self._listener.start()
+        self.backend.invoker.is_wanted = self._is_wanted
         loop = asyncio.get_running_loop()
         self.backend.watch_shards(lambda shard: self._hear_of_shard(loop, shard))
         self.spawn(self.recovery.watch_failures())
         self.spawn(self.recovery.sweep())
+        self.spawn(self.spending.watch())
         self.spawn(self._keep_alive())
 
     def _hear_of_shard(self, loop: asyncio.AbstractEventLoop, shard: int) -> None:
@@ -198,7 +204,9 @@ class Dispatcher:
         without that, the plan is kept.
         """
         self.losses.note(job, plan, again)
-        if self.failed is None:
+        refusal = self.failed or self.spending.refusal
+        if refusal is None:
+            self.spending.budget.begin(job, len(plan.graph) - len(plan.externals))
             if urgent:
                 self.places.ask(job)
             else:
@@ -209,8 +217,8 @@ class Dispatcher:
                 self._opened[job] = self.spawn(self._open(job, plan))
         self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers, urgent))
         self.counts["tasks_planned"] += len(plan.graph)
-        if self.failed is not None:
-            self.feed(JobFailed(job, describe_error(self.failed)))
+        if refusal is not None:
+            self.feed(JobFailed(job, describe_error(refusal)))
 
     async def _open(self, job: str, plan: JobPlan) -> None:
         backend = self.backend
@@ -303,6 +311,10 @@ class Dispatcher:
             if opening is not None and not opening.done():
                 opening.set_result(None)
 
+    def _is_wanted(self, assignment: Assignment) -> bool:
+        """Tell whether an executor still has something to do; on any thread."""
+        return assignment.job in self.ledger.jobs
+
     def _is_live(self, job: str, executor: str) -> bool:
         known = self.ledger.jobs.get(job)
         return known is not None and executor not in known.gone
@@ -328,9 +340,11 @@ class Dispatcher:
         """Clean up after a job, but not before its last values are on their way to who asked."""
         self._unopened.pop(close.job, None)
         self.losses.forget(close.job)
+        self.spending.budget.forget(close.job)
         if self.places.forget(close.job):
             self.spawn(self._set_places())
         self._call_stacks.forget(close.job)
+        self.backups.forget(close.job)
         self.launcher.forget(close.job)
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
@@ -389,13 +403,16 @@ class Dispatcher:
 
     def _take_one(self, event: Any) -> None:
         match event:
-            case ("count", counts):
+            case ("count", job, counts):
                 for name, amount in counts.items():
                     self.counts[name] = self.counts.get(name, 0) + amount
+                self.spending.count(job, counts)
             case ("seceded" | "rejoined" as word, job, executor):
                 self._note_seceded(job, executor, word == "seceded")
             case ("stack", job, executor, task, frames):
-                self._call_stacks.note(job, executor, task, frames, asyncio.get_running_loop().time())
+                now = asyncio.get_running_loop().time()
+                self._call_stacks.note(job, executor, task, frames, now)
+                self.backups.note(job, executor, task, now)
             case ("report", job, executor, report):
                 self.experience.take(job, executor, report, asyncio.get_running_loop().time(), self.key_of)
             case ("posted", job, posted):
@@ -438,16 +455,25 @@ class Dispatcher:
         """Whoever has retired or died runs nothing any more, and takes no place."""
         self._note_seceded(job, executor, False)
         self._call_stacks.forget(job, executor)
+        self.backups.forget(job, executor)
         self.launcher.forget(job, executor)
 
     async def start_again(self, assignment: Assignment) -> None:
         """Give the record of an executor that died its next attempt, and invoke that."""
+        if assignment.job in self._preparations:  # else the job is over
+            await self.launcher.start_again(self.with_segments(assignment), self.places.count)
+
+    async def admit_more(self, assignment: Assignment) -> bool:
+        """Give one more executor a record, if there is room for it and its job goes on."""
+        if assignment.job not in self._preparations:
+            return False
+        return bool(await self.call(self.backend.store.admit, [assignment], self.places.count))
+
+    def with_segments(self, assignment: Assignment) -> Assignment:
+        """Add the segments that an assignment had: perhaps they are nowhere else, as small jobs are not stored."""
         preparation = self._preparations.get(assignment.job)
-        if preparation is None:  # the job is over
-            return
-        kept = preparation.segments  # perhaps nowhere else: small jobs are not stored
-        again = replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
-        await self.launcher.start_again(again, self.places.count)
+        kept = {} if preparation is None else preparation.segments
+        return replace(assignment, segments={n: kept[n] for n in assignment.hint if n in kept})
 
     def preparation(self, job: str) -> Preparation | None:
         """Return what was prepared of a job; None if that is not yet so, or the job is over."""

@@ -1,7 +1,8 @@
 """The errors that this package raises, for who wants to catch them.
 
 Whose fault each is says its family: `TaskError` (the task or its value), `PlatformError` (Lambda, the
-storage tier), `ProtocolError` (this package: please report it). What a task itself raises travels unchanged.
+storage tier), `ProtocolError` (this package: please report it); or it was the limit that you have set
+(`BudgetExceeded`). What a task itself raises travels unchanged.
 
 >>> issubclass(StoreFull, PlatformError), issubclass(UnpicklableResult, (TaskError, TypeError))
 (True, True)
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dask_serverless.killed import ExecutorKilled
 from lambda_worker.core.errors import (
     BadAnnotation,
+    BudgetExceeded,
     EnvironmentMismatch,
     ExecutorLost,
     GraphError,
@@ -32,6 +34,7 @@ from lambda_worker.core.errors import (
 
 __all__ = [
     "BadAnnotation",
+    "BudgetExceeded",
     "EnvironmentMismatch",
     "ExecutorKilled",
     "ExecutorLost",

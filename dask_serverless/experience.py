@@ -12,7 +12,7 @@ from dask_serverless.beginnings import Beginnings
 from dask_serverless.decisions import DecisionLog
 from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.plan.sharing import Estimate, Sharing, worth_starting
-from dask_serverless.statistics import Expectation, Statistics
+from dask_serverless.statistics import Expectation, Learned, Statistics
 from lambda_worker.core.policy import TASK_SECONDS, Policy, first_groups
 
 #: An executor of a job with fewer tasks has little to decide: it is not told what they are expected to take.
@@ -102,6 +102,11 @@ class Experience:
             return {}
         known = self.statistics.expect(prefixes).known
         return {number: (each.seconds, each.nbytes) for number, each in known.items()}
+
+    def expected(self, job: str, task: int) -> Learned | None:
+        """Return what is known of tasks like this one; None if that is nothing."""
+        prefixes = self._prefixes.get(job)
+        return None if prefixes is None else self.statistics.of(prefixes.of(task))
 
     def take(
         self,

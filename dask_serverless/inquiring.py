@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_serverless.cluster_size import ScalableCluster
+from dask_serverless.cluster_budget import BudgetedCluster
 from dask_serverless.decisions import JobDecisions
 from dask_serverless.explaining import Planned, keys_of, plan_of
 from dask_serverless.forecast import Forecast
 
 
-class InquirableCluster(ScalableCluster):
+class InquirableCluster(BudgetedCluster):
     """A cluster that says what it would do, and what it did."""
 
     def explain(self, collection: Any) -> Any:

@@ -190,6 +190,8 @@ class Ledger:
             known = self.keys.get(key)
             if known is not None and known.pending and known.job in self.jobs:
                 continue  # two clients asked at the same time: the job that came first answers for both
+            if known is not None and known.result is not None:  # made elsewhere, and now here
+                self._forget_value(known.result, out)
             keys.setdefault(task, []).append(key)
             self.keys[key] = Entry(event.job, task)
         job = self.jobs[event.job] = Job(event.job, graph, keys, urgent=event.urgent)
@@ -329,6 +331,11 @@ class Ledger:
             del self._held[_maker(ref)]
         return True
 
+    def _forget_value(self, result: Result, out: list[Instruction]) -> None:
+        """A key has a value no longer."""
+        if isinstance(result.location, Ref) and self._let_go(result.location):
+            out.append(Free([result.location]))
+
     def _free_unheld(self, results: Sequence[Result], out: list[Instruction]) -> None:
         refs = [result.location for result in results if isinstance(result.location, Ref)]
         refs = [ref for ref in refs if ref not in self._held.get(_maker(ref), ())]
@@ -340,9 +347,7 @@ class Ledger:
         if entry is None:
             return
         if entry.result is not None:
-            ref = entry.result.location
-            if isinstance(ref, Ref) and self._let_go(ref):
-                out.append(Free([ref]))
+            self._forget_value(entry.result, out)
         elif entry.pending and entry.job in self.jobs:
             job = self.jobs[entry.job]
             names = job.keys.get(entry.task, [])

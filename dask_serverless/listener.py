@@ -16,6 +16,8 @@ from lambda_worker.ports import JobStore
 logger = logging.getLogger("dask_serverless.listener")
 
 LISTEN_SECONDS = 1.0
+#: The store is closed before the thread is waited for, which ends its call; one that hangs is a daemon.
+JOIN_SECONDS_MAX = 10.0
 
 
 class Listener:
@@ -60,7 +62,7 @@ class Listener:
     def join(self) -> None:
         """Wait for the thread to end, if it has ever begun."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(JOIN_SECONDS_MAX)
 
     def _listen(self) -> None:
         while not self._closing.is_set():
@@ -116,6 +118,8 @@ def decode(secret: bytes, job: str, executor: str, attempt: int, blob: bytes) ->
             events.append((kind, job, content))
         elif kind in ("seceded", "rejoined", "lacking"):
             events.append((kind, job, executor))
+        elif kind == "count":
+            events.append((kind, job, content))
         elif kind == "report":
             events.append((kind, job, executor, content))
         elif kind == "lost":

@@ -149,7 +149,8 @@ class Proxy(SchedulerPlugin):
 
     def stats(self) -> dict[str, int]:
         """Return counters since the start."""
-        counts = self.dispatcher.counts | self.dispatcher.recovery.counts | self.dispatcher.losses.counts
+        dispatcher = self.dispatcher
+        counts = dispatcher.counts | dispatcher.recovery.counts | dispatcher.losses.counts | dispatcher.backups.counts
         for name, amount in self.backend.store.counters().items():
             counts[name] = counts.get(name, 0) + amount
         graphs = set(self._kept.values())

@@ -84,6 +84,7 @@ class Recovery:
                 continue
             try:
                 await self._sweep_once()
+                self.dispatcher.backups.look()
             except PlatformError as error:
                 self.dispatcher.backend_failed(error)
             except Exception:  # our bug; the sweep goes on
@@ -167,6 +168,7 @@ class Recovery:
         if verdicts:
             self.counts["executors_lost"] += 1
             dispatcher.forget_executor(job, executor)
+            dispatcher.spending.died(job)
         for verdict in verdicts:
             match verdict:
                 case Blame(task, deaths):
@@ -259,7 +261,7 @@ def _advice(why: str, classes: Sequence[FunctionClass], function_class: int) -> 
         if larger and larger[0].timeout_seconds > mine.timeout_seconds:
             annotation = f"timeout='{larger[0].timeout_seconds:g} s'"
     elif "memory" in why.lower():
-        limit = "memory_limit="
+        limit = f"memory_limit= (there were {mine.memory_bytes / 2**30:g} GiB)"
         more = [each.memory_bytes for each in larger if each.memory_bytes > mine.memory_bytes]
         if more:
             annotation = f"memory='{more[0] / 2**30:g} GiB'"

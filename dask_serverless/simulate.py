@@ -82,7 +82,7 @@ def simulate_many(
         running = [pool.submit(_batch, batch, among, share) for batch in batches]
         try:
             for each in running:
-                yield from each.result()
+                yield from each.result()  # bound: each seed ends with its virtual time
         finally:
             for each in running:
                 each.cancel()

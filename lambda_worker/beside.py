@@ -53,7 +53,7 @@ class Beside:
                 if self._closed:
                     return
                 if not self._alarms:
-                    self._changed.wait()
+                    self._changed.wait()  # bound: this process's life; nobody waits for this thread
                     continue
                 wait = self._alarms[0][0] - time.monotonic()
                 if wait > 0:

@@ -197,6 +197,7 @@ class TaskWorker:
                 raised.append(error)
 
         asyncio_loop: Any = self.loop.asyncio_loop  # type: ignore[attr-defined]
+        # bound: the invocation's, as for every task
         result = asyncio.run_coroutine_threadsafe(run(), asyncio_loop).result()
         if raised:
             raise raised[0]

@@ -183,7 +183,7 @@ class Driver:
         while True:
             run, others = self._sort(todo)
             if run is None and not others:
-                item = self._inbox.get()
+                item = self._inbox.get()  # bound: every step at the store has one, and so has the invocation itself
                 if isinstance(item, _Failed):
                     raise item.error
                 run, others = self._sort([item])

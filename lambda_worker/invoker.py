@@ -34,6 +34,7 @@ from lambda_worker.payload import payload_of
 CONNECT_SECONDS_MAX = 5.0
 READ_SECONDS_MAX = 30.0
 CLOSE_SECONDS_MAX = 5.0
+PRELOAD_SECONDS_MAX = 60.0
 #: Broken connections and 5xx answers are retried this often; throttling only by time.
 BROKEN_ATTEMPTS_MAX = 4
 
@@ -92,7 +93,7 @@ def preload(services: Sequence[str] = ("lambda",)) -> None:
     # In a thread: the caller may itself run on an event loop.
     thread = threading.Thread(target=lambda: asyncio.run(warm()), name="dask-serverless-preload")
     thread.start()
-    thread.join()
+    thread.join(PRELOAD_SECONDS_MAX)
 
 
 @contextlib.asynccontextmanager
@@ -238,6 +239,8 @@ class LambdaInvoker:
         self._backoff_seconds_max = backoff_seconds_max
         self._random = random or _random.Random().random
         self._credentials = credentials
+        #: Tells, on the invoker's own thread and before each request, whether an invocation is still wanted.
+        self.is_wanted: Callable[[Assignment], bool] = lambda assignment: True
         self._lock = threading.Lock()
         self._line: _Line | None = None
         self._closed = False
@@ -257,7 +260,7 @@ class LambdaInvoker:
         if not assignments:
             return []
         try:
-            return self.begin(assignments).result()
+            return self.begin(assignments).result()  # bound: each request has one, see `_invoke_one`
         except concurrent.futures.CancelledError:  # closed while under way
             return [self._refusal("Closed", "the invoker was closed")] * len(assignments)
 
@@ -317,6 +320,8 @@ class LambdaInvoker:
         while True:
             async with line.slots:
                 await self._before(line.loop.time())
+                if not self.is_wanted(assignment):  # its job was cancelled, or has failed, while it waited here
+                    return self._refusal("Unwanted", "its job is over", self.functions[assignment.function_class])
                 code, message, again = await self._attempt(assignment, client)
             await self._after(line.loop.time(), code)
             if code is None:

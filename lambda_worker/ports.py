@@ -250,12 +250,13 @@ class JobStore(Store, Protocol):
         """Name the executors of a job that have a record, sorted. Takes time in the number of all that live."""
         ...
 
-    def recall(self, job: str, executor: str) -> Assignment | None:
+    def recall(self, job: str, executor: str, alive: bool = False) -> Assignment | None:
         """Return what an executor was given and has claimed but not given away, as its newest attempt was
-        told (without segments): what the next attempt has to do. None if there is no record (any more).
+        told (without segments): what the next attempt has to do. None if there is no record (any more). The
+        sandbox that speaks for that attempt, if it is not dead after all, is fenced from then on.
 
         A child that was won by asking needs values that died with the attempt: it has no owner any more, and
-        is arrived at again."""
+        is arrived at again. Of an executor that is `alive`, such children are left out, and nothing changes."""
         ...
 
     def drop(self, job: str, executor: str) -> None:

@@ -68,7 +68,7 @@ async def _watch_owner(owner: int, service: Service) -> None:
     gone = asyncio.Event()
     loop.add_reader(descriptor, gone.set)
     try:
-        await gone.wait()
+        await gone.wait()  # bound: the owner's life
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
@@ -77,7 +77,7 @@ async def _watch_owner(owner: int, service: Service) -> None:
 
 async def _watch_input(reader: asyncio.StreamReader, service: Service) -> None:
     """Stop the service when the owner says so, or hangs up."""
-    await reader.readline()
+    await reader.readline()  # bound: the owner's life
     service.stop("closed by the owner")
 
 
@@ -86,7 +86,7 @@ async def main() -> int:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=16 * 1024 * 1024)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    line = await reader.readline()
+    line = await reader.readline()  # bound: the owner's life
     if not line:
         return 1
     settings = json.loads(line)
@@ -104,7 +104,7 @@ async def main() -> int:
     starting = asyncio.create_task(_start(service))
     watchers.append(starting)
     try:
-        await service.stopped.wait()
+        await service.stopped.wait()  # bound: the owner's life
     finally:
         for watcher in watchers:
             watcher.cancel()

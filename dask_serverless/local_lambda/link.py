@@ -136,7 +136,8 @@ class ZygoteLink:
         }
         self._writer.write(json.dumps(settings).encode() + b"\n")
         try:
-            line = await asyncio.wait_for(reader.readline(), function.start_seconds_max)
+            said = reader.readline()  # bound: the time that imports may take
+            line = await asyncio.wait_for(said, function.start_seconds_max)
         except TimeoutError:
             self._process.kill()
             raise LocalLambdaError(
@@ -144,7 +145,11 @@ class ZygoteLink:
                 f" {function.start_seconds_max:g} s."
             ) from None
         if not line:
-            status = self._process.wait()
+            try:
+                status: object = await asyncio.to_thread(self._process.wait, CLOSE_SECONDS_MAX)
+            except subprocess.TimeoutExpired:  # it has hung up, and lives
+                self._process.kill()
+                status = "killed"
             raise LocalLambdaError(f"Python ended (status {status}) while it imported {function.handler!r}.")
         message = json.loads(line)
         if "failed" in message:
@@ -179,7 +184,7 @@ class ZygoteLink:
                 await asyncio.to_thread(process.wait, CLOSE_SECONDS_MAX)
             except subprocess.TimeoutExpired:
                 process.kill()
-                await asyncio.to_thread(process.wait)
+                await asyncio.to_thread(process.wait)  # bound: it was killed
 
     def _send(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"
@@ -190,6 +195,6 @@ class ZygoteLink:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
-            while line := await reader.readline():
+            while line := await reader.readline():  # bound: the zygote's life
                 self._on_message(json.loads(line))
         self._on_lost()

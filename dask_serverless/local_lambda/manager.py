@@ -190,7 +190,7 @@ class LocalLambda:
             process.wait(CLOSE_SECONDS_MAX)
         except subprocess.TimeoutExpired:
             process.kill()  # the kernel ends the zygote with it, and the sandboxes with that
-            process.wait()
+            process.wait()  # bound: it was killed
         process.stdout.close()
         if self._stderr is not None:
             self._stderr.close()

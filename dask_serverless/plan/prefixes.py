@@ -50,6 +50,16 @@ class Prefixes:
                 found += [0] * SEGMENT_TASKS
         return found
 
+    def of(self, task: int) -> str:
+        """Return the prefix of a task.
+
+        Examples
+        --------
+        >>> Prefixes(["inc", "sum"], [2, 1], [[0, 2, 1, 1]]).of(2)
+        'sum'
+        """
+        return self.names[_at(self.runs[task // SEGMENT_TASKS], task % SEGMENT_TASKS)]
+
 
 def number_prefixes(
     keys: Sequence[Hashable], split: Callable[[Hashable], str], externals: Collection[int] = ()

@@ -207,6 +207,8 @@ class Driver:
             runs = [(mine.job, mine.executor, mine.attempt, running)]
             try:
                 standing = yield from self.sandbox.ask(sim.metadata, partial(self._beat_once, runs))
+                if running >= 0 and standing is Standing.OK and sim.options.speculation:
+                    yield from self._say([["stack", [running, []]]])
             except StoreUnavailable:
                 continue  # the next one may get through; the lease decides
             if standing is not Standing.OK:

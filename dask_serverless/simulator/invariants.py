@@ -8,11 +8,12 @@ I3      A key is answered once. A child has one owner. Who is fenced is told so.
 I4      A fan-in whose parents are all done has an owner, and an owner that is not gone. Whoever the ledger believes
         to be at work has a record, so that its death would be noticed.
 I5      A task runs once in each invocation that meets it (and once for each retry); without faults, once. Each death,
-        each doubled invocation and each repeated admission (or delegation) may cost one run more.
+        each backup, each doubled invocation and each repeated admission (or delegation) may cost one run more.
 I6      When everything has been answered and let go, nothing is left in the tier, and nobody is at work.
+I7      No more is spent than the budget and what was under way when it was exceeded; a second later, nobody is invoked.
 ======  ============================================================================================================
 
-I7 (money) waits for a budget that can be set; I8 (secrecy) is not for symbols to show.
+I8 (secrecy) is not for symbols to show.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Watch:
         self.violation: Violated | None = None
         self.runs_of: dict[tuple[str, int], int] = {}
         self.starts_of: dict[str, int] = {}  # by job: how many assignments began in a sandbox
+        self.requested: dict[str, float] = {}  # by job: when Lambda was last asked for an invocation
         self.values_lost = 0
         self.repeated = 0  # admissions and delegations that were done twice, and may have been answered differently
         self._excuses: set[str] = set()
@@ -99,6 +101,9 @@ class Watch:
                 fine = bool(self.values_lost)
             case "StoreFull":
                 fine = bool(drawn.shard_mebibytes)
+            case "BudgetExceeded":
+                purse = sim.proxy.purse
+                fine = purse.exceeded_at is not None or where[0] in purse.storms
             case "StoreUnavailable":
                 fine = bool(drawn.request_lost or drawn.reply_lost)
             case _:
@@ -174,6 +179,10 @@ class Watch:
                 if not set(claim.values) <= set(parents) <= known:
                     self.violated("I4", f"{job}/{claim.child} begins with {sorted(claim.values)}, not {parents}")
 
+    def backed_up(self, job: str) -> None:
+        """A straggler gets a backup, which does the same work."""
+        self._again[job] = self._again.get(job, 0) + 1
+
     # -- I4: nobody waits for nobody ------------------------------------------------------------
 
     def look(self) -> None:
@@ -232,11 +241,20 @@ class Watch:
         if tries == 1 and total > 1 + again:
             self.violated("I5", f"task {task} of {job} runs {total} times, though only {again} began again")
 
+    # -- I7: money ------------------------------------------------------------------------------
+
+    def invokes(self, assignment: Assignment) -> None:
+        """Lambda is asked for an invocation, for the first time."""
+        if self.simulation.proxy.purse.closed:
+            self.violated("I7", f"{assignment.job}/{assignment.executor} is invoked, though the budget is exceeded")
+
     # -- I6: leftovers --------------------------------------------------------------------------
 
     def ended(self) -> None:
         """Everything was answered and let go, a while ago."""
         sim = self.simulation
+        if overspent := sim.proxy.purse.overspent():
+            self.violated("I7", overspent)
         # Who is fenced writes a value, or a step is done again, after its job was closed: those wait for their time to
         # live. A job that ended in order leaves nothing.
         untidy = bool(sim.drawn.classes) or any("error" in answer for answer in sim.client.answered.values())

@@ -8,7 +8,7 @@ destination. AWS's own retries are off, as this package has them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -100,13 +100,19 @@ class LambdaService:
 
     # -- requests -------------------------------------------------------------------------------
 
-    def invoke(self, assignment: Assignment) -> Body:
-        """Ask for one asynchronous invocation, as the invokers do; return why it was not accepted, or None."""
+    def invoke(self, assignment: Assignment, wanted: Callable[[], bool] = lambda: True) -> Body:
+        """Ask for one asynchronous invocation, as the invokers do, as long as it is wanted; return why it was not
+        accepted, or None."""
         sim = self.simulation
         time, luck = sim.timeline, sim.luck
         begun, pause = time.now, PAUSE_SECONDS
+        if wanted():
+            sim.watch.invokes(assignment)
         while True:
             faults = sim.faults
+            if not wanted():
+                return "Unwanted"
+            sim.watch.requested[assignment.job] = time.now
             yield time.sleep(self.config.request_seconds * luck.uniform(0.8, 1.5))
             self.bill.requests += 1
             if faults.throttled and luck.random() < faults.throttled:

@@ -43,8 +43,11 @@ from dask_serverless.plan.sharing import Sharing
 from dask_serverless.postings import Postings
 from dask_serverless.simulator.lambda_service import names
 from dask_serverless.simulator.network import Host
+from dask_serverless.simulator.purse import Purse
 from dask_serverless.simulator.timeline import Body, Signal
 from dask_serverless.simulator.workload import SimJob
+from dask_serverless.statistics import Learned
+from dask_serverless.stragglers import BACKUP, Stragglers, backup_of
 from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
 from lambda_worker.core.errors import ServerlessError
 from lambda_worker.core.policy import first_groups
@@ -75,6 +78,8 @@ class Proxy(Host):
         options = simulation.options
         self.ledger = Ledger()
         self.supervisor = Supervisor(options.allowed_failures, jitter=simulation.luck.random)
+        self.purse = Purse(self)
+        self.stragglers = Stragglers()
         self.places = Places(options.ceiling)
         self.postings = Postings()
         self.jobs: dict[str, SimJob] = {}
@@ -110,6 +115,7 @@ class Proxy(Host):
         self.simulation.tell("proxy", f"{job.name} is submitted: {len(job.tasks)} tasks")
         self.jobs[job.name] = job
         self.segments[job.name] = {number: each.to_bytes() for number, each in enumerate(edges(job.graph))}
+        self.purse.budget.begin(job.name, len(job.tasks))
         self.feed(Submitted(job.name, job.graph, job.visible, job.externals, {}))
 
     def feed(self, event: Event) -> None:
@@ -130,6 +136,8 @@ class Proxy(Host):
                         sim.timeline.after(FREE_SECONDS, self._free)
                     self._frees += refs
                 case Close():
+                    self.purse.budget.forget(instruction.job)
+                    self.stragglers.forget(instruction.job)
                     self.places.forget(instruction.job)
                     self.postings.forget(instruction.job)
                     if not self._closes:
@@ -214,7 +222,7 @@ class Proxy(Host):
             turn = Signal()
             self._invoke_next.append(turn)
             yield turn.wait
-        answer = yield from self.simulation.service.invoke(assignment)
+        answer = yield from self.simulation.service.invoke(assignment, lambda: assignment.job in self.ledger.jobs)
         if self._invoke_next:
             self._invoke_next.popleft().set()
         else:
@@ -281,6 +289,7 @@ class Proxy(Host):
         if not blob:
             self._forget_executor(job, executor)
             self.feed(Retired(job, executor))
+            self.purse.ended(job)
             return
         _, said = unpack(blob)
         for word, content in said:
@@ -291,6 +300,9 @@ class Proxy(Host):
                 case "erred":
                     for task, error in content:
                         self.feed(Erred(job, task, error))
+                case "stack":
+                    if job in self.ledger.jobs:
+                        self.stragglers.says(job, executor, content[0], self.simulation.timeline.now)
                 case "delegating":
                     self.feed(Delegating(job, content))
                 case "posted":
@@ -311,6 +323,7 @@ class Proxy(Host):
         if self.places.note_seceded(job, executor, False):
             self.spawn(self._set_places())
         self.postings.ended(job, executor)
+        self.stragglers.forget(job, executor)
 
     # -- mail -----------------------------------------------------------------------------------
 
@@ -363,10 +376,34 @@ class Proxy(Host):
             before, self._lapsed = self._lapsed, {}
             for each in lapsed:
                 self._judge_silence(each, before.get((each.job, each.executor), sim.timeline.now))
+            for job, executor, _ in self.stragglers.overdue(self._expected, self.places.count):
+                self.spawn(self._back_up(job, executor))
             stalled_before, self._stalled = self._stalled, set()
             for job in self.ledger.stalled():
                 yield from self._look_into(job, job in stalled_before)
             self.feed(Room())
+
+    def _expected(self, job: str, task: int) -> Learned:
+        """Return what is known of a task: in the end, everything."""
+        return Learned(100.0, self.jobs[job].tasks[task].seconds, 0.0, 0.0, 0.0)
+
+    def _back_up(self, job: str, executor: str) -> Body:
+        """Start one more executor with the work of one that straggles."""
+        sim = self.simulation
+        had = yield from self.ask(sim.metadata, lambda: sim.store.recall(job, executor, alive=True))
+        kept = self.segments.get(job)
+        if had is None or kept is None:
+            self.stragglers.forget(job, executor + BACKUP)
+            return
+        backup = backup_of(had)
+        granted = yield from self._admit([backup], (), self.places.count)
+        if not granted:
+            self.stragglers.forget(job, backup.executor)
+            return
+        sim.tell("proxy", f"backs up {job}/{executor} with {list(backup.starts)} {sorted(backup.claims)}")
+        sim.watch.backed_up(job)
+        self.feed(Delegating(job, [backup.executor]))
+        yield from self._invoke([_with_segments(backup, kept) if sim.options.segments_travel else backup])
 
     def _look_into(self, job: str, again: bool) -> Body:
         sim = self.simulation
@@ -399,6 +436,7 @@ class Proxy(Host):
         if verdicts:
             sim.tell("proxy", f"{job}/{executor}#{attempt} died of {cause.value}, task {task}: {verdicts}")
             self._forget_executor(job, executor)
+            self.purse.died(job)
         for verdict in verdicts:
             match verdict:
                 case Blame(blamed, _):

@@ -328,21 +328,24 @@ class SimStore(Bulk):
         self._count(round_trips=1)
         return sorted(self.tier.job(job).records)
 
-    def recall(self, job: str, executor: str) -> Assignment | None:
+    def recall(self, job: str, executor: str, alive: bool = False) -> Assignment | None:
         """See `lambda_worker.ports.JobStore.recall`."""
         self._count(round_trips=1)
         state = self.tier.job(job)
         record = state.records.get(executor)
         if record is None:
             return None
+        if not alive:
+            record.holder = "-"  # who was taken for dead is fenced from now on
         had = record.assignment
         gone = {*had.without, *(task for _, starts in record.gave.values() for task in starts)}
         claims: dict[int, Mapping[int, Location]] = dict(had.claims)
         for child in list(state.claims.get(executor, ())):
             fan_in = state.fan_ins[child]
-            if fan_in.held:  # what was held has died with the attempt: it has no owner any more
-                fan_in.owner, fan_in.held = None, False
-                del state.claims[executor][child]
+            if fan_in.held:
+                if not alive:  # what was held has died with the attempt: it has no owner any more
+                    fan_in.owner, fan_in.held = None, False
+                    del state.claims[executor][child]
             else:
                 claims[child] = dict(fan_in.values)
         return replace(

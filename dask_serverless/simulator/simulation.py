@@ -57,6 +57,10 @@ class Options:
         Whether invocations carry segments, or executors read them.
     last_words
         Whether it is known what was running in a sandbox that died (locally), or only what its last heartbeat said.
+    budget_dollars, executions_per_task
+        As in a cluster's configuration.
+    speculation
+        Whether stragglers get backups.
     seconds_per_task
         What tasks take, as far as that is known before the first one has run (None: it is not).
     watched
@@ -76,6 +80,9 @@ class Options:
     latency_seconds: float = 0.0005
     segments_travel: bool = True
     last_words: bool = True
+    budget_dollars: float | None = None
+    executions_per_task: int = 10
+    speculation: bool = False
     seconds_per_task: float | None = None
     watched: bool = True
     safety_seconds: float = 60.0
@@ -192,6 +199,8 @@ class Simulation:
             if job.released_at < float("inf"):
                 time.after(job.released_at, self.client.forget, job)
         time.spawn(self.proxy.sweep())
+        if self.options.budget_dollars is not None:
+            time.spawn(self.proxy.purse.watch())
         for weather in self._weather():
             time.spawn(weather)
         deadline = self.options.safety_seconds + self.options.liveness_seconds
@@ -383,4 +392,5 @@ def draw_options(luck: random.Random) -> Options:
         segments_travel=luck.random() < 0.7,
         last_words=luck.random() < 0.7,
         safety_seconds=luck.choice((20.0, 60.0, 200.0)),
+        speculation=luck.random() < 0.3,
     )

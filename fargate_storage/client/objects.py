@@ -325,7 +325,7 @@ class Objects:
         if len(work) <= 1 or self._threads is None:
             return [do(shard, part) for shard, part in work.items()]
         futures = [self._threads.submit(do, shard, part) for shard, part in work.items()]
-        return [future.result() for future in futures]
+        return [future.result() for future in futures]  # bound: each step at a shard has one
 
     def _put_stripes(self, shard: int, stripes: list[tuple[str, int, list[bytes | memoryview]]]) -> None:
         ttl = self._config.ttl_seconds

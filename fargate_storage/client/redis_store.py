@@ -293,9 +293,9 @@ class RedisStore:
         mine = self._keys.lease_member(job, "")
         return sorted(member.decode().removeprefix(mine) for member in members if member.startswith(mine.encode()))
 
-    def recall(self, job: str, executor: str) -> Assignment | None:
+    def recall(self, job: str, executor: str, alive: bool = False) -> Assignment | None:
         """See `lambda_worker.ports.JobStore.recall`."""
-        reply = self._run(scripts.RECALL, job, executor)
+        reply = self._run(scripts.RECALL, job, executor, int(alive))
         if not reply:
             return None
         record, claims = reply

@@ -66,7 +66,7 @@ def main() -> None:
     os.set_blocking(ended, False)
     os.set_blocking(wakes, False)
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-    line = sys.stdin.readline()
+    line = sys.stdin.readline()  # bound: the owner's life
     if not line:
         return  # the owner ended, or thought better of it
     order = json.loads(line)
@@ -105,7 +105,7 @@ def main() -> None:
         for server in servers:
             server.kill()  # nothing of what it holds is to be saved
         for server in servers:
-            server.wait()
+            server.wait()  # bound: it was killed
         shutil.rmtree(order["directory"], ignore_errors=True)
 
 

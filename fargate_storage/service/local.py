@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
@@ -246,6 +247,10 @@ class LocalTier:
         assert self._launcher.stdin and self._launcher.stdout
         self._launcher.stdin.write(json.dumps(order).encode() + b"\n")
         self._launcher.stdin.flush()
+        if not select.select([self._launcher.stdout], [], [], START_SECONDS_MAX)[0]:
+            self._launcher.kill()
+            raise ServerFailed(f"{program} could not be started: the launcher said nothing for {START_SECONDS_MAX:g} s")
+        # bound: it says one line at once, or nothing
         answer = json.loads(self._launcher.stdout.readline() or b'{"error": "the launcher ended"}')
         if "error" in answer:
             raise ServerFailed(f"{program} could not be started: {answer['error']}")
@@ -329,7 +334,7 @@ class LocalTier:
                 process.wait(CLOSE_SECONDS_MAX)
             except subprocess.TimeoutExpired:
                 process.kill()  # takes the servers along where the kernel helps
-                process.wait()
+                process.wait()  # bound: it was killed
         if self._watcher is not None and self._watcher is not threading.current_thread():
             self._watcher.join(CLOSE_SECONDS_MAX)  # it ends with the launcher
         if process is not None and process.stdout:

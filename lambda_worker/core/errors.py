@@ -2,7 +2,8 @@
 
 Three families: the user's task (the user's own exception travels unchanged, so it has no class
 here, only the ways in which a task cannot be run at all), the platform (Lambda, the storage tier),
-and us (:class:`ProtocolError`: a promise of this package was broken; please report it).
+and us (:class:`ProtocolError`: a promise of this package was broken; please report it). Beside them is
+the limit that the user has set (:class:`BudgetExceeded`).
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class ExecutorLost(PlatformError):
 
 class InvocationRefused(PlatformError):
     """Lambda would not accept an invocation (permission, missing function, payload size)."""
+
+
+class BudgetExceeded(ServerlessError):
+    """The cluster has spent what it may, or a job has run its tasks too often: nothing more is started for it."""
 
 
 class EnvironmentMismatch(PlatformError):

@@ -96,6 +96,7 @@ def test_many_children_in_one_call(store):
     assert verdicts(store.arrive("job", "b", 1, [edge(19_999, 1, 1)])) == [(19_999, DONE)]
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("clients", [8, 1], ids=["a client each", "threads of one client"])
 def test_many_executors_at_once_and_one_wins(make_store, clients):
     stores = [make_store() for _ in range(clients)]
@@ -155,6 +156,7 @@ class Model:
 _jobs = itertools.count()
 
 
+@pytest.mark.fault(6, 8)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_interleaving_gives_each_child_one_owner_and_all_values(store, data):
@@ -222,6 +224,7 @@ def test_any_interleaving_gives_each_child_one_owner_and_all_values(store, data)
 # Attempts, leases, retirement
 
 
+@pytest.mark.fault(7)
 def test_an_older_attempt_is_fenced_and_has_no_effect(store):
     opened(store, "a", "b")
     store.admit([record("a", 2)], 1_000)
@@ -238,6 +241,7 @@ def test_a_newer_attempt_than_the_record_knows_fences_the_older(store):
     assert store.beat([("job", "a", 2, -1), ("job", "a", 1, -1)]) == [OK, FENCED]
 
 
+@pytest.mark.fault(6)
 def test_of_two_sandboxes_that_speak_for_one_attempt_the_first_holds_it(make_store):
     """1. Lambda delivers an invocation twice; 2. one copy wins a child; 3. the other must not retire with it."""
     proxy, first, second = make_store(), make_store(holder="first"), make_store(holder="second")
@@ -382,6 +386,32 @@ def test_what_a_dead_executor_had_is_recalled(store):
     assert store.arrive("job", "a", 1, [edge(102, 1, 2)]).standing is FENCED
     assert store.arrive("job", "a", 2, retire=True).retired
     assert store.recall("job", "a") is None
+
+
+def test_who_was_recalled_wins_nothing_any_more(make_store):
+    """Else the next attempt would not know of it: see ``recall.lua``."""
+    proxy, first, second = make_store(), make_store(holder="first"), make_store(holder="second")
+    opened(proxy, "a")
+    first.beat([("job", "a", 1, -1)])
+    assert proxy.recall("job", "a") == record("a")
+    assert first.arrive("job", "a", 1, [edge(100, 1, 1)]) == Reply(FENCED)
+    assert second.beat([("job", "a", 1, -1)]) == [FENCED]
+    assert proxy.admit([record("a", 2)], 1_000) == 1
+    assert verdicts(second.arrive("job", "a", 2, [edge(100, 1, 1)])) == [(100, YOURS)]
+
+
+def test_of_who_is_alive_it_is_told_what_it_has_and_nothing_changes(store):
+    opened(store, "c")
+    assert store.admit([record("a", starts=[0, 1, 2])], 1_000) == 1
+    store.arrive("job", "a", 1, [edge(100, 0, 2, b"zero"), edge(100, 1, 2, b"one")])  # won with its values
+    store.arrive("job", "a", 1, [edge(101, 1, 2, None), edge(101, 2, 2, None)])  # won by asking
+    assert store.delegate("job", "a", 1, [record("b", starts=[2])], 1_000) == 1
+    had = store.recall("job", "a", alive=True)
+    assert (had.attempt, had.starts, had.without) == (1, [0, 1], (2,))
+    assert had.claims == {100: {0: b"zero", 1: b"one"}}
+    assert verdicts(store.arrive("job", "c", 1, [edge(101, 1, 2), edge(101, 2, 2)])) == [(101, TAKEN)]
+    assert verdicts(store.arrive("job", "a", 1, [edge(101, 1, 2)])) == [(101, YOURS)]
+    assert store.recall("job", "nobody", alive=True) is None
 
 
 def test_who_has_a_record_is_named(store):

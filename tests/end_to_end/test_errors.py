@@ -435,6 +435,7 @@ def test_a_running_future_is_cancelled(client, tmp_path):
     until(ended.exists, "as in Dask, a thread is not interrupted")
 
 
+@pytest.mark.fault(27)
 def test_a_pending_future_is_cancelled_and_never_runs(cluster, client, tmp_path):
     go, ran, started = tmp_path / "go", tmp_path / "ran", [tmp_path / "0", tmp_path / "1"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 
 import dask
@@ -47,6 +48,7 @@ def sleep(seconds):
     return seconds
 
 
+@pytest.mark.fault(13)
 def test_a_task_that_runs_out_of_memory_gets_more_once(client, cluster):
     before = cluster.stats()["executors_lost"]
     assert client.submit(fill, 400, pure=False).result(timeout=SECONDS_MAX) == 400
@@ -56,14 +58,22 @@ def test_a_task_that_runs_out_of_memory_gets_more_once(client, cluster):
     assert cluster.stats()["executors_lost"] == before + 1
 
 
-def test_a_task_that_needs_still_more_memory_says_so(client):
-    with pytest.raises(ExecutorLost, match=r"(?i)died 2 times.*memory.*dask.annotate\(memory='2 GiB'\)"):
+@pytest.mark.fault(13)
+def test_a_task_that_needs_still_more_memory_says_so(client, cluster):
+    before = cluster.stats()["executors_lost"]
+    with pytest.raises(ExecutorLost, match=r"(?i)died 2 times.*memory.*dask.annotate\(memory='2 GiB'\)") as error:
         client.submit(fill, 1_200, pure=False).result(timeout=SECONDS_MAX)
+    assert re.search(r"'fill-.*Max Memory Used: 1\d\d\d MB.*\(there were 1 GiB\)", str(error.value))
+    assert cluster.stats()["executors_lost"] == before + 2, "once, and once more with more"
 
 
-def test_a_task_that_needs_more_time_says_so(client):
-    with pytest.raises(ExecutorLost, match=r"timed out after 3\.00 seconds.*dask.annotate\(timeout="):
+@pytest.mark.fault(11)
+def test_a_task_that_needs_more_time_says_so(client, cluster):
+    before = cluster.stats()["executors_lost"]
+    wanted = r"'sleep-.*died 2 times.*timed out after 3\.00 seconds.*smaller chunks.*dask.annotate\(timeout="
+    with pytest.raises(ExecutorLost, match=wanted):
         client.submit(sleep, 5, pure=False).result(timeout=SECONDS_MAX)
+    assert cluster.stats()["executors_lost"] == before + 2, "it is tried once more, and no more"
     with dask.annotate(timeout="1 minute"):
         assert client.submit(sleep, 4, pure=False).result(timeout=SECONDS_MAX) == 4
         # For time alone nobody pays for memory.

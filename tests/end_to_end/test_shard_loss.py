@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -145,6 +146,27 @@ def test_a_persisted_array_is_used_again(cluster, client):
     until(lambda: cluster.stats()["results_lost"], "the results are given up")
     assert (x + 1).sum().compute() == 2 * 2000 * 2000
     assert float(x[0, 0].compute()) == 1.0
+
+
+@pytest.mark.fault(48)
+def test_who_has_read_a_random_value_keeps_what_was_made_of_it(cluster, client):
+    """A task that is not pure gives another value when it has to run again: old readers keep theirs, new ones agree."""
+    x = client.submit(random_values, pure=False)
+    early = client.submit(first, x)
+    before = early.result(timeout=SECONDS_MAX)
+    for shard in range(cluster.settings.storage_shards):
+        kill_a_shard(cluster, shard)
+    until(lambda: cluster.stats()["results_lost"], "the value is given up")
+    late = client.submit(first, x, pure=False)
+    after = late.result(timeout=SECONDS_MAX)
+    assert after != before
+    assert early.result(timeout=SECONDS_MAX) == before
+    assert float(x.result(timeout=SECONDS_MAX)[0]) == after
+    assert client.submit(first, x, pure=False).result(timeout=SECONDS_MAX) == after
+
+
+def random_values():
+    return np.full(50_000, random.SystemRandom().random())
 
 
 def test_a_persisted_array_is_gathered(cluster, client):

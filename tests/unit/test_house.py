@@ -96,6 +96,33 @@ def test_parts_of_outsiders_are_known_to_one_module(path):
         assert not known or module_name(path) in friends, f"{module_name(path)} must not know {outsider}"
 
 
+#: Calls that may wait for ever when they are told nothing else.
+WAITS = {"acquire", "communicate", "get", "join", "readline", "result", "wait"}
+
+
+def unbounded_waits(source: str) -> list[int]:
+    """Return the lines of calls that wait, know no bound, and do not say (``# bound: ...``) what ends them."""
+    lines = source.splitlines()
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in WAITS
+        and not (node.args or node.keywords)
+        and not any("# bound: " in line for line in lines[max(0, node.lineno - 2) : node.end_lineno])
+    ]
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_every_wait_has_a_bound_or_says_what_ends_it(path):
+    assert not unbounded_waits(path.read_text()), f"{module_name(path)} waits without a bound"
+
+
+def test_a_wait_without_a_bound_is_found():
+    assert unbounded_waits("queue.get()\nqueue.get(timeout=1)\ndone.result()  # bound: it is done\nlock.wait(5)") == [1]
+
+
 def test_every_floor_of_the_worker_is_in_the_contract():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")

@@ -31,6 +31,7 @@ def verdicts(supervisor, *deaths):
     return [verdict for each in deaths for verdict in supervisor.judge(each)]
 
 
+@pytest.mark.fault(14)
 def test_a_task_is_blamed_after_it_was_allowed_to_fail():
     supervisor = Supervisor(allowed_failures=3)
     found = verdicts(supervisor, *(death(attempt) for attempt in range(1, 5)))
@@ -53,6 +54,7 @@ def test_innocent_tasks_are_not_blamed_together():
     assert not any(isinstance(each, Blame | GiveUp) for each in found)
 
 
+@pytest.mark.fault(11)
 def test_a_timeout_is_tried_again_once():
     supervisor = Supervisor(allowed_failures=3)
     found = verdicts(supervisor, *(death(attempt, cause=Cause.TIMEOUT) for attempt in (1, 2)))
