@@ -47,6 +47,7 @@ def sleep(seconds):
     return seconds
 
 
+@pytest.mark.fault(13)
 def test_a_task_that_runs_out_of_memory_gets_more_once(client, cluster):
     before = cluster.stats()["executors_lost"]
     assert client.submit(fill, 400, pure=False).result(timeout=SECONDS_MAX) == 400
@@ -56,11 +57,13 @@ def test_a_task_that_runs_out_of_memory_gets_more_once(client, cluster):
     assert cluster.stats()["executors_lost"] == before + 1
 
 
+@pytest.mark.fault(13)
 def test_a_task_that_needs_still_more_memory_says_so(client):
     with pytest.raises(ExecutorLost, match=r"(?i)died 2 times.*memory.*dask.annotate\(memory='2 GiB'\)"):
         client.submit(fill, 1_200, pure=False).result(timeout=SECONDS_MAX)
 
 
+@pytest.mark.fault(11)
 def test_a_task_that_needs_more_time_says_so(client):
     with pytest.raises(ExecutorLost, match=r"timed out after 3\.00 seconds.*dask.annotate\(timeout="):
         client.submit(sleep, 5, pure=False).result(timeout=SECONDS_MAX)

@@ -84,6 +84,7 @@ def test_a_transfer_that_does_not_repeat_itself_is_found_out(store):
         executor.get_output_partition(ID, total, 1)
 
 
+@pytest.mark.fault(23)
 def test_lost_slices_are_an_error_and_no_empty_partition(store):
     executor = shuffles(store)
     total = executor.barrier(ID, [executor.add_partition(rows(0, 1), part, ID) for part in range(2)])
@@ -92,6 +93,7 @@ def test_lost_slices_are_an_error_and_no_empty_partition(store):
         executor.get_output_partition(ID, total, 0)
 
 
+@pytest.mark.fault(31)
 def test_slices_of_another_name_or_secret_are_not_decoded(store):
     executor = shuffles(store)
     total = executor.barrier(ID, [executor.add_partition(rows(0, 1), 0, ID)])
@@ -105,6 +107,7 @@ def test_slices_of_another_name_or_secret_are_not_decoded(store):
         shuffles(store, secret=b"other").get_output_partition(ID, total, 1)
 
 
+@pytest.mark.fault(20)
 def test_a_full_storage_tier_is_dasks_out_of_disk_and_says_what_to_do(store):
     spec = ArrayRechunkSpec(ID, True, ((2**20,) * 16,), ((2**24,),))
     executor = shuffles(store, spec)
