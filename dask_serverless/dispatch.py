@@ -411,8 +411,8 @@ class Dispatcher:
                     name=module,
                 )
                 self.feed(Erred(job, task, describe_error(error)))
-            case ("lacking", job, _):
-                self.losses.lacking(job)
+            case ("lacking", job, constant):
+                self.losses.lacking(job, constant)
             case ("lost", job, lost):
                 self.losses.input_lost(job, lost)
             case ("invoke", blob):

@@ -13,7 +13,7 @@ import functools
 import math
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -341,9 +341,8 @@ class Driver:
             case Locate(task):
                 return self._locate(task)
             case LoadSegments(segments):
-                load = functools.partial(self.world.store.load, self.assignment.job, segments)
-                blobs = until_restored(load, self._ask_to_restore)
-                return SegmentsLoaded({n: self._open_segment(n, blob) for n, blob in zip(segments, blobs, strict=True)})
+                load = functools.partial(self._load_segments, segments)
+                return SegmentsLoaded(until_restored(load, self._ask_to_restore))
             case Delegate():
                 return self._publisher.delegate(instruction)
             case WakeAfter(seconds):
@@ -410,6 +409,10 @@ class Driver:
         """Publish what a task or a plugin logs as an event of Dask's."""
         self._publisher.say("log", pickled((topic, message)))
 
+    def _load_segments(self, segments: Sequence[int]) -> dict[int, Edges]:
+        blobs = self.world.store.load(self.assignment.job, segments)
+        return {number: self._open_segment(number, blob) for number, blob in zip(segments, blobs, strict=True)}
+
     def _open_segment(self, number: int, blob: bytes) -> Edges:
         edges, bodies = open_segment(self.world.secret, self.assignment.job, number, blob)
         self._belongings.bodies.add(number, bodies)
@@ -472,5 +475,5 @@ class Driver:
             self._belongings.locations.setdefault(parent, location)
         return Located(task, values)
 
-    def _ask_to_restore(self) -> None:
-        self._publisher.say("lacking")
+    def _ask_to_restore(self, constant: str = "") -> None:
+        self._publisher.say("lacking", constant)

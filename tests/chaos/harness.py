@@ -29,7 +29,6 @@ from dask_serverless.local_lambda import FunctionConfig
 from dask_serverless.local_lambda.config import LocalLambdaError
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
-from lambda_worker.core.errors import StoreFull
 from tests.chaos.counting import Counting, runs
 from tests.chaos.fault_proxy import DIRECTIONS, FaultProxy, Loop
 from tests.chaos.lambda_proxy import LambdaProxy
@@ -227,22 +226,22 @@ class Trouble:
         """Let a data server have no more memory than it uses."""
         name = self._shard()
         server = self.cluster.server(name)
-        limit = server.config_get("maxmemory")["maxmemory"]
         server.config_set("maxmemory", server.info("memory")["used_memory"])
-        self._for_a_while(lambda: server.config_set("maxmemory", limit))
+        self._for_a_while(lambda: self._roomy(name))
 
     def evict(self) -> None:
         """Let a data server throw away values, as one that was set up in another way would."""
-        server = self.cluster.server(self._shard())
-        limit = server.config_get("maxmemory")["maxmemory"]
-
-        def cure() -> None:
-            server.config_set("maxmemory", limit)
-            server.config_set("maxmemory-policy", "noeviction")
-
+        name = self._shard()
+        server = self.cluster.server(name)
         server.config_set("maxmemory-policy", "allkeys-random")
         server.config_set("maxmemory", server.info("memory")["used_memory"] - 2**20)
-        self._for_a_while(cure)
+        self._for_a_while(lambda: self._roomy(name))
+
+    def _roomy(self, name: str) -> None:
+        assert self.cluster.chaos.tier is not None
+        server = self.cluster.server(name)
+        server.config_set("maxmemory", self.cluster.chaos.tier.limits[name])
+        server.config_set("maxmemory-policy", "noeviction")
 
     # -- lines ----------------------------------------------------------------------------------
 
@@ -404,7 +403,7 @@ def run(
                         agree(future.result(timeout=ROUND_SECONDS_MAX), expected)
                         report.rounds[name] += 1
                     except Exception as error:
-                        if isinstance(error, StoreFull) and "full" in trouble.happened:
+                        if "full" in trouble.happened and "is full (limit: " in str(error):
                             report.refused[name] += 1
                         else:
                             report.wrong.append(f"{name}({number}): {type(error).__name__}: {error}")

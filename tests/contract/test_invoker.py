@@ -258,13 +258,20 @@ def test_a_service_error_or_broken_connection_is_tried_again(aws, make):
 @pytest.mark.fault(10)
 def test_a_broken_service_is_given_up(aws, make):
     aws.answers.extend([(500, "ServiceException")] * 4)
-    [error] = make().invoke(assignments(1))
+    [error] = make(broken_seconds_max=0).invoke(assignments(1))
     assert isinstance(error, InvocationRefused) and "ServiceException" in str(error)
     assert not aws.answers
 
 
+@pytest.mark.fault(10)
+def test_a_service_that_fails_for_a_second_is_waited_for(aws, make):
+    aws.answers.extend([(500, "ServiceException"), "break", (503, "ServiceUnavailableException")] * 4)
+    assert make(broken_seconds_max=5).invoke(assignments(1)) == [None]
+    assert not aws.answers
+
+
 def test_nobody_there(aws):
-    invoker = LambdaInvoker("dask", SECRET, "http://127.0.0.1:9", backoff_seconds_min=0.001)
+    invoker = LambdaInvoker("dask", SECRET, "http://127.0.0.1:9", broken_seconds_max=0.01)
     [error] = invoker.invoke(assignments(1))
     assert isinstance(error, InvocationRefused)
     assert "http://127.0.0.1:9" in str(error)

@@ -768,18 +768,21 @@ def test_the_bomb_would_go_off(tmp_path):
     assert (tmp_path / "unpickled").exists()
 
 
-@pytest.mark.fault(42)
-def test_a_segment_that_was_tampered_with_is_not_unpickled(fleet, tmp_path):
+@pytest.mark.fault(31, 42)
+def test_a_segment_that_was_tampered_with_is_not_unpickled_but_asked_for_again(fleet, tmp_path):
     path = tmp_path / "unpickled"
     job, plan, assignments = fleet.begin({"x": (add, 1)}, ["x"], payload_bytes_max=0)
     assert not assignments[0].segments, "it is read from the store"
     for shard in raw_shards(fleet):
         for key in shard.scan_iter(match=f"{fleet.config.cluster}:*segments"):
+            good = shard.hget(key, "0")
             shard.hset(key, "0", bytes(32) + pack([b"", pickle.dumps([Bomb(path)])]))
     fleet.invoke(assignments)
+    asked = until(lambda: [each for each in fleet.store.listen(0.1) if b"lacking" in each[-1]])
+    assert [each[0] for each in asked] == [job]
+    fleet.store.open_job(job, {0: good})
     fleet.join()
-    (end,) = fleet.ends.values()
-    assert isinstance(end, Tampered)
+    assert list(fleet.ends.values()) == [""]
     assert not path.exists()
 
 
