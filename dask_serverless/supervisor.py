@@ -34,6 +34,7 @@ BACKOFF_SECONDS_MAX = 1.0
 #: How long who is tried again stays before it leaves the rest to a successor; half as long after each death.
 PATIENCE_SECONDS = 2.0
 PATIENCE_SECONDS_MIN = 0.05
+START_TRIES = 3
 
 
 class Cause(Enum):
@@ -126,7 +127,7 @@ class Supervisor:
     def __init__(
         self,
         allowed_failures: int = 3,
-        start_tries: int = 3,
+        start_tries: int = START_TRIES,
         silent_tries: int = 5,
         line_tries: int = 30,
         jitter: Callable[[], float] = lambda: 0.5,

@@ -73,7 +73,7 @@ class ChaosBackend(LocalBackend):
         self.lambdas.target = self.service.endpoint_url
         backend.invoker.endpoint_url = self.lambdas.url
         backend.store.close()
-        self.backend = replace(backend, store=RedisStore(self._through(backend.store_config, "cluster")))
+        self.backend = replace(backend, store=RedisStore(self._through(backend.store.config, "cluster")))
         return self.backend
 
     def _close(self) -> None:
@@ -132,7 +132,7 @@ class Trouble:
         self._luck = random.Random(seed)
         self._done = threading.Event()
         self._cures: list[tuple[float, Callable[[], object]]] = []
-        self._deaths: dict[str, deque[float]] = {}
+        self._lately: dict[str, deque[float]] = {}
         self._thread = threading.Thread(target=self._work, name="trouble")
 
     def __enter__(self) -> Trouble:
@@ -163,13 +163,13 @@ class Trouble:
     def _for_a_while(self, cure: Callable[[], object], seconds_max: float = 1.5) -> None:
         self._cures.append((time.monotonic() + self._luck.uniform(0.3, seconds_max), cure))
 
-    def _may_die(self, who: str) -> bool:
-        deaths = self._deaths.setdefault(who, deque())
-        while deaths and time.monotonic() - deaths[0] > MINUTE:
-            deaths.popleft()
-        if len(deaths) >= DEATHS_A_MINUTE_MAX:
+    def _seldom(self, what: str, times_a_minute: int = DEATHS_A_MINUTE_MAX) -> bool:
+        times = self._lately.setdefault(what, deque())
+        while times and time.monotonic() - times[0] > MINUTE:
+            times.popleft()
+        if len(times) >= times_a_minute:
             return False
-        deaths.append(time.monotonic())
+        times.append(time.monotonic())
         return True
 
     # -- processes ------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Trouble:
     def zygote(self) -> bool | None:
         """End the process that sandboxes are forked from, and all of them with it."""
         pid = self._sandbox()
-        if pid is None or not self._may_die("zygote"):
+        if pid is None or not self._seldom("zygote"):
             return False
         with open(f"/proc/{pid}/stat") as file:
             os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
@@ -214,7 +214,7 @@ class Trouble:
     def shard(self) -> bool | None:
         """End a data server, with everything that it holds."""
         name = self._shard()
-        if not self._may_die(name):
+        if not self._seldom(name):
             return False
         assert self.cluster.chaos.tier is not None
         os.kill(self.cluster.chaos.tier.pids[name], signal.SIGKILL)
@@ -222,12 +222,15 @@ class Trouble:
 
     # -- storage servers ------------------------------------------------------------------------
 
-    def full(self) -> None:
-        """Let a data server have no more memory than it uses."""
+    def full(self) -> bool | None:
+        """Let a data server have no more memory than it uses; rarely, because what runs then is refused."""
         name = self._shard()
+        if not self._seldom(f"{name} is full", 1):
+            return False
         server = self.cluster.server(name)
         server.config_set("maxmemory", server.info("memory")["used_memory"])
         self._for_a_while(lambda: self._roomy(name))
+        return None
 
     def evict(self) -> None:
         """Let a data server throw away values, as one that was set up in another way would."""

@@ -25,9 +25,9 @@ def leaf(number: int) -> Any:
     return np.full(LEAF_ITEMS, float(number))
 
 
-def tree(number: int) -> Any:
+def tree(number: int, leaves: int = LEAVES) -> Any:
     """Return a tree reduction of some leaves, in pairs."""
-    values = [delayed(leaf)(number + n, dask_key_name=f"leaf-{number}-{n}") for n in range(LEAVES)]
+    values = [delayed(leaf)(number + n, dask_key_name=f"leaf-{number}-{n}") for n in range(leaves)]
     level = 0
     while len(values) > 1:
         level += 1
