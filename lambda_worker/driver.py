@@ -341,8 +341,7 @@ class Driver:
             case Locate(task):
                 return self._locate(task)
             case LoadSegments(segments):
-                load = functools.partial(self._load_segments, segments)
-                return SegmentsLoaded(until_restored(load, self._ask_to_restore))
+                return self._load(segments)
             case Delegate():
                 return self._publisher.delegate(instruction)
             case WakeAfter(seconds):
@@ -409,6 +408,16 @@ class Driver:
         """Publish what a task or a plugin logs as an event of Dask's."""
         self._publisher.say("log", pickled((topic, message)))
 
+    def _load(self, segments: Sequence[int]) -> Event:
+        try:
+            return SegmentsLoaded(
+                until_restored(functools.partial(self._load_segments, segments), self._ask_to_restore)
+            )
+        except (ValueLost, Tampered):
+            if (over := self._over()) is not None:  # they were removed, not lost
+                return over
+            raise
+
     def _load_segments(self, segments: Sequence[int]) -> dict[int, Edges]:
         blobs = self.world.store.load(self.assignment.job, segments)
         return {number: self._open_segment(number, blob) for number, blob in zip(segments, blobs, strict=True)}
@@ -448,16 +457,20 @@ class Driver:
         self._belongings.locations.update(wanted)
         seconds = self.world.clock() - began
         if lost := [parent for parent, _ in wanted if parent not in found and parent in self._belongings.lost]:
-            mine, running = self.assignment, self.executor.running
-            (standing,) = self.world.store.beat(
-                [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
-            )
-            if standing is not Standing.OK:  # its job is over: they were removed, not lost
-                return Halted(standing)
+            if (over := self._over()) is not None:  # they were removed, not lost
+                return over
             return InputsLost(task, lost, nbytes, seconds)
         sizes = {parent: large_nbytes(found[parent]) for parent, _ in stored if parent in found}
         larger = {parent: sizes[parent] for parent, ref in stored if sizes.get(parent, 0) > ref.nbytes}
         return InputsFetched(task, nbytes, seconds, larger)
+
+    def _over(self) -> Halted | None:
+        """Ask whether this executor is to stop, because its job is over or another attempt has taken its place."""
+        mine, running = self.assignment, self.executor.running
+        (standing,) = self.world.store.beat(
+            [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
+        )
+        return None if standing is Standing.OK else Halted(standing)
 
     def _fetch_one(self, parent: int, location: Location) -> None:
         try:
@@ -475,5 +488,5 @@ class Driver:
             self._belongings.locations.setdefault(parent, location)
         return Located(task, values)
 
-    def _ask_to_restore(self, constant: str = "") -> None:
-        self._publisher.say("lacking", constant)
+    def _ask_to_restore(self, constant: str = "") -> bool:
+        return self._publisher.say("lacking", constant)

@@ -23,14 +23,14 @@ ASK_AGAIN_SECONDS = 5.0
 
 
 def until_restored(
-    read: Callable[[], T], ask: Callable[[], None], seconds: float = RESTORE_SECONDS_MAX, pause: float = 0.02
+    read: Callable[[], T], ask: Callable[[], bool | None], seconds: float = RESTORE_SECONDS_MAX, pause: float = 0.02
 ) -> T:
     """Read; if something is missing or spoiled, ask for it to be stored again, and read until it has been.
 
     Raises
     ------
-    ValueLost
-        When it was not restored in time.
+    ValueLost, Tampered
+        When it was not restored in time, or at once when nobody hears who asks (`ask` returns False).
 
     Examples
     --------
@@ -45,21 +45,23 @@ def until_restored(
     try:
         return read()
     except (ValueLost, Tampered):
-        ask()
+        if ask() is False:
+            raise
     deadline = time.monotonic() + seconds
     ask_again = time.monotonic() + ASK_AGAIN_SECONDS
     while True:
         try:
             return read()
         except (ValueLost, Tampered) as error:
+            if time.monotonic() > ask_again:  # what was stored may have been lost once more
+                ask_again += ASK_AGAIN_SECONDS
+                if ask() is False:
+                    raise
             if time.monotonic() + pause > deadline:
                 raise ValueLost(
                     f"{error}, and was not stored again within {seconds:.0f} s. Compute what needs it once more; "
                     "if that does not help, close this cluster and start another"
                 ) from None
-        if time.monotonic() > ask_again:  # what was stored may have been lost once more
-            ask()
-            ask_again += ASK_AGAIN_SECONDS
         time.sleep(pause)
         pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
@@ -75,7 +77,7 @@ class Restored:
         Asks for what is missing to be stored again, by its name.
     """
 
-    def __init__(self, constants: Constants, ask: Callable[[str], None]) -> None:
+    def __init__(self, constants: Constants, ask: Callable[[str], bool | None]) -> None:
         self._constants = constants
         self._ask = ask
 

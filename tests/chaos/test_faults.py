@@ -13,7 +13,7 @@ from dask import delayed
 from distributed import Client, wait
 
 from lambda_worker.core.errors import StoreFull
-from tests.chaos.fault_proxy import DIRECTIONS, TO_CLIENT, TO_SERVER
+from tests.chaos.fault_proxy import DIRECTIONS
 from tests.chaos.harness import SIDES, ChaosCluster
 from tests.chaos.workloads import agree, answer, svd, tree
 from tests.waiting import until
@@ -134,9 +134,9 @@ def test_invocations_come_late_and_in_another_order(cluster, client):
 
 
 @pytest.mark.fault(28)
-@pytest.mark.parametrize("directions", [(TO_SERVER,), (TO_CLIENT,), DIRECTIONS], ids=" and ".join)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("side", SIDES)
-def test_a_partition(cluster, client, side, directions):
+def test_a_partition(cluster, client, side, direction):
     """Longer than a lease: executors are taken for dead, or end, and others go on."""
     x = fresh()
     before = cluster.stats()["tasks_run"]
@@ -144,7 +144,7 @@ def test_a_partition(cluster, client, side, directions):
     if side == "executors":
         until(lambda: cluster.stats()["invocations"], "it has begun")
     for server in ("metadata", "shard-0"):
-        cluster.chaos.lines[side, server].silence(*directions)
+        cluster.chaos.lines[side, server].silence(direction)
     with healed_after(cluster, 2 * LEASE_SECONDS):
         agree(future.result(timeout=SECONDS_MAX), answer(x))
     begun(cluster, before)
@@ -157,8 +157,8 @@ def test_a_slow_link_makes_nobody_look_dead(cluster, client):
     for server in ("metadata", "shard-0"):
         for line in lines(cluster, server=server):
             line.delay_seconds, line.bytes_per_second = 0.1, 1e6
-    values = [delayed(large)(n, pure=False) for n in range(12)]
-    assert client.compute(delayed(first)(*values)).result(timeout=SECONDS_MAX) == sum(range(12))
+    values = [delayed(large)(n, pure=False) for n in range(6)]
+    assert client.compute(delayed(first)(*values)).result(timeout=SECONDS_MAX) == sum(range(6))
     assert lost(cluster) == before
 
 
@@ -250,6 +250,6 @@ def test_sandboxes_with_other_clocks():
     ):
         x = fresh()
         agree(client.compute(x).result(timeout=SECONDS_MAX), answer(x))
-        told = client.gather(client.map(lambda n: time.sleep(2 * LEASE_SECONDS) or time.time(), range(3)))
+        told = client.gather(client.map(lambda n: time.sleep(1.25 * LEASE_SECONDS) or time.time(), range(3)))
         assert any(abs(each - time.time()) > 1800 for each in told), "one of three neighbours is skewed"
         assert cluster.stats()["executors_lost"] == 0

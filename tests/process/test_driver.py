@@ -786,6 +786,19 @@ def test_a_segment_that_was_tampered_with_is_not_unpickled_but_asked_for_again(f
     assert not path.exists()
 
 
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("end", ["cancel", "close_job"])
+def test_an_executor_does_not_wait_for_the_segments_of_a_job_that_is_over(fleet, end):
+    job, _, assignments = fleet.begin({"x": (add, 1)}, ["x"], payload_bytes_max=0)
+    fleet.store.close_job(job, []) if end == "close_job" else fleet.store.cancel(job)
+    for shard in raw_shards(fleet):
+        for key in shard.scan_iter(match=f"{fleet.config.cluster}:*segments"):
+            shard.delete(key)
+    fleet.invoke(assignments)
+    fleet.join()  # long before what is lost is given up
+    assert list(fleet.ends.values()) == [{"cancel": "cancelled", "close_job": "fenced"}[end]]
+
+
 # --- the user's errors
 
 
