@@ -925,6 +925,16 @@ def test_last_words_name_the_task_that_is_running_and_are_gone_at_the_end(make_f
     assert last_words(str(tmp_path), file.name) == list(plan.keys).index("b")
 
 
+@pytest.mark.fault(46)
+def test_a_full_disk_costs_the_last_words_only(make_fleet, tmp_path):
+    fleet = make_fleet(last_words_directory=str(tmp_path))
+    job, plan, assignments = fleet.begin({"a": (add, 1), "b": (add, 1, "a")}, ["b"])
+    for each in assignments:
+        os.symlink("/dev/full", tmp_path / f"{job}.{each.executor}")
+    fleet.invoke(assignments)
+    assert fleet.outcome(job, plan).values == {"b": 2}
+
+
 def test_last_words_of_one_sandbox_are_in_one_file_unless_somebody_took_it(tmp_path):
     words = LastWords(str(tmp_path), "sandbox")
     for executor in ("a", "b"):

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,7 +23,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError, verdicts
+from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError, sandbox, verdicts
 from dask_serverless.local_lambda.config import FunctionSize
 from dask_serverless.local_lambda.failures import FailureQueue
 from dask_serverless.local_lambda.pool import Deliver, Finish, Invocation, Kill, Limits, Pool, Start, State, Throttled
@@ -227,6 +228,19 @@ async def test_output_is_in_the_logs(aws: Aws) -> None:
 
 
 # Refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(46)
+def test_what_is_printed_on_a_full_disk_is_dropped() -> None:
+    """Else a task fails that prints, because the log of this service is full."""
+    with open("/dev/full", "wb") as full:
+        stream = sandbox.log_stream(full.fileno())
+        print("hello", 1, file=stream, flush=True)
+        assert stream.buffer.write(b"bytes") == 5
+    with tempfile.TemporaryFile() as file:
+        print("hello", 1, file=sandbox.log_stream(file.fileno()))
+        file.seek(0)
+        assert file.read() == b"hello 1\n"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ ROWS: dict[int, Row] = {
     ),
     10: Row(
         "An invocation fails in the service, or its connection breaks, and nobody knows whether it was accepted",
-        "It is sent again under the same attempt: twice is as good as once",
+        "It is sent again for ten seconds, under the same attempt: twice is as good as once",
     ),
     11: Row(
         "A task runs out of Lambda's time",
@@ -90,7 +90,6 @@ ROWS: dict[int, Row] = {
     21: Row(
         "A data server evicts values by itself (another `maxmemory-policy`)",
         "Local servers are started without eviction. What is evicted nevertheless is lost, and made again",
-        "no test yet",
     ),
     22: Row(
         "The store's records of a job are gone, its values are not",
@@ -102,12 +101,15 @@ ROWS: dict[int, Row] = {
     25: Row("The scheduler's process ends", "", "a cluster ends with the process that made it"),
     26: Row(
         "A client goes away",
-        "What nobody else wants is cancelled, and leaves nothing in the store; `fire_and_forget` goes on",
+        "As with Dask: what nobody else wants is cancelled; `fire_and_forget` goes on",
+        "there is no grace: a connection that closes cancels at once, as under `LocalCluster`",
     ),
     27: Row("A client cancels", "Tasks that have not begun never run; what runs changes nothing any more"),
     28: Row(
         "The storage tier cannot be reached",
-        "Short interruptions are waited for; in longer ones executors end, and are tried again; answers stay right",
+        "The proxy waits for a minute. Executors wait for some seconds, then they end, and are tried again; "
+        "what was asked for before is not done twice",
+        "a partition of more than a minute between the proxy and the metadata server ends the cluster, by name",
     ),
     29: Row("The way to the storage tier is slow", "Slower, but nobody is taken for dead"),
     30: Row(
@@ -149,12 +151,11 @@ ROWS: dict[int, Row] = {
     ),
     45: Row(
         "A storage server accepts no more connections",
-        "One is waited for; in the end an error names the server",
-        "no test yet",
+        "Who wants one tries again, and ends after some seconds with an error that names the server; then it is tried again",
     ),
     46: Row(
         "The disk is full",
-        "Executors go on without what they would note there",
+        "Executors go on without their log, and without the note of which task they run",
         "nothing overflows to disk yet",
     ),
     47: Row(
