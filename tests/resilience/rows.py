@@ -151,7 +151,7 @@ ROWS: dict[int, Row] = {
     ),
     45: Row(
         "A storage server accepts no more connections",
-        "Who wants one tries again, and ends after some seconds with an error that names the server; then it is tried again",
+        "Executors try again for some seconds, then they end by name, and are tried again; the proxy waits for a minute",
     ),
     46: Row(
         "The disk is full",
