@@ -151,7 +151,7 @@ ROWS: dict[int, Row] = {
     ),
     45: Row(
         "A storage server accepts no more connections",
-        "Executors try again for some seconds, then they end by name, and are tried again; the proxy waits for a minute",
+        "Executors try again for some seconds, then they end and are tried again; the proxy waits for a minute",
     ),
     46: Row(
         "The disk is full",
