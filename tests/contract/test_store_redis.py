@@ -91,6 +91,18 @@ def test_close_job_leaves_no_key_but_kept_objects(make_store):
     assert keys_of(store) == {}
 
 
+@pytest.mark.fault(31)
+def test_a_name_that_was_spoiled_keeps_nothing_else_from_being_removed(make_store, leftovers):
+    store = make_store()
+    opened(store)
+    store.put([(f"job/{n}/a/1", [b"tag"]) for n in range(4)])
+    keys = Keys(store.config.cluster)
+    for server in connections(store)[1:]:
+        server.sadd(keys.of_job("job", "objects"), b"job/\xae/a/1")
+    store.close_job("job", [])
+    assert leftovers(store) == []
+
+
 def test_touch_renews_the_time_to_live_of_every_stripe(make_store):
     store = make_store(stripe_bytes=1_000, ttl_seconds=1_000)
     (ref,) = store.put([("job/1/a/1", [b"tag", b"x" * 2_500])])
