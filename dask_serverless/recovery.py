@@ -18,6 +18,7 @@ from dask_serverless.job_events import Delegating, Erred, JobFailed, Lost, Retir
 from dask_serverless.killed import ExecutorKilled
 from dask_serverless.plan.classes import FunctionClass
 from dask_serverless.supervisor import (
+    LINE_TRIES,
     START_TRIES,
     Blame,
     Cause,
@@ -67,7 +68,8 @@ class Recovery:
         self.backend = dispatcher.backend
         allowed = self.backend.settings.allowed_failures
         # Who says that much dies innocently here says it of executors without a task, too.
-        self.supervisor = Supervisor(allowed, max(START_TRIES, allowed), jitter=random.random)
+        tries, line_tries = max(START_TRIES, allowed), max(LINE_TRIES, allowed * LINE_TRIES // START_TRIES)
+        self.supervisor = Supervisor(allowed, tries, line_tries=line_tries, jitter=random.random)
         self.counts = {"executors_lost": 0, "executors_restarted": 0}
         self._lapsed: dict[tuple[str, str], float] = {}
         self._stalled: set[str] = set()  # jobs that seemed to have nobody at work when this last looked

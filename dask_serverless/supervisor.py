@@ -35,6 +35,7 @@ BACKOFF_SECONDS_MAX = 1.0
 PATIENCE_SECONDS = 2.0
 PATIENCE_SECONDS_MIN = 0.05
 START_TRIES = 3
+LINE_TRIES = 30
 
 
 class Cause(Enum):
@@ -129,7 +130,7 @@ class Supervisor:
         allowed_failures: int = 3,
         start_tries: int = START_TRIES,
         silent_tries: int = 5,
-        line_tries: int = 30,
+        line_tries: int = LINE_TRIES,
         jitter: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self.allowed_failures = allowed_failures
