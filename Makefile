@@ -22,14 +22,16 @@ BIN := $(ENVIRONMENT)/bin
 # The stamps name this directory, for an environment that serves more than one clone.
 STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
 PYTEST_ARGS ?=
-TESTS := tests/unit tests/contract tests/process tests/end_to_end
+TESTS := tests/unit tests/contract tests/process tests/end_to_end tests/chaos
 
-.PHONY: help quickstart test lint bench bench-ablation bench-latency bench-giant bench-wide clean
+.PHONY: help quickstart test lint chaos bench bench-ablation bench-latency bench-giant bench-wide clean
 
 help:
 	@echo "make quickstart  run examples/parallel_svc.py on a cluster of Lambda executors on this machine"
 	@echo "make test        lint, types, import contracts, then all tests (PYTEST_ARGS=... for pytest)"
 	@echo "make lint        only lint, types and import contracts"
+	@echo "make chaos       kill, cut, delay, spoil and fill what a cluster stands on for ten minutes, and check its answers"
+	@echo "                 (CHAOS_ARGS=\"--seconds 60 --seed 1\")"
 	@echo "make bench       compare with LocalCluster, Ray, Lithops and cubed, and with our engine without its parts; hours"
 	@echo "                 (BENCH_ARGS=--quick: minutes; BENCH_ARGS=\"--write docs/benchmarks.md\": into the documentation)"
 	@echo "make bench-ablation only the second: what grouping, holding, splitting ... are worth (BENCH_ARGS=...)"
@@ -77,6 +79,10 @@ test: lint
 	@$(BIN)/python -m pytest tests/compatibility $(PYTEST_ARGS)
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(wildcard $(TESTS)) $(PYTEST_ARGS)
+
+chaos: $(STAMP)-test
+	@echo "==> running tests/chaos"
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 $(STAMP)-bench: pyproject.toml | $(BIN)/python
 	@echo "==> installing the package, and what it is compared with, into $(ENVIRONMENT)"

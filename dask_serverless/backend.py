@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask_serverless.config import Settings
@@ -39,6 +39,9 @@ HEAVY_LIBRARIES = frozenset({"dask", "dask_ml", "numba", "numpy", "pandas", "pya
 #: so that no real credentials of the user are looked up, or sent to it.
 LOCAL_CREDENTIALS = ("dask-serverless", "dask-serverless")
 LOGS_LINES = 1_000
+#: How long this process waits for a storage server whose process lives: who gave up would give up every job. Executors
+#: are less patient, because they can be replaced.
+STORE_PATIENCE_SECONDS = 60.0
 #: Settings that executors' decisions take as they are.
 POLICY_SWITCHES = ("hold", "group", "split", "prefetch", "locality")
 _MIB = 2**20
@@ -193,7 +196,7 @@ class LocalBackend:
         endpoint_url = self.service.endpoint_url
         region = self.service.function.region
         self.backend = Backend(
-            store=RedisStore(store_config),
+            store=RedisStore(replace(store_config, retry_seconds=STORE_PATIENCE_SECONDS)),
             store_config=store_config,
             invoker=GovernedInvoker(
                 settings.lambda_function_name,

@@ -127,6 +127,12 @@ class ConstantPool:
                     if not each.jobs:
                         del self._constants[digest]
 
+    def doubt(self, name: str) -> None:
+        """Somebody could not read a constant: it is to be written again, whatever is there."""
+        with self._lock:
+            for each in self._constants.values():
+                each.lost = each.lost or each.ref.name == name
+
     def lacks(self, job: str) -> bool:
         """Tell whether a constant of a job was found lost."""
         with self._lock:

@@ -377,6 +377,8 @@ class Dispatcher:
                 if self._hands.closing.is_set():  # the whole store goes
                     return
                 logger.warning("job %s was not cleaned up: %s", close.job, error)
+            except Exception:  # our bug; the others are cleaned up
+                logger.exception("job %s was not cleaned up", close.job)
 
     async def end_executors(self) -> None:
         """End everything that runs, at once, and use none of its sandboxes again."""
@@ -428,8 +430,8 @@ class Dispatcher:
                     name=module,
                 )
                 self.feed(Erred(job, task, describe_error(error)))
-            case ("lacking", job, _):
-                self.losses.lacking(job)
+            case ("lacking", job, constant):
+                self.losses.lacking(job, constant)
             case ("lost", job, lost):
                 self.losses.input_lost(job, lost)
             case ("invoke", blob):

@@ -67,6 +67,7 @@ class Launcher:
         self._postings = Postings()
         self._whereabouts = Whereabouts()
         self._dead: dict[str, str | BaseException] = {}  # whose invocations have failed, lately, and why
+        self._sending: set[tuple[str, str]] = set()  # whom Lambda has not accepted yet: jobs and executors
 
     # -- with records to be made ----------------------------------------------------------------
 
@@ -126,10 +127,19 @@ class Launcher:
     async def hear_refusals(self, assignments: Sequence[Assignment], under_way: Invocations) -> None:
         """Wait for what becomes of invocations."""
         self._counts["invocations"] += len(assignments)
-        errors = await self._backend.invoker.answers(assignments, under_way)
+        names = {(each.job, each.executor) for each in assignments}
+        self._sending |= names
+        try:
+            errors = await self._backend.invoker.answers(assignments, under_way)
+        finally:
+            self._sending -= names
         for assignment, error in zip(assignments, errors, strict=True):
             if error is not None:
                 self._lose(assignment, error)
+
+    def is_sending(self, job: str, executor: str) -> bool:
+        """Whether Lambda has not accepted an executor yet (it may be throttling): its silence means nothing."""
+        return (job, executor) in self._sending
 
     # -- by mail --------------------------------------------------------------------------------
 

@@ -116,9 +116,9 @@ def decode(secret: bytes, job: str, executor: str, attempt: int, blob: bytes) ->
             events.append(Delegating(job, content))
         elif kind == "posted":
             events.append((kind, job, content))
-        elif kind in ("seceded", "rejoined", "lacking"):
+        elif kind in ("seceded", "rejoined"):
             events.append((kind, job, executor))
-        elif kind == "count":
+        elif kind in ("count", "lacking"):
             events.append((kind, job, content))
         elif kind == "report":
             events.append((kind, job, executor, content))

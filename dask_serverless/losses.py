@@ -76,8 +76,10 @@ class Losses:
         self.counts["shards_lost"] += 1
         self._dispatcher.spawn(self._look_after(shard))
 
-    def lacking(self, job: str) -> None:
-        """An executor misses what the proxy has stored."""
+    def lacking(self, job: str, constant: str = "") -> None:
+        """An executor misses what the proxy has stored, or finds it spoiled: a constant, or else anything."""
+        if constant:
+            self._dispatcher.constants.doubt(constant)
         if job in self._dispatcher.ledger.jobs and job not in self._restoring:
             task = self._restoring[job] = self._dispatcher.spawn(self._restore(job))
             task.add_done_callback(lambda _: self._restoring.pop(job, None))

@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING
 from dask_serverless.job_events import Delegating, Erred, JobFailed, Lost, Retired, Room
 from dask_serverless.killed import ExecutorKilled
 from dask_serverless.plan.classes import FunctionClass
-from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
+from dask_serverless.supervisor import (
+    LINE_TRIES,
+    START_TRIES,
+    Blame,
+    Cause,
+    Death,
+    GiveUp,
+    Supervisor,
+    TryAgain,
+    next_attempt,
+    silence_allowed,
+)
 from lambda_worker.core.errors import (
     EnvironmentMismatch,
     ExecutorLost,
@@ -55,7 +66,10 @@ class Recovery:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
         self.backend = dispatcher.backend
-        self.supervisor = Supervisor(self.backend.settings.allowed_failures, jitter=random.random)
+        allowed = self.backend.settings.allowed_failures
+        # Who says that much dies innocently here says it of executors without a task, too.
+        tries, line_tries = max(START_TRIES, allowed), max(LINE_TRIES, allowed * LINE_TRIES // START_TRIES)
+        self.supervisor = Supervisor(allowed, tries, line_tries=line_tries, jitter=random.random)
         self.counts = {"executors_lost": 0, "executors_restarted": 0}
         self._lapsed: dict[tuple[str, str], float] = {}
         self._stalled: set[str] = set()  # jobs that seemed to have nobody at work when this last looked
@@ -96,6 +110,8 @@ class Recovery:
         lapsed_before, self._lapsed = self._lapsed, {}
         for lapsed in await dispatcher.call(self.backend.store.lapsed):
             who = (lapsed.job, lapsed.executor)
+            if dispatcher.launcher.is_sending(*who):
+                continue
             since = lapsed_before.get(who, now)
             allowed = silence_allowed(
                 lapsed.attempt,

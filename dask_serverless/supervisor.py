@@ -34,6 +34,8 @@ BACKOFF_SECONDS_MAX = 1.0
 #: How long who is tried again stays before it leaves the rest to a successor; half as long after each death.
 PATIENCE_SECONDS = 2.0
 PATIENCE_SECONDS_MIN = 0.05
+START_TRIES = 3
+LINE_TRIES = 30
 
 
 class Cause(Enum):
@@ -126,9 +128,9 @@ class Supervisor:
     def __init__(
         self,
         allowed_failures: int = 3,
-        start_tries: int = 3,
+        start_tries: int = START_TRIES,
         silent_tries: int = 5,
-        line_tries: int = 30,
+        line_tries: int = LINE_TRIES,
         jitter: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self.allowed_failures = allowed_failures

@@ -13,7 +13,7 @@ import functools
 import math
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -341,9 +341,7 @@ class Driver:
             case Locate(task):
                 return self._locate(task)
             case LoadSegments(segments):
-                load = functools.partial(self.world.store.load, self.assignment.job, segments)
-                blobs = until_restored(load, self._ask_to_restore)
-                return SegmentsLoaded({n: self._open_segment(n, blob) for n, blob in zip(segments, blobs, strict=True)})
+                return self._load(segments)
             case Delegate():
                 return self._publisher.delegate(instruction)
             case WakeAfter(seconds):
@@ -410,6 +408,20 @@ class Driver:
         """Publish what a task or a plugin logs as an event of Dask's."""
         self._publisher.say("log", pickled((topic, message)))
 
+    def _load(self, segments: Sequence[int]) -> Event:
+        try:
+            return SegmentsLoaded(
+                until_restored(functools.partial(self._load_segments, segments), self._ask_to_restore)
+            )
+        except (ValueLost, Tampered):
+            if (over := self._over()) is not None:  # they were removed, not lost
+                return over
+            raise
+
+    def _load_segments(self, segments: Sequence[int]) -> dict[int, Edges]:
+        blobs = self.world.store.load(self.assignment.job, segments)
+        return {number: self._open_segment(number, blob) for number, blob in zip(segments, blobs, strict=True)}
+
     def _open_segment(self, number: int, blob: bytes) -> Edges:
         edges, bodies = open_segment(self.world.secret, self.assignment.job, number, blob)
         self._belongings.bodies.add(number, bodies)
@@ -445,16 +457,20 @@ class Driver:
         self._belongings.locations.update(wanted)
         seconds = self.world.clock() - began
         if lost := [parent for parent, _ in wanted if parent not in found and parent in self._belongings.lost]:
-            mine, running = self.assignment, self.executor.running
-            (standing,) = self.world.store.beat(
-                [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
-            )
-            if standing is not Standing.OK:  # its job is over: they were removed, not lost
-                return Halted(standing)
+            if (over := self._over()) is not None:  # they were removed, not lost
+                return over
             return InputsLost(task, lost, nbytes, seconds)
         sizes = {parent: large_nbytes(found[parent]) for parent, _ in stored if parent in found}
         larger = {parent: sizes[parent] for parent, ref in stored if sizes.get(parent, 0) > ref.nbytes}
         return InputsFetched(task, nbytes, seconds, larger)
+
+    def _over(self) -> Halted | None:
+        """Ask whether this executor is to stop, because its job is over or another attempt has taken its place."""
+        mine, running = self.assignment, self.executor.running
+        (standing,) = self.world.store.beat(
+            [(mine.job, mine.executor, mine.attempt, -1 if running is None else running)]
+        )
+        return None if standing is Standing.OK else Halted(standing)
 
     def _fetch_one(self, parent: int, location: Location) -> None:
         try:
@@ -472,5 +488,5 @@ class Driver:
             self._belongings.locations.setdefault(parent, location)
         return Located(task, values)
 
-    def _ask_to_restore(self) -> None:
-        self._publisher.say("lacking")
+    def _ask_to_restore(self, constant: str = "") -> bool:
+        return self._publisher.say("lacking", constant)

@@ -35,8 +35,10 @@ CONNECT_SECONDS_MAX = 5.0
 READ_SECONDS_MAX = 30.0
 CLOSE_SECONDS_MAX = 5.0
 PRELOAD_SECONDS_MAX = 60.0
-#: Broken connections and 5xx answers are retried this often; throttling only by time.
+#: Broken connections and 5xx answers are retried this often, and at least for so long (half of the invocations of a
+#: second in which half of the requests fail are given up otherwise); throttling only by time.
 BROKEN_ATTEMPTS_MAX = 4
+BROKEN_SECONDS_MAX = 10.0
 
 #: Lambda's names for "later, please" (the second is the generic one of older services).
 THROTTLED = frozenset({"TooManyRequestsException", "ThrottlingException", "429"})
@@ -195,6 +197,8 @@ class LambdaInvoker:
         How many requests may be under way at once.
     throttled_seconds_max
         How long one invocation may be refused with 429 before it is given up.
+    broken_seconds_max
+        How long one invocation is tried whose requests fail in the service, or on the way there.
     backoff_seconds_min, backoff_seconds_max
         First and longest wait between attempts (each is multiplied by a random number in 0.5 .. 1).
     random
@@ -222,6 +226,7 @@ class LambdaInvoker:
         connections_max: int = 64,
         *,
         throttled_seconds_max: float = 30.0,
+        broken_seconds_max: float = BROKEN_SECONDS_MAX,
         backoff_seconds_min: float = 0.02,
         backoff_seconds_max: float = 2.0,
         random: Callable[[], float] | None = None,
@@ -235,6 +240,7 @@ class LambdaInvoker:
         self.connections_max = connections_max
         self._secret = secret
         self._throttled_seconds_max = throttled_seconds_max
+        self._broken_seconds_max = broken_seconds_max
         self._backoff_seconds_min = backoff_seconds_min
         self._backoff_seconds_max = backoff_seconds_max
         self._random = random or _random.Random().random
@@ -314,7 +320,7 @@ class LambdaInvoker:
         return open_client("lambda", self.endpoint_url, self.region, self.connections_max, self._credentials)
 
     async def _invoke_one(self, assignment: Assignment, client: Any, line: _Line) -> BaseException | None:
-        deadline = line.loop.time() + self._throttled_seconds_max
+        begun = line.loop.time()
         broken = 0
         backoff = self._backoff_seconds_min
         while True:
@@ -331,8 +337,9 @@ class LambdaInvoker:
             self._counters["throttled"] += throttled
             broken += again and not throttled
             pause = backoff * (0.5 + 0.5 * self._random())
-            out_of_time = line.loop.time() + pause > deadline
-            if not again or broken >= BROKEN_ATTEMPTS_MAX or out_of_time:
+            waited = line.loop.time() + pause - begun
+            given_up = broken >= BROKEN_ATTEMPTS_MAX and waited > self._broken_seconds_max
+            if not again or given_up or waited > self._throttled_seconds_max:
                 self._counters["refused"] += 1
                 return self._refusal(code, message, self.functions[assignment.function_class])
             await asyncio.sleep(pause)

@@ -1,6 +1,6 @@
 """What the proxy has stored for executors, and can store again: segments, constants, outfits.
 
-Who misses a part of it (its shard has died) says so, and looks again for a while.
+Who misses a part of it (its shard has died), or finds it spoiled, says so, and looks again for a while.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lambda_worker.constants import Constants
-from lambda_worker.core.errors import ValueLost
+from lambda_worker.core.errors import Tampered, ValueLost
 from lambda_worker.core.wire import Ref
 
 T = TypeVar("T")
@@ -23,14 +23,14 @@ ASK_AGAIN_SECONDS = 5.0
 
 
 def until_restored(
-    read: Callable[[], T], ask: Callable[[], None], seconds: float = RESTORE_SECONDS_MAX, pause: float = 0.02
+    read: Callable[[], T], ask: Callable[[], bool | None], seconds: float = RESTORE_SECONDS_MAX, pause: float = 0.02
 ) -> T:
-    """Read; if something is missing, ask for it to be stored again, and read until it has been.
+    """Read; if something is missing or spoiled, ask for it to be stored again, and read until it has been.
 
     Raises
     ------
-    ValueLost
-        When it was not restored in time.
+    ValueLost, Tampered
+        When it was not restored in time, or at once when nobody hears who asks (`ask` returns False).
 
     Examples
     --------
@@ -44,22 +44,24 @@ def until_restored(
     """
     try:
         return read()
-    except ValueLost:
-        ask()
+    except (ValueLost, Tampered):
+        if ask() is False:
+            raise
     deadline = time.monotonic() + seconds
     ask_again = time.monotonic() + ASK_AGAIN_SECONDS
     while True:
         try:
             return read()
-        except ValueLost as error:
+        except (ValueLost, Tampered) as error:
+            if time.monotonic() > ask_again:  # what was stored may have been lost once more
+                ask_again += ASK_AGAIN_SECONDS
+                if ask() is False:
+                    raise
             if time.monotonic() + pause > deadline:
                 raise ValueLost(
                     f"{error}, and was not stored again within {seconds:.0f} s. Compute what needs it once more; "
                     "if that does not help, close this cluster and start another"
                 ) from None
-        if time.monotonic() > ask_again:  # what was stored may have been lost once more
-            ask()
-            ask_again += ASK_AGAIN_SECONDS
         time.sleep(pause)
         pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
@@ -72,10 +74,10 @@ class Restored:
     constants
         Reads them.
     ask
-        Asks for what is missing to be stored again.
+        Asks for what is missing to be stored again, by its name.
     """
 
-    def __init__(self, constants: Constants, ask: Callable[[], None]) -> None:
+    def __init__(self, constants: Constants, ask: Callable[[str], bool | None]) -> None:
         self._constants = constants
         self._ask = ask
 
@@ -86,4 +88,5 @@ class Restored:
 
     def value(self, ref: Ref) -> Any:
         """Make a constant: a new object each time."""
-        return until_restored(functools.partial(self._constants.value, ref), self._ask)
+        read = functools.partial(self._constants.value, ref)
+        return until_restored(read, functools.partial(self._ask, ref.name))

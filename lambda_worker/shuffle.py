@@ -30,7 +30,7 @@ from distributed.shuffle._exceptions import P2PConsistencyError, P2POutOfDiskErr
 from distributed.shuffle._rechunk import ArrayRechunkSpec, convert_chunk, split_axes
 from distributed.shuffle._shuffle import DataFrameShuffleRun, DataFrameShuffleSpec
 
-from lambda_worker.core.errors import ProtocolError, ServerlessError, StoreFull, WritingsLost
+from lambda_worker.core.errors import ProtocolError, ServerlessError, StoreFull, Tampered, WritingsLost
 from lambda_worker.core.wire import Frame, Frames, frames_nbytes, open_frames, seal_frames
 from lambda_worker.ports import Store
 from lambda_worker.values import value_to_frames
@@ -102,9 +102,11 @@ class ShuffleTask:
             return self.task(values)
         except RuntimeError as error:
             # Dask wraps all errors but its own ("P2P ... failed during ..."). Ours say whose fault it is.
-            if isinstance(error.__cause__, ServerlessError):
-                raise error.__cause__ from None
-            raise
+            ours = error.__cause__
+            if not isinstance(ours, ServerlessError):
+                raise
+        # Not in there: it would have what it is the cause of as its context, and a circle cannot be pickled.
+        raise ours
 
 
 class Shuffles:
@@ -198,7 +200,10 @@ class Shuffles:
         opened = []
         for source in sorted(found):
             name = slice_name(self._job, id, source, target)
-            opened.append((source, open_frames(self._secret, name, found.pop(source))))
+            try:
+                opened.append((source, open_frames(self._secret, name, found.pop(source))))
+            except Tampered as error:
+                raise SlicesLost(f"P2P {id}: {error}") from None
         return shuffle.join(opened)
 
     def _known(self, id: str) -> _Shuffle:

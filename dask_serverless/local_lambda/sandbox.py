@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
+import io
 import os
 import random
 import resource
@@ -76,6 +78,25 @@ def take_turns() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+class _Log(io.FileIO):
+    """What is printed while the disk is full is dropped, rather than fail the task that prints: nobody else's output
+    depends on where this service keeps its log."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return int(super().write(data) or 0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return memoryview(data).nbytes
+
+
+def log_stream(descriptor: int) -> io.TextIOWrapper:
+    """Return a stream that writes to the log, at once."""
+    raw: Any = _Log(descriptor, "wb", closefd=False)
+    return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)
+
+
 def reseed() -> None:
     """Part ways with the siblings: forked processes would all draw the same random numbers."""
     random.seed()
@@ -119,6 +140,7 @@ def _prepare(name: str, settings: dict[str, Any], function: dict[str, Any], zygo
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    sys.stdout, sys.stderr = log_stream(1), log_stream(2)
     temporary = os.path.join(settings["temporary_root"], name)
     os.mkdir(temporary, 0o700)
     tempfile.tempdir = None  # an import in the zygote may have decided it

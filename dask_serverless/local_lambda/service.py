@@ -69,8 +69,9 @@ TICK_SECONDS = 0.05
 TICK_SECONDS_PER_SANDBOX = 0.0005
 IDLE_TICK_SECONDS = 2.0
 
-#: The zygote is started anew when it is lost, but not for ever.
+#: The zygote is started anew when it is lost, so often within a minute. Who dies more often will not do better.
 ZYGOTE_RESTARTS_MAX = 5
+MINUTE = 60.0
 
 #: With more sandboxes than this to a core they take turns (see `sandbox.take_turns`). With fewer, what counts is how
 #: soon one begins.
@@ -137,7 +138,7 @@ class Service:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tick_is_slow = False
         self._link = self._new_link()
-        self._restarts = 0
+        self._restarts: list[float] = []  # when, within the last minute
         self._background: set[asyncio.Task[None]] = set()
 
     # Life -----------------------------------------------------------------------------------
@@ -179,8 +180,9 @@ class Service:
 
     def _on_zygote_lost(self) -> None:
         print("local Lambda: the zygote was lost", file=sys.stderr, flush=True)
-        self._restarts += 1
-        if self._restarts > ZYGOTE_RESTARTS_MAX:
+        now = time.monotonic()
+        self._restarts = [*(then for then in self._restarts if now - then < MINUTE), now]
+        if len(self._restarts) > ZYGOTE_RESTARTS_MAX:
             return self.stop("the zygote was lost too often")
         lost = list(self._pool.sandboxes)
         old, self._link = self._link, self._new_link()

@@ -302,7 +302,8 @@ class Objects:
                 replies = server.ask(*before, ("SSCAN", listed, cursor, "COUNT", BATCH_ITEMS_MAX))
                 cursor, names = replies[-1]
                 found = found or bool(names)
-                doomed = [name.decode() for name in names if name.decode() not in kept]
+                # A name whose bits have changed is nobody's, and must not keep the others from being removed.
+                doomed = [name for each in names if (name := each.decode(errors="replace")) not in kept]
                 # A stripe's name may stand where a value's name does: the key is made alike.
                 before = [("UNLINK", *[self._keys.of_object(name) for name in doomed])] if doomed else []
                 if cursor == b"0":

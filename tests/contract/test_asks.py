@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +98,7 @@ def test_who_is_fenced_wins_nothing_by_asking(store):
 jobs = itertools.count()
 
 
+@pytest.mark.fault(8)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_in_any_order_one_wins_and_nobody_is_left_waiting(store, data):

@@ -187,6 +187,7 @@ def test_several_threads_at_once(aws, make):
     assert invoker.counters()["invocations"] == 40
 
 
+@pytest.mark.fault(9)
 def test_throttling_is_waited_out(aws, make):
     aws.answers.extend([429] * 6)
     invoker = make()
@@ -196,6 +197,7 @@ def test_throttling_is_waited_out(aws, make):
     assert invoker.counters() == {"invocations": 3, "throttled": 6, "refused": 0}
 
 
+@pytest.mark.fault(9)
 def test_throttling_for_ever_is_given_up_in_time(aws, make):
     aws.answers.extend([429] * 10_000)
     invoker = make(throttled_seconds_max=0.3)
@@ -209,6 +211,7 @@ def test_throttling_for_ever_is_given_up_in_time(aws, make):
         assert piece in str(error)
 
 
+@pytest.mark.fault(9)
 def test_back_off_doubles_with_jitter_from_the_given_source(aws):
     aws.answers.extend([429] * 4)
     drawn = []
@@ -245,21 +248,30 @@ def test_a_refusal_names_function_code_and_remedy(aws, make, status, code, advic
         assert piece in str(refused)
 
 
+@pytest.mark.fault(10)
 def test_a_service_error_or_broken_connection_is_tried_again(aws, make):
     aws.answers.extend([(500, "ServiceException"), "break", (502, "EC2UnexpectedException")])
     assert make().invoke(assignments(1)) == [None]
     assert len(aws.invoked) == 1
 
 
+@pytest.mark.fault(10)
 def test_a_broken_service_is_given_up(aws, make):
     aws.answers.extend([(500, "ServiceException")] * 4)
-    [error] = make().invoke(assignments(1))
+    [error] = make(broken_seconds_max=0).invoke(assignments(1))
     assert isinstance(error, InvocationRefused) and "ServiceException" in str(error)
     assert not aws.answers
 
 
+@pytest.mark.fault(10)
+def test_a_service_that_fails_for_a_second_is_waited_for(aws, make):
+    aws.answers.extend([(500, "ServiceException"), "break", (503, "ServiceUnavailableException")] * 4)
+    assert make(broken_seconds_max=5).invoke(assignments(1)) == [None]
+    assert not aws.answers
+
+
 def test_nobody_there(aws):
-    invoker = LambdaInvoker("dask", SECRET, "http://127.0.0.1:9", backoff_seconds_min=0.001)
+    invoker = LambdaInvoker("dask", SECRET, "http://127.0.0.1:9", broken_seconds_max=0.01)
     [error] = invoker.invoke(assignments(1))
     assert isinstance(error, InvocationRefused)
     assert "http://127.0.0.1:9" in str(error)

@@ -52,6 +52,7 @@ def test_the_first_value_of_an_edge_stays(store):
     assert claim.values == {1: b"first", 2: b"other"}
 
 
+@pytest.mark.fault(4)
 def test_the_owner_hears_yours_again_at_any_attempt_with_the_same_values(store):
     opened(store, "a", "b")
     store.arrive("job", "a", 1, [edge(100, 1, 2, b"one")])
@@ -236,6 +237,7 @@ def test_an_older_attempt_is_fenced_and_has_no_effect(store):
     assert store.recall("job", "a.1") is None
 
 
+@pytest.mark.fault(7)
 def test_a_newer_attempt_than_the_record_knows_fences_the_older(store):
     opened(store, "a")
     assert store.beat([("job", "a", 2, -1), ("job", "a", 1, -1)]) == [OK, FENCED]
@@ -317,6 +319,7 @@ def test_a_successor_is_of_the_same_job(store):
         store.arrive("job", "a", 1, retire=True, succession=Succession(record("b", job="other"), b""))
 
 
+@pytest.mark.fault(30)
 def test_a_lease_lapses_by_store_time_and_is_renewed_by_any_step(make_store):
     store = make_store(lease_seconds=0.05)
     patient = make_store(lease_seconds=60)
@@ -371,6 +374,7 @@ def test_delegate_moves_starts_below_the_ceiling(store):
     assert store.beat([("job", name, 1, -1) for name in ("a.1", "a.2", "a.3")]) == [OK, OK, FENCED]
 
 
+@pytest.mark.fault(5)
 def test_what_a_dead_executor_had_is_recalled(store):
     opened(store, "a", "b")
     ref = Ref("job/3/b/1", 0, 10)
@@ -456,6 +460,7 @@ def test_values_that_are_missing_are_named(store):
     assert store.missing([]) == []
 
 
+@pytest.mark.fault(6)
 def test_a_repeated_delegation_does_not_bring_back_who_retired(store):
     opened(store, "a")
     assert store.delegate("job", "a", 1, [record("a.1", starts=[1])], 10) == 1
@@ -594,6 +599,7 @@ def test_listen_wakes_up_for_an_event_and_ends_without(make_store):
     assert reader.listen(0.01) == []
 
 
+@pytest.mark.fault(28)
 def test_a_repeated_call_publishes_its_events_once(store):
     opened(store, "a")
     for _ in range(2):
@@ -651,6 +657,7 @@ def test_a_value_above_the_limit_is_refused_before_anything_is_written(make_stor
     assert not leftovers(store)
 
 
+@pytest.mark.fault(23)
 def test_missing_values_are_named(store):
     refs = store.put([(f"job/{i}/a/1", [b"tag", b"body"]) for i in range(4)])
     store.free(refs[1:3])

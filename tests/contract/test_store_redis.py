@@ -53,6 +53,7 @@ def test_values_of_which_a_part_is_missing_are_named(make_store):
     assert store.missing([ref]) == [ref]
 
 
+@pytest.mark.fault(34)
 def test_a_fan_in_of_100_000_edges_is_linear(store):
     opened(store, "a", "b")
     seconds = []
@@ -88,6 +89,18 @@ def test_close_job_leaves_no_key_but_kept_objects(make_store):
     store.free(refs[:2] + others)
     store.free(others)
     assert keys_of(store) == {}
+
+
+@pytest.mark.fault(31)
+def test_a_name_that_was_spoiled_keeps_nothing_else_from_being_removed(make_store, leftovers):
+    store = make_store()
+    opened(store)
+    store.put([(f"job/{n}/a/1", [b"tag"]) for n in range(4)])
+    keys = Keys(store.config.cluster)
+    for server in connections(store)[1:]:
+        server.sadd(keys.of_job("job", "objects"), b"job/\xae/a/1")
+    store.close_job("job", [])
+    assert leftovers(store) == []
 
 
 def test_touch_renews_the_time_to_live_of_every_stripe(make_store):
@@ -183,6 +196,7 @@ def test_stripes_give_back_what_was_cut(make_store, lengths, stripe_bytes):
     store.close()
 
 
+@pytest.mark.fault(35)
 def test_a_value_of_100_mib(store):
     frames = [b"tag", bytes(50 * MIB), os.urandom(MIB) * 50]
     (ref,) = store.put([("job/1/a/1", frames)])
@@ -191,6 +205,7 @@ def test_a_value_of_100_mib(store):
     store.free([ref])
 
 
+@pytest.mark.fault(31)
 def test_what_is_not_a_stored_value_counts_as_lost(make_store):
     store = make_store(stripe_bytes=1_000)
     for stripes, size in ((1, 10), (2, 1_500)):
@@ -208,6 +223,7 @@ def test_what_is_not_a_stored_value_counts_as_lost(make_store):
             store.get([ref])
 
 
+@pytest.mark.fault(36)
 def test_many_values_take_few_round_trips(store):
     before = store.counters()["round_trips"]
     refs = store.put([(f"job/{i}/a/1", [b"tag", b"body"]) for i in range(400)])
@@ -262,6 +278,7 @@ def test_slices_that_are_not_whole_are_lost(store):
     assert store.get_slices("job", "0a1b", 0, 20_000) == {}
 
 
+@pytest.mark.fault(28)
 def test_a_broken_connection_is_repaired_unseen(store):
     opened(store, "a")
     assert store.beat([("job", "a", 1, -1)]) == [OK]
@@ -285,6 +302,7 @@ def test_a_server_that_forgot_its_scripts_is_told_again(store):
     assert store.beat([("job", "a", 1, -1)]) == [OK]
 
 
+@pytest.mark.fault(29)
 def test_large_values_are_sent_uncopied_in_pieces_that_pass_a_slow_link():
     value = bytes(3 * MIB)
     pieces = pack_commands([("RPUSH", "key", b"tag", value, b"end"), ("PING",)])
@@ -294,6 +312,7 @@ def test_large_values_are_sent_uncopied_in_pieces_that_pass_a_slow_link():
     assert b"".join(pieces) == head + value + b"\r\n$3\r\nend\r\n*1\r\n$4\r\nPING\r\n"
 
 
+@pytest.mark.fault(28)
 def test_a_blip_is_waited_for(tmp_path):
     with LocalTier() as tier:
         config = tier.config("test")
@@ -308,6 +327,7 @@ def test_a_blip_is_waited_for(tmp_path):
         store.close()
 
 
+@pytest.mark.fault(18, 28)
 def test_a_dead_server_is_named_in_bounded_time():
     with LocalTier(restarts_max=0) as tier:
         store = RedisStore(tier.config("test"))
@@ -327,6 +347,7 @@ def test_a_dead_server_is_named_in_bounded_time():
         store.close()
 
 
+@pytest.mark.fault(28)
 def test_a_silent_server_is_given_up_in_bounded_time():
     with LocalTier() as tier:
         store = RedisStore(tier.config("test", wait_seconds=0.3, retry_seconds=0.2))
@@ -339,6 +360,7 @@ def test_a_silent_server_is_given_up_in_bounded_time():
         store.close()
 
 
+@pytest.mark.fault(20)
 def test_a_full_shard_says_so_and_names_its_limit():
     with LocalTier(maxmemory_bytes=8 * MIB) as tier:
         store = RedisStore(tier.config("test"))
@@ -348,6 +370,7 @@ def test_a_full_shard_says_so_and_names_its_limit():
         store.close()
 
 
+@pytest.mark.fault(20)
 def test_a_full_metadata_server_still_lets_executors_beat_retire_and_be_cancelled():
     with LocalTier(metadata_bytes=8 * MIB) as tier:
         store = RedisStore(tier.config("test"))
@@ -399,6 +422,7 @@ def test_an_admission_in_two_parts_says_what_it_says_in_one(store):
         assert store.recall("job", executor) is not None
 
 
+@pytest.mark.fault(28)
 def test_an_admission_whose_connection_breaks_between_its_parts_is_repeated(store):
     lingers(store, "room", "roomy")
     store.begin_admit([record("b")], [MAIL], None)()  # leaves a connection at hand

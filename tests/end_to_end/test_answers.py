@@ -106,6 +106,7 @@ def test_a_graph_on_top_of_persisted_chunks(client):
     assert again.sum().compute() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.fault(47)
 def test_two_clients_share_a_key(cluster):
     def slowly(path):
         with open(path, "a") as file:

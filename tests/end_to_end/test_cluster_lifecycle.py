@@ -244,6 +244,7 @@ def test_the_dashboard_answers_and_so_does_its_page_on_stealing():
                 assert response.status == 200
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("dashboard_address", [None, ":0", "127.0.0.1:0"])
 @pytest.mark.parametrize("protocol", [None, "inproc"])
 def test_nothing_listens_beyond_loopback(dashboard_address, protocol):
@@ -460,6 +461,7 @@ def test_logs_are_silenced_and_given_back():
         logger.removeHandler(handler)
 
 
+@pytest.mark.fault(18)
 def test_a_dead_storage_server_is_reported_to_the_proxy_once():
     with Alone(**OPTIONS) as cluster:
         os.kill(cluster._local.tier.pids["metadata"], signal.SIGKILL)

@@ -90,6 +90,7 @@ def test_each_task_has_an_object_of_its_own(client):
         assert set(client.gather(client.map(spoil, range(20), [table] * 20, pure=False))) == {1}
 
 
+@pytest.mark.fault(37)
 def test_a_model_of_many_partitions(client, moved):
     samples, labels = make_classification(n_samples=6_000, random_state=0)
     model = ParallelPostFit(SVC(gamma="scale")).fit(samples, labels)

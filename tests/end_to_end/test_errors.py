@@ -165,6 +165,7 @@ DEATHS = [
 ]
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize(("death", "cause"), DEATHS, ids=[death.__name__ for death, _ in DEATHS])
 def test_a_sandbox_that_dies_names_the_task_and_the_cause(client, death, cause):
     future = client.submit(death, key=f"{death.__name__}-key", pure=False)
@@ -189,6 +190,7 @@ def test_advice_comes_with_it(client):
         client.submit(oversleep, pure=False).result(timeout=SECONDS_MAX)
 
 
+@pytest.mark.fault(14)
 def test_jobs_beside_one_that_dies_go_on(client):
     fine = client.map(lambda n: time.sleep(0.05) or n, range(10), pure=False)
     dead = client.submit(kill, pure=False)
@@ -208,6 +210,7 @@ class Special(Exception):
         self.two = two
 
 
+@pytest.mark.fault(15)
 def test_exceptions_keep_type_message_and_traceback(client):
     def deeper():
         raise Special("one", 2)
@@ -232,6 +235,7 @@ def test_an_exception_that_is_no_exception(client):
         client.submit(interrupted, pure=False).result(timeout=SECONDS_MAX)
 
 
+@pytest.mark.fault(15)
 def test_an_exception_that_cannot_be_pickled_still_says_what_it_said(client):
     def unusual():
         class Unusual(Exception):
@@ -321,6 +325,7 @@ def test_client_retry(client, tmp_path):
 # --- what cannot be sent or stored
 
 
+@pytest.mark.fault(16)
 def test_a_result_that_cannot_be_pickled(client):
     with pytest.raises(UnpicklableResult, match=r"'a-lock'.*_thread\.lock"):
         client.submit(threading.Lock, key="a-lock", pure=False).result(timeout=SECONDS_MAX)
@@ -351,6 +356,7 @@ def test_a_task_that_only_the_executors_pickling_refuses(client):
         futures[0].result(timeout=SECONDS_MAX)
 
 
+@pytest.mark.fault(33)
 def test_a_module_that_executors_do_not_have(client):
     directory = Path(tempfile.mkdtemp(dir="/tmp"))  # put on the path only after executors got theirs
     (directory / "only_at_home.py").write_text("def function():\n    return 1\n")
@@ -419,6 +425,7 @@ def test_many_submits_in_a_loop(cluster, client):
 # --- letting go
 
 
+@pytest.mark.fault(27)
 def test_a_running_future_is_cancelled(client, tmp_path):
     started, ended = tmp_path / "started", tmp_path / "ended"
 
@@ -498,6 +505,7 @@ def test_released_futures_free_the_store(cluster, client):
     until(back, "the store is as it was")
 
 
+@pytest.mark.fault(27)
 def test_errors_and_cancelled_jobs_leave_nothing_in_the_store(cluster, client):
     client.submit(inc, 1, pure=False).result(timeout=SECONDS_MAX)
     before = cluster.stats()["store_keys"]
@@ -533,12 +541,14 @@ def test_a_future_inside_a_collection(client):
     assert delayed(sum)(futures).compute() == 15
 
 
+@pytest.mark.fault(26)
 def test_fire_and_forget(client, tmp_path):
     done = tmp_path / "done"
     fire_and_forget(client.submit(done.touch, pure=False))
     until(done.exists, "it was done")
 
 
+@pytest.mark.fault(47)
 def test_two_clusters_at_once(cluster, client):
     with ServerlessCluster(n_workers=1, dashboard_address=None) as other, Client(other, set_as_default=False) as second:
         here = client.map(inc, range(20), pure=False)
@@ -565,6 +575,7 @@ def processes_of(cluster, what):
     return [each for each in family() if each.pid in pids]
 
 
+@pytest.mark.fault(35)
 def test_a_value_larger_than_the_limit_names_task_size_and_limit():
     with (
         dask.config.set({"serverless.storage.object-bytes-max": "1 MiB"}),
@@ -577,6 +588,7 @@ def test_a_value_larger_than_the_limit_names_task_size_and_limit():
         assert client.submit(inc, 1).result(timeout=SECONDS_MAX) == 2
 
 
+@pytest.mark.fault(18, 22)
 def test_a_metadata_server_that_is_killed(mortal):
     cluster, client = mortal
     pending = client.submit(time.sleep, 60, pure=False)

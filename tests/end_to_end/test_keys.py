@@ -39,6 +39,7 @@ def test_released_results_leave_the_store(cluster, client):
     until(lambda: not ledger(cluster).keys and cluster.stats()["store_keys"] <= before)
 
 
+@pytest.mark.fault(7)
 def test_a_name_that_is_used_again_means_the_new_value(client):
     for value in (1, 2):
         (scattered,) = client.scatter({"k": value}).values()
@@ -48,6 +49,7 @@ def test_a_name_that_is_used_again_means_the_new_value(client):
         until(lambda: "k" not in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
 
 
+@pytest.mark.fault(47)
 def test_clients_that_submit_one_key_at_the_same_time_see_one_value(cluster):
     rng = np.random.default_rng
     with Client(cluster, set_as_default=False) as one, Client(cluster, set_as_default=False) as two:
@@ -58,6 +60,7 @@ def test_clients_that_submit_one_key_at_the_same_time_see_one_value(cluster):
     until(lambda: not ledger(cluster).jobs)
 
 
+@pytest.mark.fault(23)
 def test_a_lost_value_is_computed_again(cluster, client):
     futures = client.map(large, range(4), key="lost")
     wait(futures)
@@ -123,6 +126,7 @@ def test_inputs_that_do_not_fit_into_an_invocation_travel_by_reference(client):
     assert client.submit(lambda arrays: sum(a[0] for a in arrays), scattered).result() == sum(range(200))
 
 
+@pytest.mark.fault(34)
 def test_a_wide_fan_in_of_small_values_does_not_fill_the_metadata_server(client):
     x = da.ones((4_000, 3_000), chunks=(4, 3_000))  # 1,000 chunks of 96 kB, summed to 1,000 of 24 kB
     assert x.sum(axis=0).compute().sum() == 4_000 * 3_000

@@ -58,10 +58,12 @@ def tree(leaves):
     return leaves[0]
 
 
+@pytest.mark.fault(2)
 def test_a_task_whose_executor_dies_runs_again(client, tmp_path):
     assert client.submit(die_once, tmp_path / "marker", 5).result(timeout=SECONDS_MAX) == 5
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
 def test_a_chain_goes_on(client, tmp_path, where):
     at = {"first": 0, "middle": 50, "last": 99}[where]
@@ -73,12 +75,14 @@ def test_a_chain_goes_on(client, tmp_path, where):
     assert value.compute() == 100
 
 
+@pytest.mark.fault(2)
 def test_a_tree_goes_on(client, tmp_path):
     leaves = [delayed(slow_inc)(number) for number in range(128)]
     leaves += [delayed(die_once)(tmp_path / f"marker-{n}", 1000) for n in range(4)]
     assert tree(leaves).compute() == sum(range(1, 129)) + 4000
 
 
+@pytest.mark.fault(2)
 def test_results_that_were_told_before_the_death_stay(client, tmp_path):
     first = client.submit(slow_inc, 1)
     wait(first, timeout=SECONDS_MAX)
@@ -86,6 +90,7 @@ def test_results_that_were_told_before_the_death_stay(client, tmp_path):
     assert client.gather([first, second]) == [2, 2]
 
 
+@pytest.mark.fault(14)
 def test_one_that_always_kills_fails_by_name_and_the_others_go_on(client, cluster):
     before = cluster.stats()["executors_lost"]
     shared = delayed(slow_inc)(1)
@@ -100,6 +105,7 @@ def test_one_that_always_kills_fails_by_name_and_the_others_go_on(client, cluste
     assert cluster.stats()["executors_lost"] == before + 4
 
 
+@pytest.mark.fault(14)
 def test_no_failure_may_be_allowed():
     with (
         dask.config.set({"serverless.executor.allowed-failures": 0}),
@@ -146,6 +152,7 @@ def killing(seconds, seed):
         thread.join()
 
 
+@pytest.mark.fault(2)
 def test_answers_are_right_while_sandboxes_are_killed():
     """A kill every second. What runs is innocent, so many failures are allowed."""
     with (

@@ -77,6 +77,7 @@ def test_tasks_that_call_actors(client):
     assert client.submit(lambda counter: counter.add().result(), counter).result(timeout=30) == 1
 
 
+@pytest.mark.fault(41)
 def test_without_credentials_nobody_is_let_in(cluster):
     with pytest.raises((OSError, TimeoutError)):
         Client(cluster.scheduler_address.replace("tls://", "tcp://"), timeout="2s")

@@ -103,6 +103,7 @@ def tree_sum(leaves, value):
     return inner
 
 
+@pytest.mark.fault(17)
 def test_a_tree_of_large_values(cluster, client, tmp_path):
     """All but one leaf are done, and what they came to is stored, when the server dies."""
     gate = Gate(str(tmp_path / "open"))
@@ -117,6 +118,7 @@ def test_a_tree_of_large_values(cluster, client, tmp_path):
     assert cluster.stats()["executors_lost"] == 0
 
 
+@pytest.mark.fault(17)
 def test_the_server_dies_again_and_again(cluster, client):
     x = da.random.default_rng(1).random((4000, 4000), chunks=(500, 500))
     y = (x @ x.T + x).sum(axis=0)
@@ -138,6 +140,7 @@ def test_a_singular_value_decomposition(cluster, client):
     np.testing.assert_allclose(future.result(timeout=SECONDS_MAX), expected)
 
 
+@pytest.mark.fault(17)
 def test_a_persisted_array_is_used_again(cluster, client):
     x = da.ones((2000, 2000), chunks=(500, 500)).persist()
     wait(x, timeout=SECONDS_MAX)
@@ -217,6 +220,7 @@ def test_a_task_beside_the_executors_needs_what_is_lost(cluster, client):
     assert beside.result(timeout=SECONDS_MAX) == 7
 
 
+@pytest.mark.fault(17)
 def test_a_shuffle(cluster, client, tmp_path):
     """What the transfers wrote is lost before the barrier is reached."""
     gate = Gate(str(tmp_path / "open"))
@@ -231,6 +235,7 @@ def test_a_shuffle(cluster, client, tmp_path):
     assert cluster.stats()["tasks_remade"] >= 20, "each shard had slices of every transfer"
 
 
+@pytest.mark.fault(24)
 def test_scattered_data_is_used_again(cluster, client):
     """The tier had a copy only."""
     data = np.arange(100_000)
@@ -240,6 +245,7 @@ def test_scattered_data_is_used_again(cluster, client):
     assert client.submit(np.max, scattered).result(timeout=SECONDS_MAX) == 99_999
 
 
+@pytest.mark.fault(17)
 def test_data_that_travels_in_the_graph(cluster, client, tmp_path):
     gate = Gate(str(tmp_path / "open"))
     data = np.arange(1_000_000)
@@ -252,6 +258,7 @@ def test_data_that_travels_in_the_graph(cluster, client, tmp_path):
     assert future.result(timeout=SECONDS_MAX) == 4 * (data.sum() + 1)
 
 
+@pytest.mark.fault(17)
 def test_a_graph_whose_segments_are_lost_before_they_are_read(cluster, client, tmp_path):
     gate = Gate(str(tmp_path / "open"))
     chain = delayed(behind)(gate, 0)
@@ -264,6 +271,7 @@ def test_a_graph_whose_segments_are_lost_before_they_are_read(cluster, client, t
     assert future.result(timeout=SECONDS_MAX) == 3_000
 
 
+@pytest.mark.fault(17)
 def test_with_two_shards_only_what_was_on_one_of_them_is_made_again(tmp_path):
     options = {"serverless.storage.shards": 2, "serverless.policy.cache": False, "serverless.policy.hold": False}
     with (

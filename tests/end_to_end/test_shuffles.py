@@ -330,6 +330,7 @@ def test_a_collection_larger_than_all_executors_together_is_reduced(small_execut
         assert client.compute(kept.sum(), sync=True) == 90 * MIB
 
 
+@pytest.mark.fault(20)
 def test_a_storage_tier_without_room_says_so():
     with ServerlessCluster(n_workers=2, dashboard_address=None, storage_max_memory="64 MiB") as cluster:
         with Client(cluster) as client:

@@ -39,6 +39,7 @@ def tree(leaves, name):
     return graph, level[0]
 
 
+@pytest.mark.fault(34)
 def test_a_giant_graph_is_held_as_its_message_only(cluster, client):
     graph, key = tree(TASKS * (FAN_IN - 1) // FAN_IN, "giant")
     before = cluster.stats()
@@ -71,6 +72,7 @@ def test_a_large_graph_is_planned_again_from_its_message(cluster, client):
     assert cluster.stats()["tasks_planned"] - before["tasks_planned"] == len(graph)
 
 
+@pytest.mark.fault(36)
 def test_many_small_results_are_gathered_without_passing_a_worker(cluster, client):
     before = cluster.stats()
     futures = client.map(increment, range(10_000), pure=False)
@@ -96,6 +98,7 @@ def roomy():
         yield cluster
 
 
+@pytest.mark.fault(35)
 def test_a_value_of_many_stripes_is_read_by_a_task_and_gathered(roomy):
     nbytes = 600 * MIB
     with Client(roomy) as client:
@@ -114,6 +117,7 @@ def test_a_large_scattered_value_is_read_by_a_task(roomy):
         assert client.submit(total, future).result(timeout=300) == nbytes // 8
 
 
+@pytest.mark.fault(13)
 def test_a_task_that_asks_for_too_much_memory_is_told_what_to_raise(client):
     future = client.submit(allocate, 64 * 2**30, pure=False)
     with pytest.raises(MemoryError) as caught:

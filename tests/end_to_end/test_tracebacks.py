@@ -84,6 +84,7 @@ def test_a_very_long_message_is_cut(client):
     assert isinstance(error, ValueError) and 10_000 < len(str(error)) < 11_000
 
 
+@pytest.mark.fault(15)
 def test_an_exception_whose_pickling_fails_is_told_in_words(client):
     class Stubborn(Exception):
         def __reduce__(self):

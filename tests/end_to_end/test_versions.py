@@ -30,6 +30,7 @@ def says(monkeypatch):
     return say
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize(("package", "version"), [("python", "3.9.1.final.0"), ("cloudpickle", "1.6.0")])
 def test_a_client_whose_pickles_executors_cannot_read_is_refused(cluster, client, says, package, version):
     says(**{package: version})
@@ -41,6 +42,7 @@ def test_a_client_whose_pickles_executors_cannot_read_is_refused(cluster, client
     assert client.submit(sum, [1, 2], pure=False).result(timeout=20) == 3
 
 
+@pytest.mark.fault(32)
 def test_of_other_packages_the_scheduler_warns(cluster, says):
     says(toolz="0.0.1")
     with pytest.warns(VersionMismatchWarning, match="toolz"), Client(cluster, set_as_default=False) as odd:
@@ -55,6 +57,7 @@ def test_versions_that_agree_are_quiet(client):
     assert fleet["packages"] == found["client"]["packages"] and "redis" in fleet["packages"]
 
 
+@pytest.mark.fault(32)
 def test_an_executor_that_cannot_read_the_clusters_pickles_says_both_versions(monkeypatch):
     with (
         dask.config.set({"serverless.executor.linger": 0}),  # who lingers was asked when it was invoked

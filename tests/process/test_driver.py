@@ -556,6 +556,7 @@ def test_a_value_that_cannot_reach_its_larger_executor_is_an_error(make_fleet):
     assert set(outcome.reasons.values()) == {""}
 
 
+@pytest.mark.fault(37)
 def test_a_large_constant_is_read_once_per_sandbox(fleet):
     table = np.arange(100_000)
     tasks = {"table": table, **{f"t{n}": (add, n, "table") for n in range(20)}}
@@ -567,6 +568,7 @@ def test_a_large_constant_is_read_once_per_sandbox(fleet):
 # --- values that cannot be
 
 
+@pytest.mark.fault(16)
 def test_a_result_that_cannot_be_pickled_errs_by_name_and_spares_the_rest(fleet):
     outcome = fleet.compute({"lock": (a_lock,), "fine": (add, 1)}, ["lock", "fine"])
     assert isinstance(outcome.errors["lock"], UnpicklableResult)
@@ -600,6 +602,7 @@ def test_a_value_that_is_too_large_names_task_size_and_limit(make_fleet):
     assert len(outcome.value("fine")) == 200_000
 
 
+@pytest.mark.fault(20)
 def test_a_full_store_names_task_and_limit(make_fleet):
     with start_tier(shards=1, maxmemory_bytes=12 * 2**20) as small:
         fleet = make_fleet(tier=small)
@@ -610,6 +613,7 @@ def test_a_full_store_names_task_and_limit(make_fleet):
         fleet.close()
 
 
+@pytest.mark.fault(18, 28)
 def test_a_store_that_dies_ends_the_executor_with_a_typed_error_soon(make_fleet):
     with start_tier(shards=1, maxmemory_bytes=2**26) as mortal:
         fleet = make_fleet(tier=mortal, retry_seconds=0.2)
@@ -676,6 +680,7 @@ def remove(fleet, ref, path):
     fleet.store.free([ref])
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("children", [1, 5])
 @pytest.mark.parametrize("intrude", [flip_a_byte, put_a_bomb, put_another_sealed_value, remove])
 def test_a_stored_input_that_is_not_what_was_written(fleet, tmp_path, intrude, children):
@@ -719,6 +724,7 @@ def test_a_value_that_travelled_compressed_counts_with_its_size_in_memory(make_f
     assert driver.world.cache.nbytes >= 8_000_000
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("shards", [[0, 1], [0], [1]])
 def test_values_that_a_shard_has_lost_are_made_again_by_who_needs_them(make_fleet, shards):
     """Two executors meet; what the first has written is gone when the second comes to read it."""
@@ -745,6 +751,7 @@ def test_values_that_a_shard_has_lost_are_made_again_by_who_needs_them(make_flee
     assert outcome.counts["tasks_run"] == len(plan.keys) + 2 * lost
 
 
+@pytest.mark.fault(42)
 def test_an_inline_input_with_a_wrong_tag_is_not_unpickled(fleet, tmp_path):
     path = tmp_path / "unpickled"
     forged = pack_inline("exports/1", seal_frames(b"not the secret", "exports/1", value_to_frames(Bomb(path))))
@@ -761,18 +768,35 @@ def test_the_bomb_would_go_off(tmp_path):
     assert (tmp_path / "unpickled").exists()
 
 
-def test_a_segment_that_was_tampered_with_is_not_unpickled(fleet, tmp_path):
+@pytest.mark.fault(31, 42)
+def test_a_segment_that_was_tampered_with_is_not_unpickled_but_asked_for_again(fleet, tmp_path):
     path = tmp_path / "unpickled"
     job, plan, assignments = fleet.begin({"x": (add, 1)}, ["x"], payload_bytes_max=0)
     assert not assignments[0].segments, "it is read from the store"
     for shard in raw_shards(fleet):
         for key in shard.scan_iter(match=f"{fleet.config.cluster}:*segments"):
+            good = shard.hget(key, "0")
             shard.hset(key, "0", bytes(32) + pack([b"", pickle.dumps([Bomb(path)])]))
     fleet.invoke(assignments)
+    asked = until(lambda: [each for each in fleet.store.listen(0.1) if b"lacking" in each[-1]])
+    assert [each[0] for each in asked] == [job]
+    fleet.store.open_job(job, {0: good})
     fleet.join()
-    (end,) = fleet.ends.values()
-    assert isinstance(end, Tampered)
+    assert list(fleet.ends.values()) == [""]
     assert not path.exists()
+
+
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("end", ["cancel", "close_job"])
+def test_an_executor_does_not_wait_for_the_segments_of_a_job_that_is_over(fleet, end):
+    job, _, assignments = fleet.begin({"x": (add, 1)}, ["x"], payload_bytes_max=0)
+    fleet.store.close_job(job, []) if end == "close_job" else fleet.store.cancel(job)
+    for shard in raw_shards(fleet):
+        for key in shard.scan_iter(match=f"{fleet.config.cluster}:*segments"):
+            shard.delete(key)
+    fleet.invoke(assignments)
+    fleet.join()  # long before what is lost is given up
+    assert list(fleet.ends.values()) == [{"cancel": "cancelled", "close_job": "fenced"}[end]]
 
 
 # --- the user's errors
@@ -791,6 +815,7 @@ def test_a_task_is_tried_again_as_often_as_asked_for(fleet):
     assert set(outcome.errors) == {"bad"}
 
 
+@pytest.mark.fault(33)
 def test_a_module_that_is_not_here_is_named_with_the_task(fleet, tmp_path, monkeypatch):
     (tmp_path / "gone_by_then.py").write_text("def function():\n    return 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -831,6 +856,7 @@ def test_an_executor_that_is_halted_in_a_task_does_nothing_after_it(make_fleet, 
     assert RAN == ["halted"] and not outcome.where and not outcome.errors
 
 
+@pytest.mark.fault(7)
 def test_a_newer_attempt_takes_over(make_fleet):
     fleet = make_fleet(lease_seconds=0.3)
     opened = gate("old")
@@ -848,6 +874,7 @@ def test_a_newer_attempt_takes_over(make_fleet):
     assert outcome.values == {"b": "b ran"} and RAN.count("b ran") == 1
 
 
+@pytest.mark.fault(29)
 def test_a_long_task_keeps_its_lease(make_fleet):
     fleet = make_fleet(lease_seconds=0.5)
     job, plan, assignments = fleet.begin({"long": (sleep_and_add, 2.0, 1)}, ["long"])
@@ -896,6 +923,16 @@ def test_last_words_name_the_task_that_is_running_and_are_gone_at_the_end(make_f
     assert not file.exists()
     file.write_bytes(kept)
     assert last_words(str(tmp_path), file.name) == list(plan.keys).index("b")
+
+
+@pytest.mark.fault(46)
+def test_a_full_disk_costs_the_last_words_only(make_fleet, tmp_path):
+    fleet = make_fleet(last_words_directory=str(tmp_path))
+    job, plan, assignments = fleet.begin({"a": (add, 1), "b": (add, 1, "a")}, ["b"])
+    for each in assignments:
+        os.symlink("/dev/full", tmp_path / f"{job}.{each.executor}")
+    fleet.invoke(assignments)
+    assert fleet.outcome(job, plan).values == {"b": 2}
 
 
 def test_last_words_of_one_sandbox_are_in_one_file_unless_somebody_took_it(tmp_path):

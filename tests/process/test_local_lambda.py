@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,7 +23,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError, verdicts
+from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError, sandbox, verdicts
 from dask_serverless.local_lambda.config import FunctionSize
 from dask_serverless.local_lambda.failures import FailureQueue
 from dask_serverless.local_lambda.pool import Deliver, Finish, Invocation, Kill, Limits, Pool, Start, State, Throttled
@@ -195,6 +196,7 @@ async def test_a_warm_sandbox_is_reused(aws: Aws) -> None:
     assert after["gb_seconds"] == pytest.approx(after["billed_milliseconds"] / 1000 * 96 / 1024)
 
 
+@pytest.mark.fault(9)
 async def test_fifty_run_in_parallel_and_one_more_is_refused(aws: Aws, tmp_path: Path) -> None:
     until_path = tmp_path / "until"
     holds = [
@@ -228,6 +230,19 @@ async def test_output_is_in_the_logs(aws: Aws) -> None:
 # Refusals ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(46)
+def test_what_is_printed_on_a_full_disk_is_dropped() -> None:
+    """Else a task fails that prints, because the log of this service is full."""
+    with open("/dev/full", "wb") as full:
+        stream = sandbox.log_stream(full.fileno())
+        print("hello", 1, file=stream, flush=True)
+        assert stream.buffer.write(b"bytes") == 5
+    with tempfile.TemporaryFile() as file:
+        print("hello", 1, file=sandbox.log_stream(file.fileno()))
+        file.seek(0)
+        assert file.read() == b"hello 1\n"
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "code"),
     [
@@ -246,6 +261,7 @@ async def test_refusals_are_those_of_aws(aws: Aws, request_: dict[str, Any], sta
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
 
 
+@pytest.mark.fault(41)
 async def test_an_unsigned_request_is_refused(service: LocalLambda) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(service.endpoint_url.rpartition(":")[2]))
     path = f"/2015-03-31/functions/{FUNCTION}/invocations"
@@ -330,6 +346,7 @@ async def test_what_a_function_started_dies_with_its_sandbox(aws: Aws) -> None:
     await asyncio.to_thread(until, lambda: is_gone(child))
 
 
+@pytest.mark.fault(2)
 async def test_the_service_survives_the_loss_of_its_zygote(aws: Aws) -> None:
     about = await aws.call(do="about")
     waiting = asyncio.create_task(aws.fail(do="sleep", seconds=60))
@@ -630,6 +647,7 @@ def test_pool_retiring_at_once_ends_what_runs_and_what_waits() -> None:
     assert p.running == 0 and not p.waiting
 
 
+@pytest.mark.fault(1)
 def test_pool_a_sandbox_that_never_comes_up_takes_one_invocation_with_it() -> None:
     p = pool()
     p.invoke(request("1"), 0)

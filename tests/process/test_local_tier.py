@@ -63,6 +63,7 @@ def test_a_tier_is_usable_and_leaves_nothing():
         tier.config("test")
 
 
+@pytest.mark.fault(41)
 def test_only_the_owner_may_enter():
     with LocalTier() as tier:
         config = tier.config("test")
@@ -104,6 +105,7 @@ def test_memory_is_divided_among_shards():
     assert limits == [512 * 2**20, *[100 * 2**20] * 4]
 
 
+@pytest.mark.fault(17)
 def test_a_shard_that_dies_is_started_again_empty_and_clients_go_on():
     restarted = []
     with LocalTier(shards=2, on_restart=restarted.append) as tier:
@@ -123,6 +125,7 @@ def test_a_shard_that_dies_is_started_again_empty_and_clients_go_on():
     assert gone(list(pids.values()), directory)()
 
 
+@pytest.mark.fault(18)
 def test_a_shard_that_dies_again_and_again_is_given_up():
     with LocalTier(shards=2, restarts_max=2) as tier:
         for _ in range(3):
@@ -134,6 +137,7 @@ def test_a_shard_that_dies_again_and_again_is_given_up():
         assert not tier.alive()
 
 
+@pytest.mark.fault(22)
 def test_the_death_of_the_metadata_server_is_final_and_the_rest_still_closes():
     with LocalTier(shards=2) as tier:
         directory, pids = tier.directory, list(tier.pids.values())

@@ -16,6 +16,7 @@ from lambda_worker.constants import Constants
 from lambda_worker.core.errors import StoreFull, Tampered
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.wire import Ref, frames_nbytes, seal_frames
+from lambda_worker.restoring import Restored
 from lambda_worker.values import value_to_frames
 
 SECRET = b"the cluster's secret"
@@ -199,8 +200,28 @@ def test_what_is_too_large_to_be_kept_displaces_nothing(shelf):
     assert shelf.reads == 3
 
 
+@pytest.mark.fault(42)
 def test_a_constant_under_another_name_is_not_unpickled(shelf):
     one, other = stored(shelf, "constants/one/1", 1), stored(shelf, "constants/other/1", 2)
     shelf.objects[one.name] = shelf.objects[other.name]
     with pytest.raises(Tampered, match="constants/one/1"):
         Constants(shelf, SECRET, Cache(10_000_000)).value(one)
+
+
+@pytest.mark.fault(31)
+def test_a_constant_that_is_spoiled_is_written_again(shelf):
+    """It is there: that it is not what was written only its reader finds out, who says so."""
+    pool = ConstantPool(shelf, SECRET, COMPRESSOR)
+    ref = pool.keep("j1", "content")
+    good = shelf.objects[ref.name]
+    shelf.objects[ref.name] = [bytes(32), *good[1:]]
+
+    def restore(name):
+        pool.doubt(name)
+        del shelf.objects[name]  # a store replaces what is there; this shelf minds
+        assert pool.lacks("j1")
+        assert pool.keep("j1", "content") == ref
+
+    read = Restored(Constants(shelf, SECRET, Cache(10_000)), restore)
+    assert read.value(ref) == "content"
+    assert not pool.lacks("j1")

@@ -31,6 +31,7 @@ def test_refusals_of_one_burst_halve_the_rate_once():
     assert governor.rate_per_second == 25
 
 
+@pytest.mark.fault(9)
 def test_the_saved_burst_does_not_follow_a_refusal():
     governor = Governor(Limits(rate_per_second_max=100, burst_max=100))
     governor.admit(1, now=0.0)
@@ -48,6 +49,7 @@ def test_the_rate_stays_within_its_bounds():
     assert governor.rate_per_second == 8
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("seed", range(20))
 def test_it_finds_the_rate_of_a_service_it_does_not_know(seed):
     # Given a service that takes 40 per second and refuses the rest

@@ -6,8 +6,11 @@ import asyncio
 import doctest
 from types import SimpleNamespace
 
+import pytest
+
 from dask_serverless import whereabouts
 from dask_serverless.launcher import Launcher
+from lambda_worker.core.schedule import Assignment
 
 
 class Hands:
@@ -68,3 +71,16 @@ def test_only_the_newest_executors_are_remembered(monkeypatch):
     for name in "abc":
         known.came(f"room-{name}", "job", name)
     assert repr(known) == "<Whereabouts of 2 executors>"
+
+
+@pytest.mark.fault(9)
+async def test_whom_lambda_has_not_accepted_yet_is_not_taken_for_silent():
+    launcher, hands = make([])
+    accepted = asyncio.get_running_loop().create_future()
+    launcher._backend.invoker = SimpleNamespace(answers=lambda assignments, under_way: accepted)
+    sending = asyncio.ensure_future(launcher.hear_refusals([Assignment("j1", "a", 1, (0,))], None))
+    await asyncio.sleep(0)
+    assert launcher.is_sending("j1", "a") and not launcher.is_sending("j1", "b")
+    accepted.set_result([None])
+    await sending
+    assert not launcher.is_sending("j1", "a")

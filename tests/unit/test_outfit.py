@@ -221,6 +221,7 @@ def test_the_same_call_has_the_same_name():
     assert name_of_run((b"f", b"x", b"")) == name_of_run((b"f", b"x", b"")) != name_of_run((b"f", b"", b"x"))
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize("name", ["outfit/1", "outfit/piece-1"])
 def test_bytes_that_nobody_sealed_are_not_read(house, name):
     register(house, "worker", "a", b"A" * (tailoring.INLINE_BYTES_MAX + 1))

@@ -23,6 +23,7 @@ def test_what_goes_in_comes_out():
     assert event["v"] == PROTOCOL_VERSION
 
 
+@pytest.mark.fault(32)
 def test_another_version_is_refused_by_both_names():
     event = json.loads(payload_of(SECRET, [Assignment("job", "a", 1, [0])]))
     event["v"] = PROTOCOL_VERSION + 1
@@ -31,6 +32,7 @@ def test_another_version_is_refused_by_both_names():
         assignments_of(SECRET, event)
 
 
+@pytest.mark.fault(32)
 def test_another_python_or_cloudpickle_is_refused_by_both_names():
     event = json.loads(payload_of(SECRET, [Assignment("job", "a", 1, [0])]))
     event["pickles"] = "Python 2.7, cloudpickle 0"
@@ -41,12 +43,14 @@ def test_another_python_or_cloudpickle_is_refused_by_both_names():
         assignments_of(SECRET, event)
 
 
+@pytest.mark.fault(47)
 def test_another_cluster_is_refused():
     event = json.loads(payload_of(b"another secret", [Assignment("job", "a", 1, [0])]))
     with pytest.raises(Tampered):
         assignments_of(SECRET, event)
 
 
+@pytest.mark.fault(42)
 def test_the_tag_is_checked_before_decoding():
     # Given bytes that the decoder would choke on, behind a wrong tag: the tag is what is reported.
     event = {"v": PROTOCOL_VERSION, "runs": [base64.b64encode(b"\xc1" * 100).decode()]}
@@ -54,6 +58,7 @@ def test_the_tag_is_checked_before_decoding():
         assignments_of(SECRET, event)
 
 
+@pytest.mark.fault(42)
 def test_a_seal_of_another_name_is_refused():
     blob = seal(SECRET, "events", Assignment("job", "a", 1, [0]).to_bytes())
     with pytest.raises(Tampered):

@@ -7,6 +7,7 @@ import pickle
 from collections import defaultdict
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -154,6 +155,21 @@ def test_errors_are_dasks_and_ours_and_reach_the_client(kind, families):
     error = pickle.loads(exception)
     assert type(error) is kind and str(error) == "said"
     assert all(isinstance(error, family) for family in families)
+
+
+def test_what_stopped_a_shuffle_is_not_the_cause_of_what_it_is_the_cause_of(monkeypatch):
+    """A circle of exceptions cannot be pickled, and the client would hear of it as text only."""
+    lost = SlicesLost("said")
+
+    def task(values):
+        raise RuntimeError("P2P 0a1b failed during unpack phase") from lost
+
+    plugins = {"shuffle": shuffle.Shuffles(None, b"secret", "job")}
+    monkeypatch.setattr(shuffle, "get_worker", lambda: SimpleNamespace(plugins=plugins))
+    with pytest.raises(SlicesLost) as found:
+        shuffle.ShuffleTask(task, [])({})
+    assert found.value is lost
+    assert type(pickle.loads(unpack(describe_error(lost))[0])) is SlicesLost
 
 
 def test_an_unknown_kind_of_shuffle_is_named():

@@ -40,6 +40,7 @@ FIRST = int(os.environ.get("SIMULATED_FIRST", "0"))
 # Seeds
 
 
+@pytest.mark.fault(2, 3, 4, 5, 6, 7, 9, 10, 17, 19, 23, 28, 30)
 @pytest.mark.timeout(3600)
 def test_no_promise_is_broken_whatever_goes_wrong():
     failed = [
@@ -66,6 +67,7 @@ def test_without_faults_every_key_has_its_value_and_every_task_runs_once():
             assert {simulation.watch.runs_of.get(task, 0) for task in plain} <= {0, 1}
 
 
+@pytest.mark.fault(3, 4, 5, 6, 7, 9, 10, 19, 23, 28, 30, 38, 39)
 def test_every_class_of_faults_happens_alone():
     """Each class alone must be survived as well, and must leave its mark: else it is no fault."""
     for name in faults.CLASSES:
@@ -220,6 +222,7 @@ def test_a_chain_takes_as_long_as_its_tasks_and_one_cold_start():
     assert simulation.service.bill.requests == 1
 
 
+@pytest.mark.fault(12)
 def test_a_chain_longer_than_any_lambda_lives_is_handed_on():
     simulation = Simulation(1, chain(60, seconds=30.0), NONE)
     outcome = simulation.run()
@@ -227,6 +230,7 @@ def test_a_chain_longer_than_any_lambda_lives_is_handed_on():
     assert simulation.service.bill.requests > 1800 / simulation.options.function.timeout_seconds
 
 
+@pytest.mark.fault(14)
 def test_a_task_that_kills_is_blamed_and_nobody_else():
     work = chain(5, seconds=0.1)
     work.jobs[0].tasks[2].poison = True
@@ -235,6 +239,7 @@ def test_a_task_that_kills_is_blamed_and_nobody_else():
     assert outcome.answers == {"last": "error killed of j1/2"}
 
 
+@pytest.mark.fault(1)
 def test_silence_alone_brings_a_lost_invocation_back():
     outcome = Simulation(1, chain(3), Faults(invocation_lost=0.9, failure_lost=1.0)).run()
     assert outcome.violation is None
@@ -285,6 +290,7 @@ def test_short_tasks_stay_together_where_that_is_known_to_be_faster():
     assert mine.steps < 50
 
 
+@pytest.mark.fault(39)
 def test_more_sandboxes_than_are_warm_wait_for_the_ramp():
     cluster = ours(300, warm=0)
     cluster = replace(cluster, function=replace(cluster.function, ramp_count=200))

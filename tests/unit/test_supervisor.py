@@ -48,6 +48,7 @@ def test_the_task_is_to_blame_wherever_it_runs():
     assert again.without == {7}  # nobody runs it again
 
 
+@pytest.mark.fault(14)
 def test_innocent_tasks_are_not_blamed_together():
     supervisor = Supervisor(allowed_failures=1)
     found = verdicts(supervisor, *(death(attempt, task=attempt) for attempt in range(1, 50)))
@@ -62,12 +63,14 @@ def test_a_timeout_is_tried_again_once():
     assert type(Supervisor(allowed_failures=0).judge(death(1, cause=Cause.TIMEOUT))[0]) is Blame
 
 
+@pytest.mark.fault(1)
 def test_who_never_gets_to_a_task_is_given_up():
     supervisor = Supervisor(start_tries=3)
     found = verdicts(supervisor, *(death(attempt, task=-1) for attempt in (1, 2, 3)))
     assert [type(each) for each in found] == [TryAgain, TryAgain, GiveUp]
 
 
+@pytest.mark.fault(40)
 def test_a_task_that_kills_unseen_does_not_go_from_successor_to_successor_for_ever():
     """1. It kills an executor, and nobody knows that it was running; 2. the next attempt leaves it to a successor."""
     supervisor, executor, found = Supervisor(line_tries=10), "e", []
@@ -84,6 +87,7 @@ def test_others_are_not_of_the_same_line():
     assert not any(isinstance(each, GiveUp) for each in found)
 
 
+@pytest.mark.fault(39)
 def test_who_is_only_silent_may_be_late_and_is_waited_for_longer_each_time():
     """1. A cold start takes longer than a lease; 2. so does that of the next attempt: not for ever."""
     supervisor = Supervisor()
@@ -99,6 +103,7 @@ def test_a_start_that_succeeds_forgives_those_that_did_not():
     assert [type(each) for each in found] == [TryAgain] * 3
 
 
+@pytest.mark.fault(40)
 def test_what_lambda_refuses_is_given_up_at_once():
     assert verdicts(Supervisor(), death(1, cause=Cause.REFUSED)) == [GiveUp(1)]
 
