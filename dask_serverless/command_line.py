@@ -7,7 +7,9 @@ import time
 import click
 
 from dask_serverless.simulate import check_classes, commit, replay_line, simulate, simulate_many
-from dask_serverless.simulator.calculator import chains, ours, predict, tree, wukong
+from dask_serverless.simulator.calculator import predict
+from dask_serverless.simulator.clusters import ours, wukong
+from dask_serverless.simulator.shapes import chains, experienced, tree
 
 
 @click.group(name="serverless")
@@ -85,8 +87,7 @@ def predict_command(
     With warm sandboxes of 3 GiB. What else is assumed, and how well it fits what was measured: docs/simulation.md.
     """
     work = tree(size, seconds, nbytes) if shape == "tree" else chains(size, length, seconds, nbytes)
-    cluster = wukong(executors) if as_wukong else ours(executors, seconds_per_task=seconds or None)
-    found = predict(work, cluster)
+    found = predict(work, wukong(executors)) if as_wukong else predict(experienced(work), ours(executors))
     click.echo(f"{found.seconds:.2f} s with {found.executors_peak} executors, {found.invocations} invocations")
     click.echo(f"{found.lambda_seconds:.1f} s of Lambda billed: ${found.dollars_lambda:.6f}")
     click.echo(f"{found.steps} round trips, {found.bytes_read:,} bytes read, {found.bytes_written:,} written")

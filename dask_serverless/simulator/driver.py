@@ -168,6 +168,9 @@ class Driver:
         if sim.options.last_words:
             sim.last_words[mine.job, mine.executor] = task
         values = [self.values[parent][0] for parent in run.parents]
+        began = sim.timeline.now
+        if does.input_nbytes:
+            yield from self.sandbox.read_input(does.input_nbytes)
         seconds = does.seconds * self.sandbox.slow
         ends = does.poison or does.memory > self.sandbox.function_class
         yield sim.timeline.sleep(seconds / 2 if ends else seconds)
@@ -191,7 +194,7 @@ class Driver:
                 self.unreadable.discard(task)
                 self.locations.pop(task, None)
             large = does.nbytes if does.nbytes > 1024 else 0
-            self.feed(TaskDone(task, seconds, now, large))
+            self.feed(TaskDone(task, sim.timeline.now - began, now, large))
 
     def _wake(self, seconds: float) -> Body:
         yield self.simulation.timeline.sleep(seconds)
@@ -241,11 +244,14 @@ class Driver:
         for parent, where in wanted.items():
             if not isinstance(where, Ref):
                 self.values[parent] = from_frames(unpack_inline(where)[1])
-        bodies = []
-        for shard, parents in _by_server(stored, lambda parent: stored[parent].shard).items():
-            bodies.append(self._fetch_from(shard, {parent: stored[parent] for parent in parents}))
         began = sim.timeline.now
-        yield from sim.together(self.sandbox, bodies)
+        if sim.options.reads_one_by_one:
+            for parent, ref in stored.items():
+                yield from self._fetch_from(ref.shard, {parent: ref})
+        else:
+            by_shard = _by_server(stored, lambda parent: stored[parent].shard).items()
+            some = [(shard, {parent: stored[parent] for parent in parents}) for shard, parents in by_shard]
+            yield from sim.together(self.sandbox, [self._fetch_from(*each) for each in some])
         self.locations.update(wanted)
         nbytes = sum(ref.nbytes for ref in stored.values())
         seconds = sim.timeline.now - began

@@ -21,7 +21,9 @@ from dask_serverless.command_line import serverless
 from dask_serverless.plan.graph import Graph
 from dask_serverless.simulate import replay_line, simulate, simulate_many
 from dask_serverless.simulator import faults, workload
-from dask_serverless.simulator.calculator import chains, ours, predict, tree, wukong
+from dask_serverless.simulator.calculator import predict
+from dask_serverless.simulator.clusters import ours, wukong
+from dask_serverless.simulator.shapes import chains, experienced, tree
 from dask_serverless.simulator.driver import Driver
 from dask_serverless.simulator.faults import NONE, Faults
 from dask_serverless.simulator.invariants import Violated
@@ -283,7 +285,7 @@ def test_wukongs_tree_reduction_takes_as_long_as_it_took(delay, measured):
 
 
 def test_short_tasks_stay_together_where_that_is_known_to_be_faster():
-    theirs, mine = predict(tree(1024, 0.0), wukong(512)), predict(tree(1024, 0.0), ours(512, seconds_per_task=1e-5))
+    theirs, mine = predict(tree(1024, 0.0), wukong(512)), predict(experienced(tree(1024, 0.0)), ours(512))
     assert theirs.invocations == 512 and mine.invocations == 1
     assert mine.seconds < theirs.seconds / 3
     assert mine.dollars < theirs.dollars / 100
@@ -355,9 +357,11 @@ def test_it_is_a_command_of_dask():
 
 MODULES = [
     "calculator",
+    "clusters",
     "faults",
     "lambda_service",
     "network",
+    "shapes",
     "sim_store",
     "simulation",
     "tier",
