@@ -19,12 +19,12 @@ MEMORY_BYTES = 3 * GIB
 
 #: Fitted (Wukong's tree reduction, figure 9): from the answer of an asynchronous invocation to its first instruction in
 #: a warm sandbox, the median and the deviation of the logarithm. Hundreds of sandboxes wait for the slowest.
-WARM_START_SECONDS = 0.1
+WARM_START_SECONDS = 0.07
 WARM_START_SPREAD = 0.4
 #: Fitted (SVD of 256,000 x 256,000, figure 11): what the place where inputs come from yields to all Lambdas together.
 ZONE_OF_WUKONG_PER_SECOND = 6.3e9
 #: Fitted (product of 10,000 x 10,000, figure 13): what an executor of Wukong packs or unpacks, in base64 and pickles.
-WUKONG_PACKED_PER_SECOND = 40e6
+WUKONG_PACKED_PER_SECOND = 47e6
 #: What one of ours packs (seals) or unpacks (checks): what the policy takes for granted.
 OURS_PACKED_PER_SECOND = Policy().bytes_per_second
 #: Wukong's threshold for large objects: 200 MB.
@@ -32,8 +32,8 @@ WUKONG_LARGE_BYTES = 200 * 10**6
 #: How long an executor of Wukong looks again for what its large object lacks, before it writes it.
 WUKONG_HOLD_SECONDS = 171.5
 #: What a step at the store takes an executor of Wukong, there and back.
-WUKONG_STEP_SECONDS = 0.004
-WUKONG_STEP_SPREAD = 1.5
+WUKONG_STEP_SECONDS = 0.002
+WUKONG_STEP_SPREAD = 1.6
 
 
 @dataclass(frozen=True, slots=True)

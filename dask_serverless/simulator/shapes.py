@@ -11,13 +11,12 @@ takes for them on one core (measured with OpenBLAS: QR of a tall block 0.15 to 0
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 from dask_serverless.plan.graph import Graph, number
-from dask_serverless.plan.prefixes import Prefixes, number_prefixes
+from dask_serverless.plan.prefixes import Prefixes, number_prefixes, numbers_of
 from dask_serverless.simulator.network import BASELINE_PER_SECOND
 from dask_serverless.simulator.workload import SimJob, SimTask, Workload
 from dask_serverless.statistics import Expectation, Statistics
@@ -130,21 +129,13 @@ def experienced(workload: Workload) -> Workload:
 
 def _expectation(job: SimJob) -> Expectation:
     statistics = Statistics()
-    prefixes = job.prefixes or Prefixes(["task"], [len(job.tasks)], [[]])
-    number = itertools.chain.from_iterable(_numbers(run, SEGMENT_TASKS) for run in prefixes.runs)
-    for task, at in zip(sorted(job.tasks), number, strict=False):
-        does = job.tasks[task]
+    prefixes = job.prefixes or Prefixes(["task"], [len(job.tasks)], [[]] * (len(job.graph) // SEGMENT_TASKS + 1))
+    numbers = numbers_of(prefixes, len(job.graph))
+    for task, does in job.tasks.items():
         seconds = does.seconds + does.input_nbytes / BASELINE_PER_SECOND
         nbytes = does.nbytes if does.nbytes >= LARGE_BYTES else 0
-        statistics.take(prefixes.names[at], [1, seconds, seconds**2, nbytes, nbytes**2, 0])
+        statistics.take(prefixes.names[numbers[task]], [1, seconds, seconds**2, nbytes, nbytes**2, 0])
     return statistics.expect(prefixes)
-
-
-def _numbers(run: Sequence[int], tasks: int) -> Iterator[int]:
-    if not run:
-        yield from itertools.repeat(0, tasks)
-    for at in range(0, len(run), 2):
-        yield from itertools.repeat(run[at], run[at + 1])
 
 
 def workload_of(
