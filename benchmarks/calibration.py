@@ -24,7 +24,7 @@ from benchmarks.anchors import FARGATE_NODES, TABLES, Cell, cells
 from benchmarks.report import number, table
 from dask_serverless.simulate import commit
 from dask_serverless.simulator.calculator import Prediction, predict
-from dask_serverless.simulator.clusters import ours
+from dask_serverless.simulator.clusters import WUKONG_ZONE_PER_SECOND, ours
 from dask_serverless.simulator.shapes import experienced
 from dask_serverless.simulator.simulation import Options
 from dask_serverless.simulator.workload import Workload
@@ -43,10 +43,10 @@ def compute(cell: Cell) -> dict[str, Any]:
     work = cell.workload()
     found: dict[str, Any] = {"wukong": _mean(work, cell.cluster), "commit": commit()}
     if cell.with_ours:
-        found["ours"] = _mean(experienced(work), ours(cell.executors, FARGATE_NODES))
+        options = ours(cell.executors, FARGATE_NODES, zone_per_second=WUKONG_ZONE_PER_SECOND)
+        found["ours"] = _mean(experienced(work), options)
         found["ours, patient"] = None
         if cell.table == "SVD2":  # what a larger bound on holding would bring
-            options = ours(cell.executors, FARGATE_NODES)
             patient = replace(options.policy, hold_seconds_max=120.0)
             found["ours, patient"] = _mean(experienced(work), replace(options, policy=patient))
     return found
@@ -97,7 +97,9 @@ def table_of(name: str, kept: Results) -> str:
         row.append(f"{number(mine['seconds'])}" if mine else "")
         if name == "SVD2":
             row.append(number(patient["seconds"]) if patient else "")
-        row += [f"{wukong['invocations']:,.0f} / {mine['invocations']:,.0f}" if mine else f"{wukong['invocations']:,.0f}"]
+        row += [
+            f"{wukong['invocations']:,.0f} / {mine['invocations']:,.0f}" if mine else f"{wukong['invocations']:,.0f}"
+        ]
         row += [_pair(wukong, mine, "lambda_dollars", 6)]
         rows.append(row)
     header = [name, "Wukong, measured, s", "predicted", "off", "ours, predicted"]
@@ -105,8 +107,8 @@ def table_of(name: str, kept: Results) -> str:
     return table([*header, "invocations, Wukong / ours", "dollars for Lambda, Wukong / ours"], rows)
 
 
-def _pair(wukong: dict[str, float], mine: dict[str, float] | None, what: str, digits: int) -> str:
-    return f"{wukong[what]:.{digits}f}" + (f" / {mine[what]:.{digits}f}" if mine else "")
+def _pair(wukong: dict[str, float], mine: dict[str, float] | None, what: str, form: str) -> str:
+    return f"{wukong[what]:{form}}" + (f" / {mine[what]:{form}}" if mine else "")
 
 
 def others_table(kept: Results) -> str:
@@ -207,7 +209,9 @@ def main() -> int:
         began = time.perf_counter()
         found = kept.setdefault(cell.table, {})[cell.name] = compute(cell)
         predicted = found["wukong"]["seconds"]
-        said = f"{cell.table} {cell.name}: {predicted:.3g} s, measured {cell.seconds:.3g} ({off(predicted, cell.seconds)})"
+        said = (
+            f"{cell.table} {cell.name}: {predicted:.3g} s, measured {cell.seconds:.3g} ({off(predicted, cell.seconds)})"
+        )
         if "ours" in found:
             said += f"; ours {found['ours']['seconds']:.3g}"
         print(f"{said} [{time.perf_counter() - began:.1f} s]", flush=True)

@@ -5,8 +5,7 @@ The collection is planned as `explain` plans it (which runs users' code: optimis
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +14,7 @@ from dask_serverless.explaining import current_cluster, plan_of
 from dask_serverless.plan.prefixes import numbers_of
 from dask_serverless.simulator import calculator
 from dask_serverless.simulator.calculator import Prediction
-from dask_serverless.simulator.clusters import GIB, MEMORY_BYTES, ours
-from dask_serverless.simulator.network import ZONE_PER_SECOND
+from dask_serverless.simulator.clusters import MEMORY_BYTES, ours
 from dask_serverless.simulator.shapes import experienced
 from dask_serverless.simulator.workload import SimJob, SimTask, Workload
 from dask_serverless.statistics import Learned
@@ -81,19 +79,19 @@ def predict(
             raise ValueError(f"{name}={value!r} is no number of at least {least}")
     _check("seconds", seconds)
     _check("nbytes", nbytes)
-    if cluster is None:
-        cluster = current_cluster()
+    asked = cluster is not None
+    cluster = cluster if asked else current_cluster()
     learned: dict[str, Learned] = {}
     settings = load_settings()
     if cluster is not None:
         if not hasattr(cluster, "explain"):
             raise TypeError(f"cluster={cluster!r} is no ServerlessCluster")
         settings = cluster.settings
-        told = cluster.explain(collection)
-        if inspect.isawaitable(told):
-            raise TypeError("the cluster is asynchronous: say what was learned by seconds= and nbytes=, with cluster=False")
-        learned = {name: each for name, _, each in told.prefixes if each is not None}
-    planned = plan_of(collection, settings)
+        if not cluster.asynchronous:
+            learned = {name: each for name, _, each in cluster.explain(collection).prefixes if each is not None}
+        elif asked:
+            raise TypeError("the cluster is asynchronous: what it has learned cannot be asked here; give seconds=")
+    planned = plan_of(collection, settings, _is_there(cluster))
     graph, prefixes = planned.plan.graph, planned.prefixes
     if len(graph) > TASKS_MAX:
         raise ValueError(f"the graph has {len(graph):,} tasks: more than {TASKS_MAX:,} take too long to simulate")
@@ -104,21 +102,27 @@ def predict(
     if unknown:
         shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise ValueError(
-            f"how long tasks of these key prefixes take is not known: {shown}. Give seconds={{{unknown[0]!r}: ...}}, or "
-            "a cluster that has run some"
+            f"how long tasks of these key prefixes take is not known: {shown}. "
+            f"Give seconds={{{unknown[0]!r}: ...}}, or a cluster that has run some"
         )
     names = [prefixes.names[number] for number in numbers_of(prefixes, len(graph))]
     tasks = {
-        task: SimTask(float(durations[name]), int(sizes.get(name) or SMALL_BYTES))
+        # What is there already takes no time, and is read from the tier like any other value.
+        task: SimTask(0.0 if task in graph.externals else float(durations[name]), int(sizes.get(name) or SMALL_BYTES))
         for task, name in enumerate(names)
-        if task not in graph.externals
     }
     # Which class of Lambda a task needs is not simulated: all are as large as asked for.
-    job = SimJob("j1", replace(graph, classes={}), tasks, {f"j1-{t}": t for t in graph.visible}, prefixes=prefixes)
-    options = replace(ours(executors, shards), zone_per_second=ZONE_PER_SECOND)
+    plain = replace(graph, classes={}, externals=frozenset())
+    job = SimJob("j1", plain, tasks, {f"j1-{task}": task for task in graph.visible}, prefixes=prefixes)
+    options = ours(executors, shards)
     policy = replace(options.policy, kept_bytes_max=memory_bytes // 4)
     workload = experienced(Workload([job]))
     return calculator.predict(workload, replace(options, policy=policy), memory_bytes, seed=seed)
+
+
+def _is_there(cluster: Any) -> Callable[[Hashable], bool]:
+    """Tell what needs not be computed: values that the cluster has."""
+    return (lambda key: False) if cluster is None else cluster.has
 
 
 def _check(what: str, value: Mapping[str, float] | float | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dask_serverless.simulator.lambda_service import LambdaConfig
-from dask_serverless.simulator.network import BASELINE_PER_SECOND
+from dask_serverless.simulator.network import BASELINE_PER_SECOND, ZONE_PER_SECOND
 from dask_serverless.simulator.simulation import Options
 from lambda_worker.core.policy import Policy
 
@@ -17,23 +17,25 @@ GIB = 2**30
 #: Of each Lambda in Wukong's experiments, and in ours here.
 MEMORY_BYTES = 3 * GIB
 
-#: Fitted (Wukong's tree reduction, figure 9): from the answer of an asynchronous invocation to its first instruction in
-#: a warm sandbox, the median and the deviation of the logarithm. Hundreds of sandboxes wait for the slowest.
+#: Fitted (SVD of 128,000 x 100, figure 10): from the answer of an asynchronous invocation to its first instruction in a
+#: warm sandbox, the median; and (1,000 tasks on 1,000 Lambdas, figure 21) the deviation of the logarithm.
 WARM_START_SECONDS = 0.07
 WARM_START_SPREAD = 0.4
-#: Fitted (SVD of 256,000 x 256,000, figure 11): what the place where inputs come from yields to all Lambdas together.
-ZONE_OF_WUKONG_PER_SECOND = 6.3e9
-#: Fitted (product of 10,000 x 10,000, figure 13): what an executor of Wukong packs or unpacks, in base64 and pickles.
+#: Fitted (SVD of 256,000 x 256,000, figure 11): what all Lambdas move together. The 20 GiB/s of `network` are newer.
+WUKONG_ZONE_PER_SECOND = 6.3e9
+#: Fitted (product of 10,000 x 10,000, figure 13): bytes that an executor of Wukong packs or unpacks: pickles in base64.
 WUKONG_PACKED_PER_SECOND = 47e6
-#: What one of ours packs (seals) or unpacks (checks): what the policy takes for granted.
-OURS_PACKED_PER_SECOND = Policy().bytes_per_second
+#: Assumed: what a step at the store takes an executor of Wukong, there and back, if nobody is in its way.
+WUKONG_STEP_SECONDS = 0.002
+#: Fitted (tree reduction without delay, figure 9): the deviation of the logarithm of that. Hundreds of executors share
+#: one server for counters, and those on the longest path wait for the slowest.
+WUKONG_STEP_SPREAD = 1.6
 #: Wukong's threshold for large objects: 200 MB.
 WUKONG_LARGE_BYTES = 200 * 10**6
 #: How long an executor of Wukong looks again for what its large object lacks, before it writes it.
 WUKONG_HOLD_SECONDS = 171.5
-#: What a step at the store takes an executor of Wukong, there and back.
-WUKONG_STEP_SECONDS = 0.002
-WUKONG_STEP_SPREAD = 1.6
+#: What one of ours packs (seals) or unpacks (checks): as the policy takes for granted where shards are near.
+OURS_PACKED_PER_SECOND = Policy().bytes_per_second
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class WukongPolicy(Policy):
         return WUKONG_HOLD_SECONDS
 
 
-def ours(executors: int, shards: int = 4, warm: int | None = None) -> Options:
+def ours(executors: int, shards: int = 4, warm: int | None = None, zone_per_second: float = ZONE_PER_SECOND) -> Options:
     """Return a cluster of this package as it would be in AWS, with warm sandboxes of 3 GiB.
 
     Parameters
@@ -83,6 +85,8 @@ def ours(executors: int, shards: int = 4, warm: int | None = None) -> Options:
         Data servers.
     warm
         Sandboxes that are there already (None: all).
+    zone_per_second
+        Bytes that all of them move together.
     """
     return Options(
         policy=Policy(ceiling=executors, bytes_per_second=BASELINE_PER_SECOND, kept_bytes_max=MEMORY_BYTES // 4),
@@ -97,7 +101,7 @@ def ours(executors: int, shards: int = 4, warm: int | None = None) -> Options:
             invokers=256,
         ),
         packed_per_second=OURS_PACKED_PER_SECOND,
-        zone_per_second=ZONE_OF_WUKONG_PER_SECOND,
+        zone_per_second=zone_per_second,
         liveness_seconds=100_000.0,
     )
 
@@ -108,7 +112,7 @@ def wukong(
     """Return a cluster that decides as Wukong (SoCC'20) does.
 
     An executor for each start task; of the children that become ready one is run, and an executor is invoked for each
-    other; every value goes through the store, one after the other. What its static scheduler and proxy do is done by ours.
+    other; values go through the store, one after the other. What its static scheduler and proxy do is done by ours.
 
     Parameters
     ----------
@@ -132,7 +136,7 @@ def wukong(
         split=shares,
         prefetch=False,
     )
-    cluster = ours(executors, shards)
+    cluster = ours(executors, shards, zone_per_second=WUKONG_ZONE_PER_SECOND)
     return replace(
         cluster,
         policy=policy,

@@ -97,7 +97,7 @@ class Shape:
         tasks = {task: self._tasks[key] for task, key in enumerate(keys)}
         numbers = {key: task for task, key in enumerate(keys)}
         prefixes = number_prefixes(keys, prefix_of)
-        visible = {f"j1-{numbers[key]}": numbers[key] for key in wanted}
+        visible: dict[Key, int] = {f"j1-{numbers[key]}": numbers[key] for key in wanted}
         return Workload([SimJob("j1", graph, tasks, visible, prefixes=prefixes)])
 
 
