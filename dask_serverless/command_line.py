@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
 import click
 
-from dask_serverless.simulate import check_classes, commit, replay_line, simulate, simulate_many
+from dask_serverless.simulate import BATCH_SEEDS, check_classes, commit, replay_line, simulate, simulate_many
 from dask_serverless.simulator.calculator import predict
 from dask_serverless.simulator.clusters import ours, wukong
 from dask_serverless.simulator.shapes import chains, experienced, gemm, svd1, svd2, tree, tsqr
@@ -20,6 +21,9 @@ SIZES: dict[str, tuple[Callable[..., Workload], int, int]] = {
     "svd1": (svd1, 4_096_000, 10_000),
     "svd2": (svd2, 50_000, 5_000),
 }
+
+#: It is said how far many simulations have come every so many seeds.
+PROGRESS_SEEDS = 1_000
 
 
 @click.group(name="serverless")
@@ -71,13 +75,19 @@ def simulate_command(
         raise SystemExit(outcome.violation is not None)
     began = time.perf_counter()
     failed = steps = 0
-    for outcome in simulate_many(range(first, first + seeds), among, share, processes):
+    for done, outcome in enumerate(simulate_many(range(first, first + seeds), among, share, processes)):
         steps += outcome.steps
+        if done and done % PROGRESS_SEEDS == 0:
+            so_far = time.perf_counter() - began
+            click.echo(f"{done:,} of {seeds:,} seeds: {failed} failed, {so_far:.0f} s", err=True)
         if outcome.violation is not None:
             failed += 1
             click.echo(f"{outcome}\nreplay: {replay_line(outcome.seed, among, share)}")
     seconds = time.perf_counter() - began
-    click.echo(f"{seeds} seeds from {first} at {here}: {failed} failed; {steps:,} steps in {seconds:.1f} s")
+    cores = min(processes or os.cpu_count() or 1, -(-seeds // BATCH_SEEDS))
+    click.echo(
+        f"{seeds} seeds from {first} at {here}: {failed} failed; {steps:,} steps in {seconds:.1f} s on {cores} cores"
+    )
     raise SystemExit(failed > 0)
 
 

@@ -132,6 +132,8 @@ def wukong(
         split_claims=shares,
         hold=delayed,
         hold_bytes_min=WUKONG_LARGE_BYTES,
+        ask_seconds_min=0.05,
+        ask_seconds_max=0.5,
         group=clustering,
         split=shares,
         prefetch=False,

@@ -48,7 +48,7 @@ from lambda_worker.core.instructions import (
     TakePlace,
     WakeAfter,
 )
-from lambda_worker.core.schedule import Assignment, Edges
+from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.verdicts import Standing
 from lambda_worker.core.wire import (
     Location,
@@ -97,7 +97,7 @@ class Driver:
         sim.tell(self.name, f"begins in {self.sandbox.name} with {list(mine.starts)} {sorted(mine.claims)}")
         if sim.options.last_words:
             sim.last_words[self._who[:2]] = -1
-        edges = {number: Edges.from_bytes(blob) for number, blob in mine.segments.items()}
+        edges = {number: sim.edges_of(blob) for number, blob in mine.segments.items()}
         now = self.sandbox.clock()
         leave_at = sim.options.policy.leave_at(now, until - sim.timeline.now)
         self.sandbox.spawn(self._beat())
@@ -143,7 +143,7 @@ class Driver:
                     self.feed(Located(task, places))
                 case LoadSegments(segments):
                     blobs = yield from self._load(segments)
-                    self.feed(SegmentsLoaded({n: Edges.from_bytes(blob) for n, blob in blobs.items()}))
+                    self.feed(SegmentsLoaded({n: self.simulation.edges_of(blob) for n, blob in blobs.items()}))
                 case Delegate():
                     yield from self.delegate(instruction)
                 case GivePlace():

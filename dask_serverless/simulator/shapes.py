@@ -297,7 +297,7 @@ def svd2(size: int, chunk: int = 5_000, rank: int = 5, oversampled: int = 20) ->
     Examples
     --------
     >>> svd2(50_000).jobs[0].graph
-    <Graph: 414 tasks, 110 starts, 10 visible, 0 externals>
+    <Graph: 505 tasks, 110 starts, 10 visible, 0 externals>
     """
     shape, sizes, thin = Shape(), blocks(size, chunk), oversampled
     every = range(len(sizes))

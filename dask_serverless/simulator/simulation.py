@@ -28,7 +28,7 @@ from dask_serverless.simulator.tier import Tier
 from dask_serverless.simulator.timeline import Body, Signal, Timeline, Trace
 from dask_serverless.simulator.workload import MIB, SimTask, Workload
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.schedule import Assignment, Edges
 
 if TYPE_CHECKING:
     from dask_serverless.plan.graph import Graph
@@ -180,6 +180,7 @@ class Simulation:
         self.last_words: dict[tuple[str, str], int] = {}
         self.mailboxes: dict[str, Signal] = {}
         self._clock_jump = 0.0
+        self._edges: dict[bytes, Edges] = {}
         self._asked: dict[tuple[str, int], int] = {}
         room = int(self.drawn.shard_mebibytes * MIB) or 2**60
         self.tier = Tier(self._store_clock, self.options.shards, room, workloads.measure)
@@ -255,6 +256,13 @@ class Simulation:
         """Tell whether every job was submitted, and every key answered."""
         last = max(job.at for job in self.workload.jobs)
         return self.timeline.now >= last and not self.client.pending
+
+    def edges_of(self, blob: bytes) -> Edges:
+        """Unpack a segment. Nobody changes one, so all who read it share it."""
+        found = self._edges.get(blob)
+        if found is None:
+            found = self._edges[blob] = Edges.from_bytes(blob)
+        return found
 
     def after_step(self) -> None:
         """Something was done at the store."""
