@@ -11,7 +11,6 @@ from typing import Any
 
 from dask_serverless.cluster_arguments import load_settings
 from dask_serverless.explaining import current_cluster, plan_of
-from dask_serverless.plan.prefixes import numbers_of
 from dask_serverless.simulator import calculator
 from dask_serverless.simulator.calculator import Prediction
 from dask_serverless.simulator.clusters import MEMORY_BYTES, ours
@@ -105,7 +104,7 @@ def predict(
             f"how long tasks of these key prefixes take is not known: {shown}. "
             f"Give seconds={{{unknown[0]!r}: ...}}, or a cluster that has run some"
         )
-    names = [prefixes.names[number] for number in numbers_of(prefixes, len(graph))]
+    names = [prefixes.names[number] for number in prefixes.of_each()[: len(graph)]]
     tasks = {
         # What is there already takes no time, and is read from the tier like any other value.
         task: SimTask(0.0 if task in graph.externals else float(durations[name]), int(sizes.get(name) or SMALL_BYTES))

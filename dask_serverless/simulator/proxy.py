@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dask_serverless.experience import groups_to_expect
+from dask_serverless.experience import share_expected
 from dask_serverless.first_assignments import first_assignments
 from dask_serverless.job_events import (
     Admitted,
@@ -40,7 +40,7 @@ from dask_serverless.job_events import (
 from dask_serverless.jobs import Ledger
 from dask_serverless.places import Places
 from dask_serverless.plan.partition import edges
-from dask_serverless.plan.sharing import Sharing
+from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.postings import Postings
 from dask_serverless.simulator.lambda_service import names
 from dask_serverless.simulator.network import Host
@@ -67,6 +67,8 @@ FREE_SECONDS = 0.01
 LISTEN_SECONDS = 0.0005
 #: What travels along in an invocation, at most.
 PAYLOAD_ROOM = 170_000
+
+_NO_PREFIXES = Prefixes([], [], [])
 
 
 class Proxy(Host):
@@ -159,14 +161,15 @@ class Proxy(Host):
             return
         graph = self.jobs[name].graph
         live = sum(len(each.live) for each in self.ledger.jobs.values())
-        expected = self.jobs[name].expected
-        groups = groups_to_expect(expected, len(launch.starts), len(graph.starts), max(1, self.places.ceiling))
+        expected, prefixes = self.jobs[name].expected, self.jobs[name].prefixes or _NO_PREFIXES
+        count, room = len(launch.starts), max(1, self.places.ceiling)
+        sharing = share_expected(expected, prefixes, count, len(graph.starts), room, policy=sim.options.policy)
         assignments = first_assignments(
             name,
             graph,
             segments if sim.options.segments_travel else {},
             launch.starts,
-            Sharing(groups),
+            sharing,
             self.places.ceiling,
             live,
             PAYLOAD_ROOM,

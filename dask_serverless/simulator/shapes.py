@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from dask_serverless.plan.graph import Graph, number
-from dask_serverless.plan.prefixes import Prefixes, number_prefixes, numbers_of
+from dask_serverless.plan.prefixes import Prefixes, number_prefixes
 from dask_serverless.simulator.network import BASELINE_PER_SECOND
 from dask_serverless.simulator.workload import SimJob, SimTask, Workload
 from dask_serverless.statistics import Expectation, Statistics
@@ -124,13 +124,16 @@ def experienced(workload: Workload) -> Workload:
     >>> experienced(chains(2, 3, 0.5)).jobs[0].expected.seconds
     3.0
     """
-    return Workload([replace(job, expected=_expectation(job)) for job in workload.jobs])
+    known = []
+    for job in workload.jobs:
+        prefixes = job.prefixes or Prefixes(["task"], [len(job.tasks)], [[]] * (len(job.graph) // SEGMENT_TASKS + 1))
+        known.append(replace(job, prefixes=prefixes, expected=_expectation(job, prefixes)))
+    return Workload(known)
 
 
-def _expectation(job: SimJob) -> Expectation:
+def _expectation(job: SimJob, prefixes: Prefixes) -> Expectation:
     statistics = Statistics()
-    prefixes = job.prefixes or Prefixes(["task"], [len(job.tasks)], [[]] * (len(job.graph) // SEGMENT_TASKS + 1))
-    numbers = numbers_of(prefixes, len(job.graph))
+    numbers = prefixes.of_each()
     for task, does in job.tasks.items():
         seconds = does.seconds + does.input_nbytes / BASELINE_PER_SECOND
         nbytes = does.nbytes if does.nbytes >= LARGE_BYTES else 0
