@@ -25,6 +25,7 @@ from lambda_worker.core.events import (
     Halted,
     InputsFetched,
     InputsLost,
+    Irreplaceable,
     Located,
     Rescheduled,
     SegmentsLoaded,
@@ -82,6 +83,7 @@ class Driver:
         self.locations: dict[int, Location] = assignment.located
         self.errors: dict[int, bytes] = {}
         self.unreadable: set[int] = set()
+        self.given_up: set[int] = set()  # lost, and nobody here can make it again
         self._finished = Signal()
         self._tries: dict[int, int] = {}
         self._numbers = itertools.count()
@@ -158,7 +160,12 @@ class Driver:
     def _run(self, run: Run) -> Body:
         sim, mine, task = self.simulation, self.assignment, run.task
         external = task in sim.externals[mine.job]  # has no body: it is lost, and nobody here can make it again
+        if external and task in self.given_up:
+            self.feed(Irreplaceable(task))  # it was said that it is lost
+            return
         if external or any(parent in self.unreadable for parent in run.parents):
+            if external:
+                self.given_up.add(task)
             self.errors[task] = pack(["ValueLost", mine.job, task])
             self.feed(TaskErred(task, self.sandbox.clock(), final=True))
             return
