@@ -24,11 +24,12 @@ STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
 PYTEST_ARGS ?=
 TESTS := tests/unit tests/contract tests/process tests/end_to_end tests/chaos
 
-.PHONY: help quickstart test lint chaos bench bench-ablation bench-latency bench-giant bench-wide clean
+.PHONY: help quickstart test nightly lint chaos bench bench-ablation bench-latency bench-giant bench-wide clean
 
 help:
 	@echo "make quickstart  run examples/parallel_svc.py on a cluster of Lambda executors on this machine"
 	@echo "make test        lint, types, import contracts, then all tests (PYTEST_ARGS=... for pytest)"
+	@echo "make nightly     20,000 simulated clusters in which things go wrong (NIGHTLY_ARGS=\"--first 20000\" for others)"
 	@echo "make lint        only lint, types and import contracts"
 	@echo "make chaos       kill, cut, delay, spoil and fill what a cluster stands on for ten minutes, and check its answers"
 	@echo "                 (CHAOS_ARGS=\"--seconds 60 --seed 1\")"
@@ -83,6 +84,10 @@ test: lint
 chaos: $(STAMP)-test
 	@echo "==> running tests/chaos"
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+nightly: $(STAMP)-test
+	@echo "==> dask serverless simulate --seeds 20000"
+	@$(BIN)/dask serverless simulate --seeds 20000 $(NIGHTLY_ARGS)
 
 $(STAMP)-bench: pyproject.toml | $(BIN)/python
 	@echo "==> installing the package, and what it is compared with, into $(ENVIRONMENT)"

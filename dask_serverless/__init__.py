@@ -23,8 +23,9 @@ from dask_serverless._version import __version__  # noqa: E402
 if TYPE_CHECKING:
     from dask_serverless.cluster import ServerlessCluster
     from dask_serverless.explaining import explain
+    from dask_serverless.predicting import predict
 
-__all__ = ["ServerlessCluster", "__version__", "explain"]
+__all__ = ["ServerlessCluster", "__version__", "explain", "predict"]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,6 +37,10 @@ def __getattr__(name: str) -> Any:
         from dask_serverless.explaining import explain
 
         return explain
+    if name == "predict":
+        from dask_serverless.predicting import predict
+
+        return predict
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 
 import click
 
-from dask_serverless.simulate import check_classes, commit, replay_line, simulate, simulate_many
-from dask_serverless.simulator.calculator import chains, ours, predict, tree, wukong
+from dask_serverless.simulate import BATCH_SEEDS, check_classes, commit, replay_line, simulate, simulate_many
+from dask_serverless.simulator.calculator import predict
+from dask_serverless.simulator.clusters import ours, wukong
+from dask_serverless.simulator.shapes import chains, experienced, gemm, svd1, svd2, tree, tsqr
+from dask_serverless.simulator.workload import Workload
+
+#: Block algorithms, each with a size and the rows of a block that Wukong's evaluation had.
+SIZES: dict[str, tuple[Callable[..., Workload], int, int]] = {
+    "gemm": (gemm, 10_000, 2_000),
+    "tsqr": (tsqr, 4_194_304, 16_384),
+    "svd1": (svd1, 4_096_000, 10_000),
+    "svd2": (svd2, 50_000, 5_000),
+}
+
+#: It is said how far many simulations have come every so many seeds.
+PROGRESS_SEEDS = 1_000
 
 
 @click.group(name="serverless")
@@ -59,35 +75,60 @@ def simulate_command(
         raise SystemExit(outcome.violation is not None)
     began = time.perf_counter()
     failed = steps = 0
-    for outcome in simulate_many(range(first, first + seeds), among, share, processes):
+    for done, outcome in enumerate(simulate_many(range(first, first + seeds), among, share, processes)):
         steps += outcome.steps
+        if done and done % PROGRESS_SEEDS == 0:
+            so_far = time.perf_counter() - began
+            click.echo(f"{done:,} of {seeds:,} seeds: {failed} failed, {so_far:.0f} s", err=True)
         if outcome.violation is not None:
             failed += 1
             click.echo(f"{outcome}\nreplay: {replay_line(outcome.seed, among, share)}")
     seconds = time.perf_counter() - began
-    click.echo(f"{seeds} seeds from {first} at {here}: {failed} failed; {steps:,} steps in {seconds:.1f} s")
+    cores = min(processes or os.cpu_count() or 1, -(-seeds // BATCH_SEEDS))
+    click.echo(
+        f"{seeds} seeds from {first} at {here}: {failed} failed; {steps:,} steps in {seconds:.1f} s on {cores} cores"
+    )
     raise SystemExit(failed > 0)
 
 
 @serverless.command(name="predict")
-@click.argument("shape", type=click.Choice(["tree", "chains"]))
-@click.option("--size", type=click.IntRange(min=1), default=1024, show_default=True, help="Numbers to add, or chains.")
+@click.argument("shape", type=click.Choice(["tree", "chains", *SIZES]))
+@click.option("--size", type=click.IntRange(min=1), help="Numbers to add, chains, or rows of a matrix.")
 @click.option("--length", type=click.IntRange(min=1), default=10, show_default=True, help="Of each chain.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=0.1, show_default=True, help="That a task takes.")
-@click.option("--nbytes", type=click.IntRange(min=1), default=30, show_default=True, help="Of each value.")
-@click.option("--executors", type=click.IntRange(min=1), default=512, show_default=True, help="At most.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=0.1, show_default=True, help="Of each task (tree, chains)."
+)
+@click.option(
+    "--nbytes", type=click.IntRange(min=1), default=30, show_default=True, help="Of each value (tree, chains)."
+)
+@click.option("--chunk", type=click.IntRange(min=1), help="Rows of a block (matrices; default: as Wukong had them).")
+@click.option("--executors", type=click.IntRange(min=1), default=1000, show_default=True, help="At most.")
+@click.option("--shards", type=click.IntRange(min=1), help="Servers for values (4; as Wukong: 75).")
 @click.option("--as-wukong", is_flag=True, help="Decide as Wukong does.")
 def predict_command(
-    shape: str, size: int, length: int, seconds: float, nbytes: int, executors: int, as_wukong: bool
+    shape: str,
+    size: int | None,
+    length: int,
+    seconds: float,
+    nbytes: int,
+    chunk: int | None,
+    executors: int,
+    shards: int | None,
+    as_wukong: bool,
 ) -> None:
     """Predict what a workload takes in AWS: time, invocations, bytes and money.
 
-    With warm sandboxes of 3 GiB. What else is assumed, and how well it fits what was measured: docs/simulation.md.
+    Shapes: a tree reduction; chains; the block algorithms of Wukong's evaluation: product of square matrices (gemm),
+    QR and SVD of tall and skinny ones (tsqr, svd1), approximate SVD of a square one (svd2). With warm sandboxes of
+    3 GiB. What else is assumed, and how well it fits what was measured: docs/simulation.md. For a collection:
+    dask_serverless.predict.
     """
-    work = tree(size, seconds, nbytes) if shape == "tree" else chains(size, length, seconds, nbytes)
-    cluster = wukong(executors) if as_wukong else ours(executors, seconds_per_task=seconds or None)
-    found = predict(work, cluster)
-    click.echo(f"{found.seconds:.2f} s with {found.executors_peak} executors, {found.invocations} invocations")
-    click.echo(f"{found.lambda_seconds:.1f} s of Lambda billed: ${found.dollars_lambda:.6f}")
-    click.echo(f"{found.steps} round trips, {found.bytes_read:,} bytes read, {found.bytes_written:,} written")
-    click.echo(f"${found.dollars_storage:.6f} for the storage tier as long as this runs")
+    if shape == "tree":
+        work = tree(size or 1024, seconds, nbytes)
+    elif shape == "chains":
+        work = chains(size or 1024, length, seconds, nbytes)
+    else:
+        make, usual_size, usual_chunk = SIZES[shape]
+        work = make(size or usual_size, chunk=chunk or usual_chunk)
+    cluster = wukong(executors, shards or 75) if as_wukong else ours(executors, shards or 4)
+    click.echo(predict(work if as_wukong else experienced(work), cluster))

@@ -115,7 +115,7 @@ def explain(collection: Any, cluster: Any = None) -> Any:
     [('abs', 64, None), ('sum', 1, None)]
     """
     if cluster is None:
-        cluster = _current_cluster()
+        cluster = current_cluster()
     if cluster is not None:
         if not hasattr(cluster, "explain"):
             raise TypeError(f"cluster={cluster!r} is no ServerlessCluster")
@@ -135,7 +135,8 @@ def explain(collection: Any, cluster: Any = None) -> Any:
     )
 
 
-def _current_cluster() -> Any:
+def current_cluster() -> Any:
+    """Return the `ServerlessCluster` of the current client, if there is one."""
     try:
         cluster = Client.current().cluster
     except ValueError:  # there is no client

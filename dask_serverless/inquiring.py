@@ -30,9 +30,10 @@ class InquirableCluster(BudgetedCluster):
         --------
         dask_serverless.explain
         """
-        return self.sync(self._explain, plan_of(collection, self.settings, self._has))
+        return self.sync(self._explain, plan_of(collection, self.settings, self.has))
 
-    def _has(self, key: Any) -> bool:
+    def has(self, key: Any) -> bool:
+        """Tell whether a key has a value here, or will have one."""
         ts = None if self.scheduler is None else self.scheduler.tasks.get(key)
         return ts is not None and ts.state not in ("released", "forgotten")
 

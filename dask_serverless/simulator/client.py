@@ -21,6 +21,7 @@ class Client:
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.host = Host(simulation, "client", simulation.options.latency_seconds)
+        self.host.not_in_lambda()
         self.answered: dict[Key, str] = {}  # by key: what it was told
         self.released: set[Key] = set()
         self._expected = simulation.workload.answers()
@@ -71,7 +72,7 @@ class Client:
         value: int | None = None
         if not isinstance(location, Ref):
             value, _ = from_frames(unpack_inline(location)[1])
-        elif key not in self.released:
+        elif key not in self.released and sim.options.gather:
             try:
                 (frames,) = yield from self.host.ask(sim.shards[location.shard], lambda: sim.store.get([location]))
                 value, _ = from_frames(frames)

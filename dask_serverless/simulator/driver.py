@@ -25,6 +25,7 @@ from lambda_worker.core.events import (
     Halted,
     InputsFetched,
     InputsLost,
+    Irreplaceable,
     Located,
     Rescheduled,
     SegmentsLoaded,
@@ -48,7 +49,7 @@ from lambda_worker.core.instructions import (
     TakePlace,
     WakeAfter,
 )
-from lambda_worker.core.schedule import Assignment, Edges
+from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.verdicts import Standing
 from lambda_worker.core.wire import (
     Location,
@@ -82,6 +83,7 @@ class Driver:
         self.locations: dict[int, Location] = assignment.located
         self.errors: dict[int, bytes] = {}
         self.unreadable: set[int] = set()
+        self.given_up: set[int] = set()  # lost, and nobody here can make it again
         self._finished = Signal()
         self._tries: dict[int, int] = {}
         self._numbers = itertools.count()
@@ -97,7 +99,7 @@ class Driver:
         sim.tell(self.name, f"begins in {self.sandbox.name} with {list(mine.starts)} {sorted(mine.claims)}")
         if sim.options.last_words:
             sim.last_words[self._who[:2]] = -1
-        edges = {number: Edges.from_bytes(blob) for number, blob in mine.segments.items()}
+        edges = {number: sim.edges_of(blob) for number, blob in mine.segments.items()}
         now = self.sandbox.clock()
         leave_at = sim.options.policy.leave_at(now, until - sim.timeline.now)
         self.sandbox.spawn(self._beat())
@@ -143,7 +145,7 @@ class Driver:
                     self.feed(Located(task, places))
                 case LoadSegments(segments):
                     blobs = yield from self._load(segments)
-                    self.feed(SegmentsLoaded({n: Edges.from_bytes(blob) for n, blob in blobs.items()}))
+                    self.feed(SegmentsLoaded({n: self.simulation.edges_of(blob) for n, blob in blobs.items()}))
                 case Delegate():
                     yield from self.delegate(instruction)
                 case GivePlace():
@@ -158,7 +160,12 @@ class Driver:
     def _run(self, run: Run) -> Body:
         sim, mine, task = self.simulation, self.assignment, run.task
         external = task in sim.externals[mine.job]  # has no body: it is lost, and nobody here can make it again
+        if external and task in self.given_up:
+            self.feed(Irreplaceable(task))  # it was said that it is lost
+            return
         if external or any(parent in self.unreadable for parent in run.parents):
+            if external:
+                self.given_up.add(task)
             self.errors[task] = pack(["ValueLost", mine.job, task])
             self.feed(TaskErred(task, self.sandbox.clock(), final=True))
             return
@@ -168,6 +175,9 @@ class Driver:
         if sim.options.last_words:
             sim.last_words[mine.job, mine.executor] = task
         values = [self.values[parent][0] for parent in run.parents]
+        began = sim.timeline.now
+        if does.input_nbytes:
+            yield from self.sandbox.read_input(does.input_nbytes)
         seconds = does.seconds * self.sandbox.slow
         ends = does.poison or does.memory > self.sandbox.function_class
         yield sim.timeline.sleep(seconds / 2 if ends else seconds)
@@ -191,7 +201,7 @@ class Driver:
                 self.unreadable.discard(task)
                 self.locations.pop(task, None)
             large = does.nbytes if does.nbytes > 1024 else 0
-            self.feed(TaskDone(task, seconds, now, large))
+            self.feed(TaskDone(task, sim.timeline.now - began, now, large))
 
     def _wake(self, seconds: float) -> Body:
         yield self.simulation.timeline.sleep(seconds)
@@ -241,11 +251,14 @@ class Driver:
         for parent, where in wanted.items():
             if not isinstance(where, Ref):
                 self.values[parent] = from_frames(unpack_inline(where)[1])
-        bodies = []
-        for shard, parents in _by_server(stored, lambda parent: stored[parent].shard).items():
-            bodies.append(self._fetch_from(shard, {parent: stored[parent] for parent in parents}))
         began = sim.timeline.now
-        yield from sim.together(self.sandbox, bodies)
+        if sim.options.reads_one_by_one:
+            for parent, ref in stored.items():
+                yield from self._fetch_from(ref.shard, {parent: ref})
+        else:
+            by_shard = _by_server(stored, lambda parent: stored[parent].shard).items()
+            some = [(shard, {parent: stored[parent] for parent in parents}) for shard, parents in by_shard]
+            yield from sim.together(self.sandbox, [self._fetch_from(*each) for each in some])
         self.locations.update(wanted)
         nbytes = sum(ref.nbytes for ref in stored.values())
         seconds = sim.timeline.now - began

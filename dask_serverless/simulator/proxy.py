@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dask_serverless.experience import share_expected
 from dask_serverless.first_assignments import first_assignments
 from dask_serverless.job_events import (
     Admitted,
@@ -39,7 +40,7 @@ from dask_serverless.job_events import (
 from dask_serverless.jobs import Ledger
 from dask_serverless.places import Places
 from dask_serverless.plan.partition import edges
-from dask_serverless.plan.sharing import Sharing
+from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.postings import Postings
 from dask_serverless.simulator.lambda_service import names
 from dask_serverless.simulator.network import Host
@@ -50,7 +51,6 @@ from dask_serverless.statistics import Learned
 from dask_serverless.stragglers import BACKUP, Stragglers, backup_of
 from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
 from lambda_worker.core.errors import ServerlessError
-from lambda_worker.core.policy import first_groups
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, location_from_wire, pack, unpack
 from lambda_worker.lingering import name_of
@@ -68,13 +68,15 @@ LISTEN_SECONDS = 0.0005
 #: What travels along in an invocation, at most.
 PAYLOAD_ROOM = 170_000
 
+_NO_PREFIXES = Prefixes([], [], [])
+
 
 class Proxy(Host):
     """One cluster's proxy. It does not die (yet), and is never cut off for so long that it gives up."""
 
     def __init__(self, simulation: Simulation) -> None:
         super().__init__(simulation, "proxy", simulation.options.latency_seconds)
-        self.out.per_second = self.back.per_second = self.out.burst_per_second  # not a Lambda
+        self.not_in_lambda()
         options = simulation.options
         self.ledger = Ledger()
         self.supervisor = Supervisor(options.allowed_failures, jitter=simulation.luck.random)
@@ -114,8 +116,12 @@ class Proxy(Host):
         """Take on a graph."""
         self.simulation.tell("proxy", f"{job.name} is submitted: {len(job.tasks)} tasks")
         self.jobs[job.name] = job
-        self.segments[job.name] = {number: each.to_bytes() for number, each in enumerate(edges(job.graph))}
         self.purse.budget.begin(job.name, len(job.tasks))
+        runs = [()] if job.prefixes is None else job.prefixes.runs
+        self.segments[job.name] = {
+            number: replace(each, prefixes=runs[number] if number < len(runs) else ()).to_bytes()
+            for number, each in enumerate(edges(job.graph))
+        }
         self.feed(Submitted(job.name, job.graph, job.visible, job.externals, {}))
 
     def feed(self, event: Event) -> None:
@@ -155,18 +161,25 @@ class Proxy(Host):
             return
         graph = self.jobs[name].graph
         live = sum(len(each.live) for each in self.ledger.jobs.values())
-        groups = first_groups(len(launch.starts), max(1, self.places.ceiling), sim.options.seconds_per_task)
+        expected, prefixes = self.jobs[name].expected, self.jobs[name].prefixes or _NO_PREFIXES
+        count, room = len(launch.starts), max(1, self.places.ceiling)
+        sharing = share_expected(expected, prefixes, count, len(graph.starts), room, policy=sim.options.policy)
         assignments = first_assignments(
             name,
             graph,
             segments if sim.options.segments_travel else {},
             launch.starts,
-            Sharing(groups),
+            sharing,
             self.places.ceiling,
             live,
             PAYLOAD_ROOM,
             next(self._serials),
         )
+        if expected.known:
+            learned = {number: (each.seconds, each.nbytes) for number, each in expected.known.items()}
+            assignments = [replace(each, learned=learned) for each in assignments]
+        if sim.options.whole_schedules:
+            assignments = [replace(each, hint=list(segments), segments=segments) for each in assignments]
         mails = [sim.mail_of(each) for each in assignments]
         places = self.places.count
         if opened is None:  # its first launch; others wait for that, and so does who closes the job

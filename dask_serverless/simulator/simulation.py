@@ -6,6 +6,7 @@ come to its end in bounded time (*liveness*).
 
 from __future__ import annotations
 
+import math
 import random
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,14 +21,14 @@ from dask_serverless.simulator.driver import Driver
 from dask_serverless.simulator.faults import Faults
 from dask_serverless.simulator.invariants import Violated, Watch
 from dask_serverless.simulator.lambda_service import LambdaConfig, LambdaService
-from dask_serverless.simulator.network import Server
+from dask_serverless.simulator.network import ZONE_PER_SECOND, Server
 from dask_serverless.simulator.proxy import Proxy
 from dask_serverless.simulator.sim_store import SimStore
 from dask_serverless.simulator.tier import Tier
 from dask_serverless.simulator.timeline import Body, Signal, Timeline, Trace
 from dask_serverless.simulator.workload import MIB, SimTask, Workload
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.schedule import Assignment, Edges
 
 if TYPE_CHECKING:
     from dask_serverless.plan.graph import Graph
@@ -51,18 +52,28 @@ class Options:
         As in a cluster's configuration.
     function
         Lambda's figures.
-    shards, latency_seconds
+    shards
         Of the storage tier.
+    latency_seconds, latency_spread
+        From a host to the tier, or back: the median, and the deviation of the logarithm.
     segments_travel
         Whether invocations carry segments, or executors read them.
+    whole_schedules
+        Whether who begins with a job is given all of its graph.
     last_words
         Whether it is known what was running in a sandbox that died (locally), or only what its last heartbeat said.
     budget_dollars, executions_per_task
         As in a cluster's configuration.
     speculation
         Whether stragglers get backups.
-    seconds_per_task
-        What tasks take, as far as that is known before the first one has run (None: it is not).
+    packed_per_second
+        Bytes of values that an executor packs or unpacks.
+    zone_per_second
+        Bytes that all hosts move together.
+    reads_one_by_one
+        Whether the values that a task needs are read one after the other, or all at once.
+    gather
+        Whether the client reads what it wanted, or leaves it where it is.
     watched
         Whether everything is looked at after each step (what is only to be calculated need not be).
     safety_seconds, liveness_seconds
@@ -78,12 +89,17 @@ class Options:
     function: LambdaConfig = field(default_factory=LambdaConfig)
     shards: int = 2
     latency_seconds: float = 0.0005
+    latency_spread: float = 0.0
     segments_travel: bool = True
+    whole_schedules: bool = False
     last_words: bool = True
     budget_dollars: float | None = None
     executions_per_task: int = 10
     speculation: bool = False
-    seconds_per_task: float | None = None
+    packed_per_second: float = math.inf
+    zone_per_second: float = ZONE_PER_SECOND
+    reads_one_by_one: bool = False
+    gather: bool = True
     watched: bool = True
     safety_seconds: float = 60.0
     liveness_seconds: float = 10_000.0
@@ -164,6 +180,7 @@ class Simulation:
         self.last_words: dict[tuple[str, str], int] = {}
         self.mailboxes: dict[str, Signal] = {}
         self._clock_jump = 0.0
+        self._edges: dict[bytes, Edges] = {}
         self._asked: dict[tuple[str, int], int] = {}
         room = int(self.drawn.shard_mebibytes * MIB) or 2**60
         self.tier = Tier(self._store_clock, self.options.shards, room, workloads.measure)
@@ -172,6 +189,7 @@ class Simulation:
         self.store = self.new_store()  # the proxy's
         self.metadata = Server("the metadata server")
         self.shards = [Server(f"the shard {number} server") for number in range(self.options.shards)]
+        self.zone = Server("the zone's network", self.options.zone_per_second, 0.0)
         self.watch = Watch(self)
         self.service = LambdaService(self, self.options.function)
         self.proxy = self.parts.proxy(self)
@@ -238,6 +256,13 @@ class Simulation:
         """Tell whether every job was submitted, and every key answered."""
         last = max(job.at for job in self.workload.jobs)
         return self.timeline.now >= last and not self.client.pending
+
+    def edges_of(self, blob: bytes) -> Edges:
+        """Unpack a segment. Nobody changes one, so all who read it share it."""
+        found = self._edges.get(blob)
+        if found is None:
+            found = self._edges[blob] = Edges.from_bytes(blob)
+        return found
 
     def after_step(self) -> None:
         """Something was done at the store."""
@@ -380,7 +405,7 @@ def draw_options(luck: random.Random) -> Options:
         timeout_seconds=luck.choice((150.0, 300.0, 900.0)),
         warm=luck.choice((0, 0, 2, ceiling)),
     )
-    return replace(
+    options = replace(
         Options(),
         policy=policy,
         ceiling=ceiling,
@@ -394,3 +419,5 @@ def draw_options(luck: random.Random) -> Options:
         safety_seconds=luck.choice((20.0, 60.0, 200.0)),
         speculation=luck.random() < 0.3,
     )
+    # Drawn last: what was drawn before stays what it was.
+    return replace(options, policy=replace(policy, split_claims=luck.random() < 0.3))

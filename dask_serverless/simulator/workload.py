@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from dask_serverless.job_events import Key
 from dask_serverless.plan.graph import Graph
+from dask_serverless.plan.prefixes import Prefixes
+from dask_serverless.statistics import Expectation
 from lambda_worker.core.schedule import SEGMENT_TASKS
 
 MIB = 2**20
@@ -34,6 +36,8 @@ class SimTask:
         The function class below which it runs out of memory.
     poison
         Whether it ends whoever runs it.
+    input_nbytes
+        What it reads first that is no task's value: data in S3, for instance.
     """
 
     seconds: float = 0.01
@@ -42,6 +46,7 @@ class SimTask:
     reschedules: int = 0
     memory: int = 0
     poison: bool = False
+    input_nbytes: int = 0
 
 
 @dataclass(slots=True)
@@ -64,6 +69,8 @@ class SimJob:
         When it is submitted, in seconds.
     released_at
         When the client loses interest in all of it (infinity: never).
+    prefixes, expected
+        Of its keys; and what the cluster has learned of these before.
     """
 
     name: str
@@ -73,6 +80,8 @@ class SimJob:
     externals: dict[Key, int] = field(default_factory=dict)
     at: float = 0.0
     released_at: float = float("inf")
+    prefixes: Prefixes | None = None
+    expected: Expectation = field(default_factory=Expectation)
 
 
 @dataclass(slots=True)

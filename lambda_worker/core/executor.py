@@ -424,6 +424,8 @@ class Executor:
                 self._on_claim(claim, self._held.settle(claim.child, event.now))
             else:
                 self._on_claim(claim, parents_sent.get(claim.child) or self._outbox.withdraw(claim.child))
+        if event.claims and self.policy.split_claims and self._now >= self._delegation.ask_again:
+            out += self._split()
 
     def _on_claim(self, claim: Claim, sent: Set[int]) -> None:
         """Take in what the store says of a child, for which parents (`sent`) are kept here."""

@@ -70,6 +70,8 @@ class Policy:
         Whether ready tasks stay with their large inputs (task clustering).
     split
         Whether ready tasks are shared with other executors.
+    split_claims
+        Whether tasks that an executor wins at fan-ins are shared at once, and not only when it has run the next one.
     prefetch
         Whether inputs are read while a task runs.
     locality
@@ -107,6 +109,7 @@ class Policy:
     threads: int = 1
     group: bool = True
     split: bool = True
+    split_claims: bool = False
     prefetch: bool = True
     locality: bool = True
     bytes_per_second: float = 1024 * 1024 * 1024

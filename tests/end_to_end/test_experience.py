@@ -11,7 +11,7 @@ import dask.array as da
 import pytest
 from distributed import Client, wait
 
-from dask_serverless import ServerlessCluster, explain
+from dask_serverless import ServerlessCluster, explain, predict
 from tests.waiting import until
 
 
@@ -163,6 +163,18 @@ def test_explain_counts_on_what_is_there_already(cluster, client):
     parts = client.persist([dask.delayed(inc)(number) for number in range(10)])
     told = explain(dask.delayed(sum)(parts))
     assert (told.shape.tasks, told.shape.externals) == (11, 10)
+
+
+def test_a_prediction_goes_by_what_was_learned_and_by_what_is_there(cluster, client):
+    teach(cluster, {"foretold": 2.0, "foretold-total": 1.0})
+    told = predict(job("foretold"), executors=8)
+    assert told.seconds > 64 * 2.0 / 8 + 1.0
+    assert predict(job("foretold"), seconds={"foretold": 0.1}, executors=8).seconds < told.seconds / 2
+    parts = client.persist([dask.delayed(inc)(number) for number in range(10)])
+    wait(parts)
+    total = dask.delayed(sum)(parts, dask_key_name="of-ten-1")
+    assert predict(total, seconds=1.0).seconds < 2.0
+    assert total.compute() == 55
 
 
 async def test_an_asynchronous_cluster_is_asked_with_await():

@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +20,6 @@ from dask_serverless.command_line import serverless
 from dask_serverless.plan.graph import Graph
 from dask_serverless.simulate import replay_line, simulate, simulate_many
 from dask_serverless.simulator import faults, workload
-from dask_serverless.simulator.calculator import chains, ours, predict, tree, wukong
 from dask_serverless.simulator.driver import Driver
 from dask_serverless.simulator.faults import NONE, Faults
 from dask_serverless.simulator.invariants import Violated
@@ -270,41 +268,7 @@ def test_workloads_are_graphs():
             assert set(graph.starts) == {task for task in (*job.tasks, *graph.externals) if not graph.parents[task]}
 
 
-# The calculator
-
-#: Wukong's tree reduction of 1,024 numbers (SoCC'20, figure 9): seconds by the delay of each task.
-WUKONG_TREE = {0.0: 1.74, 0.1: 2.86, 0.25: 4.47, 0.5: 6.99}
-
-
-@pytest.mark.parametrize("delay, measured", WUKONG_TREE.items())
-def test_wukongs_tree_reduction_takes_as_long_as_it_took(delay, measured):
-    predicted = [predict(tree(1024, delay), wukong(512), seed=seed).seconds for seed in range(3)]
-    assert sum(predicted) / 3 == pytest.approx(measured, rel=0.3)
-
-
-def test_short_tasks_stay_together_where_that_is_known_to_be_faster():
-    theirs, mine = predict(tree(1024, 0.0), wukong(512)), predict(tree(1024, 0.0), ours(512, seconds_per_task=1e-5))
-    assert theirs.invocations == 512 and mine.invocations == 1
-    assert mine.seconds < theirs.seconds / 3
-    assert mine.dollars < theirs.dollars / 100
-    assert mine.steps < 50
-
-
-@pytest.mark.fault(39)
-def test_more_sandboxes_than_are_warm_wait_for_the_ramp():
-    cluster = ours(300, warm=0)
-    cluster = replace(cluster, function=replace(cluster.function, ramp_count=200))
-    cold = predict(chains(300, 1, 10.0), cluster)
-    assert 14 < cold.seconds < 17, "200 at once, and 20 in each second after that"
-
-
 # On the command line
-
-
-def test_a_prediction_in_numbers():
-    done = run("predict", "tree", "--size", "64", "--seconds", "0.1", "--executors", "32")
-    assert done.exit_code == 0
-    assert "executors" in done.output and "$" in done.output
 
 
 def run(*arguments):
@@ -354,7 +318,6 @@ def test_it_is_a_command_of_dask():
 
 
 MODULES = [
-    "calculator",
     "faults",
     "lambda_service",
     "network",
