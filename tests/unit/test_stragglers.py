@@ -11,6 +11,7 @@ from dask_serverless import stragglers as module
 from dask_serverless.plan.graph import Graph
 from dask_serverless.simulator import faults
 from dask_serverless.simulator.faults import Faults
+from dask_serverless.simulator.shapes import experienced
 from dask_serverless.simulator.simulation import Options, Simulation, _luck, draw_options
 from dask_serverless.simulator.workload import SimJob, SimTask, Workload
 from dask_serverless.statistics import Learned
@@ -89,12 +90,12 @@ SLOW = Faults(slow_sandbox=0.15, slow_factor=20.0)
 
 
 def wide(count, seconds):
-    """Return a workload: many tasks, and one that needs them all."""
+    """Return a workload: many tasks, of which it is known how long they take, and one that needs them all."""
     parents = [[] for _ in range(count)] + [list(range(count))]
     children = [[count] for _ in range(count)] + [[]]
     graph = Graph(parents, children, list(range(count)), frozenset({count}))
     tasks = {task: SimTask(seconds=seconds) for task in range(count + 1)}
-    return Workload([SimJob("j1", graph, tasks, {"sum": count})])
+    return experienced(Workload([SimJob("j1", graph, tasks, {"sum": count})]))
 
 
 @pytest.mark.fault(38)
@@ -103,7 +104,7 @@ def test_with_backups_stragglers_cost_less_time():
     backups = 0
     for seed in range(10):
         options = replace(Options(), ceiling=20, lease_seconds=3.0)
-        options = replace(options, policy=replace(options.policy, ceiling=20), seconds_per_task=2.0)
+        options = replace(options, policy=replace(options.policy, ceiling=20))
         alone = Simulation(seed, wide(16, 2.0), SLOW, options).run()
         backed_up = Simulation(seed, wide(16, 2.0), SLOW, replace(options, speculation=True)).run()
         for outcome in (alone, backed_up):
