@@ -38,7 +38,7 @@ class Attendant:
         backend = dispatcher.backend
         self.dispatcher = dispatcher
         self.errands = Errands(dispatcher)
-        self.tailor = Tailor(scheduler, backend.store, backend.secret, dispatcher.call)
+        self.tailor = Tailor(scheduler, backend.store, backend.secret, dispatcher.call, backend.numbers_from)
         self._background: set[asyncio.Future[Any]] = set()
         dispatcher.outfit = lambda: self.tailor.current
         dispatcher.outfit_refs = self.tailor.refs

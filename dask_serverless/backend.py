@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dask_serverless.config import Settings
@@ -23,9 +23,10 @@ from dask_serverless.echo import Echo
 from dask_serverless.invoke import FailureQueue, GovernedInvoker
 from dask_serverless.local_lambda import FunctionConfig, LocalLambda, LocalLambdaError
 from dask_serverless.local_lambda.config import PRELOAD, FunctionSize
+from dask_serverless.rendezvous import Rendezvous
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
-from fargate_storage.service.local import LocalTier
+from fargate_storage.service.local import Keep, LocalTier
 from lambda_worker.core.errors import PlatformError, StoreUnavailable
 from lambda_worker.invoker import LambdaInvoker
 
@@ -42,6 +43,10 @@ LOGS_LINES = 1_000
 #: How long this process waits for a storage server whose process lives: who gave up would give up every job. Executors
 #: are less patient, because they can be replaced.
 STORE_PATIENCE_SECONDS = 60.0
+#: Each owner of a persistent cluster numbers what it makes from a number of its own.
+EPOCH_NUMBERS = 10**9
+#: Settings of what runs already when a cluster is taken over.
+_OF_THE_PLATFORM = ("lambda_", "storage_", "executor_", "policy_", "persistent_timeout")
 #: Settings that executors' decisions take as they are.
 POLICY_SWITCHES = ("hold", "group", "split", "prefetch", "locality")
 _MIB = 2**20
@@ -81,6 +86,10 @@ class Backend:
         Returns what Lambda has billed this cluster until now: GB-seconds, also of what is under way, and requests.
     watch_shards
         Has something called, on any thread, with the number of each shard that has died and is back, empty.
+    persistent
+        Whether another proxy may go on with what this one has begun.
+    epoch
+        How many proxies there were before this one.
     """
 
     store: RedisStore
@@ -96,6 +105,13 @@ class Backend:
     logs: Callable[[], list[str]] = list
     billed: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
     watch_shards: Callable[[Callable[[int], None]], None] = lambda hear: None
+    persistent: bool = False
+    epoch: int = 0
+
+    @property
+    def numbers_from(self) -> int:
+        """The first number of what this proxy names by numbers: no proxy before it has used it."""
+        return 1 + self.epoch * EPOCH_NUMBERS
 
 
 class LocalBackend:
@@ -115,6 +131,8 @@ class LocalBackend:
         Where the private directory is made; None: the system's place for temporary files.
     tls
         What tasks need to be clients of a scheduler with TLS.
+    persistent
+        Whether everything outlives this process, for another one with the same `name` to take it over.
     """
 
     def __init__(
@@ -125,7 +143,12 @@ class LocalBackend:
         environment: Mapping[str, str] | None = None,
         local_directory: str | None = None,
         tls: Mapping[str, Any] | None = None,
+        persistent: bool = False,
     ):
+        self.attached = False  #: whether this took over what another process had started
+        self.scheduler_address: str | None = None  #: where the scheduler of that process was
+        self._rendezvous = Rendezvous(name, settings.persistent_directory) if persistent else None
+        self._record: dict[str, Any] = {}
         self.name = name
         self.ceiling = ceiling
         self.settings = settings
@@ -160,41 +183,117 @@ class LocalBackend:
             try:
                 return self._start()
             except BaseException:
-                self._close()
+                self._close(keep=self.attached)
                 raise
 
     def _start(self) -> Backend:
-        settings = self.settings
+        if self._rendezvous is not None:
+            self._rendezvous.claim()
+            found = self._rendezvous.read()
+            if found is not None and self._adopt(found):
+                return self._make_backend()
+            self._end_remains(self._rendezvous)
         secret = secrets.token_bytes(SECRET_BYTES)
+        store_config = self._start_tier()
+        self.service = LocalLambda(self._function(secret, store_config), self._keeper())
+        self.service.start()
+        for module, why in self.service.preload_failures.items():
+            logger.info("executors could not preload %s: %s", module, why)
+        self._record = {"epoch": 0, "secret": secret.hex(), "store": store_config.to_json()}
+        return self._make_backend()
+
+    def _start_tier(self) -> StoreConfig:
+        settings, keep = self.settings, None
+        if self._local_directory is not None:
+            os.makedirs(self._local_directory, exist_ok=True)
+            self.directory = tempfile.mkdtemp(prefix="dask-serverless-", dir=self._local_directory)
+        if (place := self._rendezvous) is not None:
+            leftovers = (str(place.path), *(() if self.directory is None else (self.directory,)))
+            keep = Keep(place.owner_lock, place.keeper_lock, settings.persistent_timeout, leftovers)
         self.tier = LocalTier(
             shards=settings.storage_shards,
             maxmemory_bytes=settings.storage_max_memory,
             server=settings.storage_server,
             on_restart=self._shard_restarted,
+            keep=keep,
         )
         self.tier.start()
-        if self._local_directory is None:
+        if self.directory is None:
             # Inside the tier's directory (mode 0700), which goes even if this process is killed.
             self.directory = os.path.join(str(self.tier.directory), "executors")
             os.mkdir(self.directory)
-        else:
-            os.makedirs(self._local_directory, exist_ok=True)
-            self.directory = tempfile.mkdtemp(prefix="dask-serverless-", dir=self._local_directory)
-        store_config = self.tier.config(
+        return self.tier.config(
             cluster=self.name,
             lease_seconds=settings.executor_lease,
             object_bytes_max=settings.storage_object_bytes_max,
             ttl_seconds=round(settings.storage_ttl),
         )
-        self.service = LocalLambda(self._function(secret, store_config))
-        self.service.start()
-        log = f"{settings.lambda_function_name}-{self.service.pid}.log"
-        self._echo = Echo(os.path.join(self.directory, log))
+
+    def _keeper(self) -> int | None:
+        return None if self._rendezvous is None or self.tier is None else self.tier.keeper
+
+    def _adopt(self, record: dict[str, Any]) -> bool:
+        """Take over what another process has left; tell whether all of it runs."""
+        tier = LocalTier.adopt(record["tier"], self._shard_restarted)
+        try:
+            service = LocalLambda.adopt(record["lambda"])
+        except PlatformError:
+            service = None
+        if service is None or (ended := tier.poll()):
+            logger.warning(
+                "the persistent cluster %r cannot be taken over, %s has ended: it begins anew",
+                self.name,
+                "its Lambda service" if service is None else ", ".join(ended),
+            )
+            return False
+        self.tier, self.service, self.directory = tier, service, record["directory"]
+        self._record = record | {"epoch": record["epoch"] + 1}
+        self.scheduler_address = record["scheduler"]
+        self.attached = True
+        theirs = settings_from_json(record["settings"], self.settings)
+        if different := [item.metadata["key"] for item in fields(theirs) if _differ(theirs, self.settings, item.name)]:
+            logger.warning(
+                "the persistent cluster %r runs already: it goes on with its own settings of %s",
+                self.name,
+                ", ".join(different),
+            )
+        self.settings = theirs
+        assert self._rendezvous is not None
+        self._rendezvous.write(self._record)  # before anything is numbered
+        service.set_concurrency(self.ceiling)
+        return True
+
+    def _end_remains(self, place: Rendezvous) -> None:
+        """End what cannot be taken over, so that a new cluster of this name can begin."""
+        record = place.remains()
+        place.begin_anew()
+        for directory in () if record is None else (record["tier"]["directory"], record["directory"]):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def note_scheduler(self, address: str) -> None:
+        """Write down where the scheduler is, and all else that another process needs to take this cluster over."""
+        if self._rendezvous is None or self.tier is None or self.service is None:
+            return
+        self._record |= {
+            "scheduler": address,
+            "tier": self.tier.to_json(),
+            "lambda": self.service.to_json(),
+            "directory": self.directory,
+            "settings": asdict(self.settings),
+        }
+        self._rendezvous.write(self._record)
+
+    def _make_backend(self) -> Backend:
+        settings, service, directory = self.settings, self.service, self.directory
+        assert service is not None and directory is not None
+        secret = bytes.fromhex(self._record["secret"])
+        store_config = StoreConfig.from_json(self._record["store"])
+        self._echo = Echo(os.path.join(directory, f"{settings.lambda_function_name}-{service.pid}.log"))
+        if self.attached:
+            self._echo.skip()
         self._echo.start()
-        for module, why in self.service.preload_failures.items():
-            logger.info("executors could not preload %s: %s", module, why)
-        endpoint_url = self.service.endpoint_url
-        region = self.service.function.region
+        endpoint_url = service.endpoint_url
+        region = service.function.region
         self.backend = Backend(
             store=RedisStore(replace(store_config, retry_seconds=STORE_PATIENCE_SECONDS)),
             store_config=store_config,
@@ -206,16 +305,18 @@ class LocalBackend:
                 credentials=LOCAL_CREDENTIALS,
                 larger_functions=[each.name for each in settings.function_classes[1:]],
             ),
-            failures=FailureQueue(self.service.failure_queue_url, endpoint_url, region, credentials=LOCAL_CREDENTIALS),
+            failures=FailureQueue(service.failure_queue_url, endpoint_url, region, credentials=LOCAL_CREDENTIALS),
             secret=secret,
             ceiling=self.ceiling,
             settings=settings,
-            last_words_directory=self.directory,
-            set_concurrency=self.service.set_concurrency,
-            retire=self.service.retire,
+            last_words_directory=directory,
+            set_concurrency=service.set_concurrency,
+            retire=service.retire,
             logs=self.logs,
             billed=self.billed,
             watch_shards=self._shard_watchers.append,
+            persistent=self._rendezvous is not None,
+            epoch=self._record["epoch"],
         )
         return self.backend
 
@@ -277,7 +378,7 @@ class LocalBackend:
                     f"the local storage server(s) {', '.join(ended)} have ended: what they held is lost. "
                     "Close this cluster and start another (too little memory? see storage_max_memory)"
                 )
-        elif not _runs(service) and not self._closed:
+        elif not service.is_running() and not self._closed:
             raise LambdaUnavailable(
                 "the local Lambda service has ended, and all executors with it: close this cluster and start another"
             )
@@ -328,7 +429,12 @@ class LocalBackend:
         with self._lock:
             self._close()
 
-    def _close(self) -> None:
+    def detach(self) -> None:
+        """Leave a persistent cluster to the next process; nothing of it ends, but for our connections."""
+        with self._lock:
+            self._close(keep=True)
+
+    def _close(self, keep: bool = False) -> None:
         self._closed = True
         backend, self.backend = self.backend, None
         service, self.service = self.service, None
@@ -339,15 +445,17 @@ class LocalBackend:
         if backend is not None:
             ends.append(("invoker", backend.invoker.close))
         # Before the storage tier: executors in the middle of a task would report a dead store.
-        if service is not None:
+        if service is not None and not keep:
             ends.append(("local Lambda service", service.close))
         if echo is not None:
             ends.append(("echo of what tasks print", echo.stop))
         if backend is not None:
             ends.append(("store", backend.store.close))
-        if tier is not None:
+        if tier is not None and not keep:
             ends.append(("storage tier", tier.close))
-        if directory is not None:
+        if self._rendezvous is not None:
+            ends.append(("rendezvous", self._rendezvous.release if keep else self._rendezvous.remove))
+        if directory is not None and not keep:
             ends.append(("directory", lambda: shutil.rmtree(directory, ignore_errors=True)))
         for what, end in ends:
             try:
@@ -381,12 +489,23 @@ def python_path() -> tuple[str, ...]:
     return tuple(dict.fromkeys(place for place in places if os.path.exists(place)))
 
 
-def _runs(service: LocalLambda) -> bool:
-    pid = service.pid
-    if pid is None:
-        return False
+def is_left(name: str) -> bool:
+    """Tell whether a persistent cluster of that name is kept on this machine, whoever owns it."""
+    directory = Settings.load().persistent_directory
     try:
-        # Without WNOHANG-reaping it: the service's owner object wants the exit status itself.
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    except ChildProcessError:
+        return Rendezvous(name, directory).exists()
+    except ValueError:  # not a name that one could have
         return False
+
+
+def settings_from_json(record: Mapping[str, Any], own: Settings) -> Settings:
+    """Return settings as they are for what runs already; the rest is this process's own affair."""
+    names = [item.name for item in fields(own) if item.name.startswith(_OF_THE_PLATFORM) and item.name in record]
+    values: dict[str, Any] = {
+        name: tuple(record[name]) if isinstance(record[name], list) else record[name] for name in names
+    }
+    return replace(own, **values)
+
+
+def _differ(one: Settings, other: Settings, name: str) -> bool:
+    return bool(getattr(one, name) != getattr(other, name))

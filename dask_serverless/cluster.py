@@ -35,7 +35,7 @@ from distributed.utils import Log, Logs, silence_logging_cmgr
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from dask_serverless import cluster_arguments as arguments
-from dask_serverless.backend import Backend, LocalBackend
+from dask_serverless.backend import Backend, LocalBackend, is_left
 from dask_serverless.beside_loop import bounded, in_thread
 from dask_serverless.dask_workers import DaskWorkers, local_dask_worker, local_options
 from dask_serverless.inquiring import InquirableCluster
@@ -139,6 +139,10 @@ class ServerlessCluster(InquirableCluster):
     budget
         What the cluster may spend on Lambda, in USD; default: ``serverless.budget.dollars`` (no limit). See
         `set_budget`.
+    persistent
+        Whether the cluster outlives the death of this process, for ``serverless.persistent.timeout``. It needs a
+        `name`; a cluster that was left under that name is taken over with its results and the jobs under way, else a
+        new one is started. While the process lives, others that use the name get `ClusterInUse`. `close` ends all.
     shutdown_on_close
         Whether the cluster closes when the interpreter ends.
     quiet
@@ -195,6 +199,7 @@ class ServerlessCluster(InquirableCluster):
         storage_shards: int | None = None,
         storage_max_memory: Any = None,
         budget: float | None = None,
+        persistent: bool = False,
         shutdown_on_close: bool = True,
         quiet: bool = True,
         **others: Any,
@@ -232,9 +237,12 @@ class ServerlessCluster(InquirableCluster):
         )
         variables = arguments.check_environment(environment, env)
         directory = arguments.check_local_directory(local_directory)
+        arguments.check_persistent(persistent, name, self.settings)
         name = str(uuid.uuid4())[:8] if name is None else str(name)
         tls = executors_tls(self.security)
-        self._local = self._backend_class(name, self._ceiling, self.settings, variables, directory, tls)
+        self._local = self._backend_class(name, self._ceiling, self.settings, variables, directory, tls, persistent)
+        self.persistent = persistent
+        self._scheduler_port = scheduler_port
         self._variables = variables
         self._silence_logs = silence_logs
 
@@ -307,15 +315,16 @@ class ServerlessCluster(InquirableCluster):
         # Beside each other: the scheduler loads its dashboard (a second of CPU) while processes start.
         backend_start = asyncio.ensure_future(in_thread(self._local.start))
         try:
-            scheduler = make_scheduler(self._scheduler_options)
-            self.scheduler = scheduler
-            await scheduler
+            if self.persistent:  # its address may be known
+                await asyncio.wait([backend_start])
+            scheduler = await self._start_scheduler()
         finally:
             # Waited for in any case: a thread cannot be cancelled, and what it starts must be closed.
             await asyncio.wait([backend_start])
             if not backend_start.cancelled():
                 backend_start.exception()  # seen: the scheduler's own failure is the first, and is raised
         backend = backend_start.result()  # bound: it is done
+        self.settings = backend.settings
         self._proxy = self._make_proxy(scheduler, backend)
         await self._proxy.start()
         self._dask_workers = DaskWorkers(scheduler, self._make_dask_worker)
@@ -323,7 +332,20 @@ class ServerlessCluster(InquirableCluster):
         address = getattr(scheduler, "external_address", None) or scheduler.address
         self.scheduler_comm = rpc(address, connection_args=self.security.get_connection_args("client"))
         self.periodic_callbacks["health"] = PeriodicCallback(self._check_health, HEALTH_INTERVAL_SECONDS * 1000)
+        await in_thread(self._local.note_scheduler, address)
         self._note(f"{self._local!r}, scheduler at {address}")
+
+    async def _start_scheduler(self) -> Scheduler:
+        """Start the scheduler; of a cluster that was taken over, where clients remember it, if that can be."""
+        before = self._local.scheduler_address
+        if before is not None and not self._scheduler_port and (port := before.rpartition(":")[2]).isdigit():
+            try:
+                self.scheduler = make_scheduler(self._scheduler_options | {"port": int(port)})
+                return await self.scheduler
+            except (OSError, RuntimeError) as error:
+                logger.info("the scheduler cannot listen where it was, at %s: %s", before, error)
+        self.scheduler = make_scheduler(self._scheduler_options)
+        return await self.scheduler
 
     def _make_proxy(self, scheduler: Scheduler, backend: Backend) -> Any:
         make = self._proxy_class
@@ -388,6 +410,8 @@ class ServerlessCluster(InquirableCluster):
     async def _tear_down(self) -> None:
         while self.status == Status.starting:  # a start under way cannot be stopped in the middle
             await asyncio.sleep(0.01)
+        # A start that fails leaves what others have done to who tries again.
+        end = self._local.detach if self._local.attached and self.status == Status.failed else self._local.close
         self.status = Status.closing
         try:
             if self._adaptive is not None:
@@ -402,7 +426,7 @@ class ServerlessCluster(InquirableCluster):
                 await bounded(self.scheduler.close(), SCHEDULER_CLOSE_SECONDS_MAX, "the scheduler")
         finally:
             try:
-                await in_thread(self._local.close)
+                await in_thread(end)
             finally:
                 current = asyncio.current_task()
                 for task in self._background - {current}:
@@ -444,20 +468,26 @@ class ServerlessCluster(InquirableCluster):
 
     @classmethod
     def from_name(cls, name: str) -> ServerlessCluster:
-        """Return the running cluster of that name in this process.
+        """Return the running cluster of that name in this process; else take over the persistent one that another
+        process has left, as ``ServerlessCluster(name=name, persistent=True)`` does.
 
         Raises
         ------
         ValueError
-            There is none. A cluster belongs to the process that made it and ends with it; others connect
+            There is none. Any other cluster belongs to the process that made it and ends with it; others connect
             to its scheduler.
+        ClusterInUse
+            The process that the persistent cluster belongs to lives.
         """
         for cluster in cls._instances:
             if cluster.name == name and cluster.status in (Status.created, Status.starting, Status.running):
                 return cluster
+        if is_left(name):
+            return cls(name=name, persistent=True)
         raise ValueError(
-            f"there is no cluster named {name!r} in this process. A local cluster belongs to the process that made "
-            "it: elsewhere, connect to its scheduler, Client(<its scheduler_address>), or give it "
+            f"there is no cluster named {name!r} in this process, and no process has left a persistent one of that "
+            "name. A local cluster belongs to the process that made it: elsewhere, connect to its scheduler, "
+            "Client(<its scheduler_address>), or give it "
             'scheduler_kwargs={"scheduler_file": path} and use Client(scheduler_file=path)'
         )
 

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from dask.utils import parse_bytes
+from dask.utils import format_time, parse_bytes
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import clean_dashboard_address, get_ip_interface
 
 from dask_serverless.config import DASK_WORKERS_MAX, LAMBDA_MEMORY_BYTES_MAX, Settings
+from dask_serverless.rendezvous import check_name
 
 #: Names of `LocalCluster`, `Worker` and `Nanny` with a reason of their own; the others get `_WORKER_REASON`.
 NO_EFFECT = {
@@ -106,6 +107,30 @@ def check_others(others: Mapping[str, Any], own: frozenset[str]) -> None:
             warnings.warn(f"ServerlessCluster: {name!r} is gone: {REPLACED[name]}", UserWarning, stacklevel=3)
         else:
             warn_no_effect(name, NO_EFFECT.get(name, _WORKER_REASON))
+
+
+def check_persistent(persistent: bool, name: str | None, settings: Settings) -> None:
+    """Refuse a persistent cluster that could not be found again, or whose values would be gone before.
+
+    Examples
+    --------
+    >>> check_persistent(True, None, Settings.load())
+    Traceback (most recent call last):
+        ...
+    ValueError: persistent=True needs a name, by which the cluster is found again: name="..."
+    """
+    if not isinstance(persistent, bool):
+        raise TypeError(f"persistent={persistent!r} must be True or False")
+    if not persistent:
+        return
+    if name is None:
+        raise ValueError('persistent=True needs a name, by which the cluster is found again: name="..."')
+    check_name(str(name))
+    if settings.persistent_timeout > settings.storage_ttl:
+        raise ValueError(
+            f"serverless.persistent.timeout is {format_time(settings.persistent_timeout)}, but must not exceed "
+            f"serverless.storage.ttl, which is {format_time(settings.storage_ttl)}"
+        )
 
 
 def check_worker_shape(

@@ -160,6 +160,14 @@ def _server(value: Any) -> str | None:
     return path
 
 
+def _directory(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike) or not os.path.isabs(os.path.expanduser(value)):
+        raise _Refused("the absolute path of a directory")
+    return os.path.expanduser(os.fspath(value))
+
+
 def _workers_count(value: Any) -> int:
     return dask.system.CPU_COUNT if value is None else _count(value)
 
@@ -254,6 +262,9 @@ class Settings:
     dask_workers_count: int = _setting("dask-workers.count", _count_or_none)
     dask_workers_threads: int = _setting("dask-workers.threads", _count)
     dask_workers_memory: int | None = _setting("dask-workers.memory", _dask_worker_memory)
+
+    persistent_timeout: float = _setting("persistent.timeout", _seconds(1.0))
+    persistent_directory: str | None = _setting("persistent.directory", _directory)
 
     @property
     def request_gb_seconds(self) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,17 +51,24 @@ class ConstantPool:
         Compresses them where it pays.
     idle_bytes_max
         How much may stay that no job uses.
+    numbers_from
+        The first serial number.
     """
 
     def __init__(
-        self, store: JobStore, secret: bytes, compressor: Compressor, idle_bytes_max: int = IDLE_BYTES_MAX
+        self,
+        store: JobStore,
+        secret: bytes,
+        compressor: Compressor,
+        idle_bytes_max: int = IDLE_BYTES_MAX,
+        numbers_from: int = 1,
     ) -> None:
         self._store = store
         self._secret = secret
         self._compressor = compressor
         self._idle_bytes_max = idle_bytes_max
         self._constants: dict[bytes, _Constant] = {}  # by content; who became idle last is last
-        self._serials = 0
+        self._serials = numbers_from - 1
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -114,6 +121,17 @@ class ConstantPool:
                 constant.lost = False
                 return
         raise ValueLost(f"{ref.name} was lost with a storage server, and cannot be written as it was. Compute again")
+
+    def used_by(self, job: str) -> dict[bytes, Ref]:
+        """Return where the constants of a job are, by content."""
+        with self._lock:
+            return {digest: each.ref for digest, each in self._constants.items() if job in each.jobs}
+
+    def adopt(self, job: str, constants: Mapping[bytes, Ref]) -> None:
+        """Take on what another process has stored for a job."""
+        with self._lock:
+            for digest, ref in constants.items():
+                self._constants.setdefault(digest, _Constant(ref)).jobs.add(job)
 
     def look(self) -> None:
         """Find out what is lost."""

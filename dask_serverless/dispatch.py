@@ -13,7 +13,7 @@ import itertools
 import logging
 import pickle
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ from dask_serverless.job_events import (
 )
 from dask_serverless.jobs import Ledger
 from dask_serverless.launcher import Launcher
+from dask_serverless.legacy import Legacy
 from dask_serverless.listener import Listener
 from dask_serverless.losses import Losses
 from dask_serverless.places import Places
@@ -124,7 +125,8 @@ class Dispatcher:
             request_seconds=settings.request_gb_seconds * 2**30 / settings.lambda_memory,
         )
         self.compressor = Compressor(policy, time.perf_counter)
-        self.constants = ConstantPool(backend.store, backend.secret, self.compressor, idle_bytes_max)
+        first = backend.numbers_from
+        self.constants = ConstantPool(backend.store, backend.secret, self.compressor, idle_bytes_max, first)
         self.restore_outfit: Callable[[], Awaitable[None]] = _nothing
         self.failed: PlatformError | None = None
         self.counts: dict[str, int] = {"invocations": 0, "mails": 0, "executors": 0, "tasks_planned": 0}
@@ -136,8 +138,9 @@ class Dispatcher:
         self._opened: dict[str, asyncio.Future[None]] = {}
         self._closes: list[Close] = []
         self._frees: list[Ref] = []
-        self._jobs = itertools.count(1)
-        self._executors = itertools.count(1)
+        self._jobs = itertools.count(first)
+        self._executors = itertools.count(first)
+        self._others = itertools.count(first)
         self._launches: set[asyncio.Task[Any]] = set()
         self._hands = Hands()
         self.call, self.spawn = self._hands.call, self._hands.spawn
@@ -146,7 +149,9 @@ class Dispatcher:
         self.backups = Backups(self)
         self.losses = Losses(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
-        self._listener = Listener(backend.store, backend.secret, self._hands.closing, self._take, self.backend_failed)
+        self.legacy = Legacy(self)
+        ears = (self._hands.closing, self.take, self.backend_failed, self.legacy.note_heard)
+        self._listener = Listener(backend.store, backend.secret, *ears)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -173,6 +178,11 @@ class Dispatcher:
         await loop.run_in_executor(None, self.backend.store.close)  # which wakes the listener
         await loop.run_in_executor(None, self._listener.join)
 
+    @property
+    def closing(self) -> bool:
+        """Whether nothing new shall begin."""
+        return self._hands.closing.is_set()
+
     def backend_failed(self, error: PlatformError) -> None:
         """The storage tier or Lambda is gone: everything that waits for it fails, by name."""
         if self.failed is not None or self._hands.closing.is_set():
@@ -188,6 +198,18 @@ class Dispatcher:
     def new_job(self) -> str:
         """Return a name for a job, unique in this cluster."""
         return f"j{next(self._jobs)}"
+
+    def new_number(self) -> int:
+        """Return a number, unique in this cluster, for what is neither a job nor an executor."""
+        return next(self._others)
+
+    def adopt(self, preparation: Preparation, again: Callable[[], JobPlan], constants: Mapping[bytes, Ref]) -> None:
+        """Take on a job that another process has prepared, opened, and begun."""
+        job, plan = preparation.job, preparation.plan
+        self._preparations[job] = preparation
+        self.losses.note(job, plan, again)
+        self.constants.adopt(job, constants)
+        self.experience.log.begin(job, len(plan.graph) - len(plan.externals), plan.visible)
 
     def submit(
         self,
@@ -217,6 +239,7 @@ class Dispatcher:
                 self._opened[job] = self.spawn(self._open(job, plan))
         self.feed(Submitted(job, plan.graph, plan.visible, plan.externals, plan.pointers, urgent))
         self.counts["tasks_planned"] += len(plan.graph)
+        self.legacy.note_submitted(job, plan)
         if refusal is not None:
             self.feed(JobFailed(job, describe_error(refusal)))
 
@@ -228,6 +251,7 @@ class Dispatcher:
 
     def feed(self, event: Event) -> None:
         """Feed the ledger and perform what it says."""
+        self.legacy.note_event(event)
         for instruction in self.ledger.handle(event):
             match instruction:
                 case Finish(key, result):
@@ -266,6 +290,7 @@ class Dispatcher:
             sharing = self.experience.share_out(job, len(launch.starts), starts_in_all, places)
             if urgent:
                 await self._set_places()
+            serial = next(self._executors)
             make = functools.partial(
                 preparation.assignments,
                 launch.starts,
@@ -273,13 +298,15 @@ class Dispatcher:
                 self.places.ceiling,
                 sum(len(each.live) for each in self.ledger.jobs.values()),
                 self.backend.settings.executor_payload_bytes_max,
-                next(self._executors),
+                serial,
                 self.scheduler,
                 self.outfit(),
                 self.experience.told(job),
             )
             small = len(preparation.plan.graph) <= PREPARE_INLINE_TASKS
             assignments = make() if small else await self.call(make)
+            starts = dict(launch.starts)
+            await self.legacy.note_launch(preparation, serial, starts, assignments)
             segments = None if opening is None else preparation.segments
             plan = preparation.plan
             splits = len(plan.graph) - len(plan.externals) > 1  # those are there already
@@ -292,7 +319,7 @@ class Dispatcher:
             granted = len(recipients)
             if self.places.take(job):
                 await self._set_places()
-            starts = dict(launch.starts)
+            await self.legacy.note_given(job, serial, starts, assignments[:granted], recipients)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
             for recipient, assignment in zip(recipients, assignments, strict=False):
@@ -314,6 +341,12 @@ class Dispatcher:
     def _is_wanted(self, assignment: Assignment) -> bool:
         """Tell whether an executor still has something to do; on any thread."""
         return assignment.job in self.ledger.jobs
+
+    def err(self, job: str, task: int, error: ServerlessError) -> None:
+        """A task has erred, as the proxy found."""
+        blob = describe_error(error)
+        self.legacy.note_error(job, task, blob)
+        self.feed(Erred(job, task, blob))
 
     def _is_live(self, job: str, executor: str) -> bool:
         known = self.ledger.jobs.get(job)
@@ -362,6 +395,7 @@ class Dispatcher:
         for close in closes:
             self._preparations.pop(close.job, None)
             self.recovery.supervisor.forget(close.job)
+            self.legacy.note_end(close.job)
         if self.failed is None:
             await self.call(self._clean_store, closes)
         self.feed(Room())
@@ -395,7 +429,8 @@ class Dispatcher:
 
     # -- what executors say ---------------------------------------------------------------------
 
-    def _take(self, events: list[Any]) -> None:
+    def take(self, events: list[Any]) -> None:
+        """Take in what executors say."""
         with collector_paused():  # thousands of results at once, and all of them stay
             for event in events:
                 try:
@@ -429,7 +464,7 @@ class Dispatcher:
                     " the function in the notebook: functions of __main__ travel by value.",
                     name=module,
                 )
-                self.feed(Erred(job, task, describe_error(error)))
+                self.err(job, task, error)
             case ("lacking", job, constant):
                 self.losses.lacking(job, constant)
             case ("lost", job, lost):
@@ -450,6 +485,7 @@ class Dispatcher:
             try:
                 await self.call(self.backend.store.touch, [*self.ledger.held(), *self.outfit_refs()])
                 await self.call(self.constants.keep_alive)
+                await self.legacy.keep_alive()
             except PlatformError as error:
                 logger.warning("the time to live of stored values was not renewed: %s", error)
 

@@ -14,6 +14,7 @@ from dask_serverless.killed import ExecutorKilled
 from lambda_worker.core.errors import (
     BadAnnotation,
     BudgetExceeded,
+    ClusterInUse,
     EnvironmentMismatch,
     ExecutorLost,
     GraphError,
@@ -35,6 +36,7 @@ from lambda_worker.core.errors import (
 __all__ = [
     "BadAnnotation",
     "BudgetExceeded",
+    "ClusterInUse",
     "EnvironmentMismatch",
     "ExecutorKilled",
     "ExecutorLost",

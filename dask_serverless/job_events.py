@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from dask_serverless.plan.graph import Graph
@@ -31,7 +31,9 @@ class Result:
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """A planned graph. `visible` and `externals` map keys to task numbers; `pointers` map an alias
-    that was asked for to the external key it stands for. An `urgent` one waits for nobody's room."""
+    that was asked for to the external key it stands for. An `urgent` one waits for nobody's room. Of one
+    that another proxy has begun, some starts were `given` to executors (with the values of those that are made
+    elsewhere), and `executors` have a record."""
 
     job: str
     graph: Graph
@@ -39,6 +41,8 @@ class Submitted:
     externals: Mapping[Key, int]
     pointers: Mapping[Key, Key]
     urgent: bool = False
+    given: Mapping[int, Location | None] = field(default_factory=dict)
+    executors: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,14 +196,18 @@ class Ledger:
             self.keys[key] = Entry(event.job, task)
         job = self.jobs[event.job] = Job(event.job, graph, keys, urgent=event.urgent)
         externals = set(event.externals.values())
-        job.ready = [(task, None) for task in graph.starts if task not in externals]
-        for key, task in event.externals.items():
+        job.ready = [(task, None) for task in graph.starts if task not in externals and task not in event.given]
+        job.live.update(event.executors)
+        for location in event.given.values():
+            self._hold_for(job, location)
+        awaited = {key: task for key, task in event.externals.items() if task not in event.given}
+        for key, task in awaited.items():
             job.gated[task] = key
             self._gates.setdefault(key, {})[job.name] = task
         for key, target in event.pointers.items():
             self.keys[key] = Entry(None, target=target)
             self._pointers.setdefault(target, {})[key] = None
-        for key in (*event.externals, *event.pointers.values()):
+        for key in (*awaited, *event.pointers.values()):
             self._await(key, out)
         self._launch(job, out)
         self._settle(job, out)
@@ -314,7 +318,7 @@ class Ledger:
         held = self._held.setdefault(_maker(ref), {})
         held[ref] = held.get(ref, 0) + 1
 
-    def _hold_for(self, job: Job, location: Location) -> None:
+    def _hold_for(self, job: Job, location: Location | None) -> None:
         """1. A key's last reader is done; 2. the key is released; 3. who read it dies; 4. its next attempt reads it."""
         if isinstance(location, Ref):
             self._hold(location)

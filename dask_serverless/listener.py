@@ -35,6 +35,8 @@ class Listener:
         Takes events, many at once, in the order of each executor.
     fail
         Takes the error when the storage tier is gone; nothing is heard after that.
+    note
+        Takes what was heard, still sealed, before the store forgets it.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Listener:
         closing: threading.Event,
         hear: Callable[[list[Any]], None],
         fail: Callable[[PlatformError], None],
+        note: Callable[[list[tuple[str, str, int, bytes]]], None] = lambda heard: None,
     ) -> None:
         self._store = store
         self._secret = secret
         self._closing = closing
         self._hear = hear
         self._fail = fail
+        self._note = note
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -68,6 +72,7 @@ class Listener:
         while not self._closing.is_set():
             try:
                 heard = self._store.listen(LISTEN_SECONDS)
+                self._note(heard)
             except PlatformError as error:
                 self._on_loop(self._fail, error)
                 return

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dask_serverless.dask_graph import JobPlan
 from dask_serverless.job_events import JobFailed, Released
 from dask_serverless.preparation import Preparation, prepare_and_open
+from dask_serverless.submissions import Replan
 from lambda_worker.core.errors import PlatformError, ServerlessError, ValueLost
 from lambda_worker.core.wire import Location, Ref
 from lambda_worker.task_runner import describe_error
@@ -64,6 +65,11 @@ class Losses:
     def note(self, job: str, plan: JobPlan, again: Callable[[], JobPlan] | None) -> None:
         """Remember how a job can be planned once more: by `again`, or else it is a small one, which is kept."""
         self._plans[job] = again or (lambda: plan)
+
+    def replan(self, job: str) -> Replan | None:
+        """Return how a job is planned once more from the message that brought it, if one did."""
+        again = self._plans.get(job)
+        return again if isinstance(again, Replan) else None
 
     def forget(self, job: str) -> None:
         """A job is over."""

@@ -48,17 +48,21 @@ class Tailor:
         Where outfits are kept, and what they are sealed with.
     call
         Runs a blocking call on a thread and returns an awaitable.
+    numbers_from
+        The first number of a version, and of a piece: sandboxes wear the newest one that they have seen.
     """
 
-    def __init__(self, scheduler: Scheduler, store: Store, secret: bytes, call: Callable[..., Any]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, store: Store, secret: bytes, call: Callable[..., Any], numbers_from: int = 1
+    ) -> None:
         self._scheduler = scheduler
         self._store = store
         self._secret = secret
         self._call = call
-        self._serials = 0
+        self._serials = numbers_from - 1
         self._pieces: dict[tuple[str, str], Piece] = {}
         self._runs: dict[str, Piece] = {}
-        self._version = 0
+        self._version = numbers_from - 1
         self._stored: dict[Ref, list[Any]] = {}  # what is in the store, sealed, should it be lost there
         self.current: tuple[int, Ref] | None = None  #: what assignments name; None: nothing to wear
 

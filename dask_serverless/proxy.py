@@ -26,7 +26,7 @@ from distributed.utils_comm import gather_from_workers
 from dask_serverless.attendant import Attendant
 from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
-from dask_serverless.dask_graph import PLACEMENTS, JobPlan, Materialised, annotation, plan_job
+from dask_serverless.dask_graph import PLACEMENTS, JobPlan, Materialised, annotation
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.fleet_nanny import FleetNanny
 from dask_serverless.handshake import Handshake
@@ -36,7 +36,8 @@ from dask_serverless.replay import Replay
 from dask_serverless.scheduler_link import FleetWorker, ShownBytes
 from dask_serverless.stock_scheduler import reachable_address
 from dask_serverless.stubs import as_expr_ser, stub_graph
-from dask_serverless.submissions import Submission, Survey, survey
+from dask_serverless.submissions import Replan, Submission, Survey, survey
+from dask_serverless.successor import Successor
 from lambda_worker.core.errors import PlatformError, ValueLost
 from lambda_worker.core.wire import Location
 from lambda_worker.task_runner import describe_error
@@ -74,7 +75,7 @@ class Proxy(SchedulerPlugin):
         self.nanny = FleetNanny(self, scheduler.security)
         self.dispatcher = Dispatcher(backend, self, reachable_address(scheduler))  # type: ignore[arg-type]
         self.attendant = Attendant(scheduler, self.dispatcher)
-        self._kept: dict[Hashable, Submission] = {}
+        self.kept: dict[Hashable, Submission] = {}  #: the graph of each stub
         self._classes = backend.settings.function_classes
         self._closing = False
         self._replacing: asyncio.Future[None] | None = None
@@ -85,7 +86,8 @@ class Proxy(SchedulerPlugin):
         self._arrivals: dict[Hashable, asyncio.Future[None]] = {}
         self._replay = Replay(self)
         self._handshake = Handshake(scheduler)
-        self._stock_update_graph = scheduler.stream_handlers["update-graph"]
+        self._successor = Successor(self, FLEET)
+        self.update_stock: Callable[..., Any] = scheduler.stream_handlers["update-graph"]
         self._stock_gather = scheduler.handlers["gather"]
 
     # -- life -----------------------------------------------------------------------------------
@@ -94,6 +96,7 @@ class Proxy(SchedulerPlugin):
         """Take the handler's place and register the fleet worker."""
         if self.fleet is not None:  # distributed starts its plugins, too
             return
+        found = await self.dispatcher.legacy.take_over()
         self.dispatcher.start()
         await self.attendant.start()
         await self.nanny.listen_beside(self.scheduler.address, _host_of(self.scheduler.address))
@@ -103,7 +106,10 @@ class Proxy(SchedulerPlugin):
         self.scheduler.handlers["gather"] = self.gather_message
         self._replay.install()
         self._handshake.install()
+        self._successor.install()
         self.scheduler.add_plugin(self)
+        if found is not None:
+            await self._successor.show(found)
 
     async def _start_fleet(self, predecessor: str = "") -> None:
         scheduler = self.scheduler
@@ -135,10 +141,11 @@ class Proxy(SchedulerPlugin):
         """Give the handler back, and stop everything that was started."""
         self._closing = True
         if self.scheduler.stream_handlers.get("update-graph") == self.update_graph_message:
-            self.scheduler.stream_handlers["update-graph"] = self._stock_update_graph
+            self.scheduler.stream_handlers["update-graph"] = self.update_stock
             self.scheduler.handlers["gather"] = self._stock_gather
         self._replay.uninstall()
         self._handshake.uninstall()
+        self._successor.uninstall()
         for waiting in (*self._arrivals.values(), *self._plannings_again):
             waiting.cancel()
         self.attendant.close()
@@ -153,7 +160,7 @@ class Proxy(SchedulerPlugin):
         counts = dispatcher.counts | dispatcher.recovery.counts | dispatcher.losses.counts | dispatcher.backups.counts
         for name, amount in self.backend.store.counters().items():
             counts[name] = counts.get(name, 0) + amount
-        graphs = set(self._kept.values())
+        graphs = set(self.kept.values())
         counts["graphs_kept"] = len(graphs)
         counts["proxy_bytes"] = sum(graph.nbytes for graph in graphs) + self.dispatcher.held_bytes()
         counts["tasks_under_way"] = sum(len(job.graph) for job in self.dispatcher.ledger.jobs.values())
@@ -214,7 +221,7 @@ class Proxy(SchedulerPlugin):
             self._refuse(keys, client, error)
             return
         for key in stubs:
-            self._kept[key] = submission
+            self.kept[key] = submission
         # A graph that needs nothing of others, but what is there and held, cannot be refused for what they
         # let go: it need not wait.
         there = all(self.location(key) is not None and self._is_known(key) for key in plan.externals)
@@ -222,7 +229,7 @@ class Proxy(SchedulerPlugin):
         if early:
             self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light, again=again)
         with collector_paused():  # a task state for every stub
-            await self._stock_update_graph(
+            await self.update_stock(
                 client=client,
                 expr_ser=collapsed,
                 keys=keys,
@@ -235,9 +242,10 @@ class Proxy(SchedulerPlugin):
         # Without a pause since the scheduler took the stubs: nobody can have asked for them yet.
         lost = [key for key in stubs if key not in self.scheduler.tasks]
         for key in lost:  # it refused the graph: a key it depends on is gone
-            self._kept.pop(key, None)
+            self.kept.pop(key, None)
             if early:
                 self.dispatcher.feed(Released(key))
+        self._successor.hand_over(keys)
         if stubs and not lost and not early:
             self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light, again=again)
         self.drop_holder(holder)
@@ -286,9 +294,7 @@ class Proxy(SchedulerPlugin):
         self._hold([key for key in {*found.seen, *submission.keys, *found.referred} if self._is_known(key)], holder)
         return found
 
-    async def _plan(
-        self, submission: Submission, found: Survey
-    ) -> tuple[JobPlan, dict[Any, set[Any]], Callable[[], JobPlan]]:
+    async def _plan(self, submission: Submission, found: Survey) -> tuple[JobPlan, dict[Any, set[Any]], Replan]:
         """Plan what executors shall do of a graph; find out what each visible key keeps alive, how to plan again."""
         tasks, pinned = found.materialised.tasks, found.pinned
         known = set(filter(self._is_known, found.seen))
@@ -299,15 +305,11 @@ class Proxy(SchedulerPlugin):
                     dep for dep in tasks[key].dependencies if dep in tasks and dep not in known and dep not in pinned
                 )
 
-        outside = known.union(pinned)
-        annotations, classes = submission.annotations, self._classes
+        again = Replan(submission, wanted, known.union(pinned), self._classes)
 
         def make(read: Materialised) -> tuple[JobPlan, dict[Any, set[Any]]]:
-            plan = plan_job(read.tasks, wanted, outside, read.annotations_by_type, annotations, classes)
+            plan = again.of(read)
             return plan, plan.sources()
-
-        def again() -> JobPlan:  # holds on to the message only, not to a million tasks
-            return make(submission.read())[0]
 
         plan, sources = make(found.materialised) if submission.small else await offload(make, found.materialised)
         return plan, sources, again
@@ -349,12 +351,12 @@ class Proxy(SchedulerPlugin):
 
     def is_stub(self, key: Hashable) -> bool:
         """Tell whether executors compute a key."""
-        return key in self._kept
+        return key in self.kept
 
     def graphs_with(self, key: Hashable) -> list[Submission]:
         """Return the users' graphs, of those that are kept, in which a key may be a task."""
-        kept = self._kept.get(key)
-        return [kept] if kept is not None else list(dict.fromkeys(self._kept.values()))
+        kept = self.kept.get(key)
+        return [kept] if kept is not None else list(dict.fromkeys(self.kept.values()))
 
     def wanted(self, key: Hashable) -> None:
         """The scheduler wants a stub: answer if it is known, compute it again if it was let go."""
@@ -375,8 +377,8 @@ class Proxy(SchedulerPlugin):
         keys, self._again = self._again, {}
         by_graph: dict[Submission, list[Any]] = {}
         for key in keys:
-            if key in self._kept and key not in self._planned_again:
-                by_graph.setdefault(self._kept[key], []).append(key)
+            if key in self.kept and key not in self._planned_again:
+                by_graph.setdefault(self.kept[key], []).append(key)
         for submission, wanted in by_graph.items():
             self._planned_again.update(wanted)
             task = asyncio.ensure_future(self._plan_again(submission, wanted))
@@ -391,12 +393,9 @@ class Proxy(SchedulerPlugin):
                 known.update(dependency.key for dependency in ts.dependencies)
         known.difference_update(wanted)
 
-        def make() -> JobPlan:
-            read = submission.read()
-            return plan_job(read.tasks, wanted, known, read.annotations_by_type, submission.annotations, self._classes)
-
+        again = Replan(submission, wanted, known, self._classes)
         try:
-            plan = make() if submission.small else await offload(make)
+            plan = again() if submission.small else await offload(again)
         except Exception as error:  # it could be read and planned the first time
             logger.exception("%r could not be planned again", submission)
             for key in wanted:
@@ -404,7 +403,7 @@ class Proxy(SchedulerPlugin):
         else:
             # Meanwhile nobody may want it any more, and what nobody wants nobody would free.
             if any(self._is_awaited(key) for key in wanted):
-                self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light, again=make)
+                self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light, again=again)
                 for key in wanted:
                     if not self._is_awaited(key):
                         self.dispatcher.feed(Released(key))
@@ -426,7 +425,7 @@ class Proxy(SchedulerPlugin):
         What was pending is asked for again, by the scheduler, of the new fleet worker.
         """
         for key, entry in list(self.dispatcher.ledger.keys.items()):
-            if entry.pending and key in self._kept:
+            if entry.pending and key in self.kept:
                 self.dispatcher.feed(Released(key))
         await self.attendant.restart()
         old = self.fleet
@@ -458,13 +457,13 @@ class Proxy(SchedulerPlugin):
 
     def give_up(self, key: Hashable) -> None:
         """Tell the scheduler, if executors made a value, that it is no longer there."""
-        if self.fleet is not None and key in self._kept:
+        if self.fleet is not None and key in self.kept:
             self.fleet.give_up(key)
 
     def ask_again(self, keys: Sequence[Hashable]) -> None:
         """Have keys computed again, those for which the scheduler still waits."""
         for key in keys:
-            if key in self._kept and self._is_awaited(key):
+            if key in self.kept and self._is_awaited(key):
                 self.wanted(key)
 
     async def value_of(self, key: Any) -> Any:
@@ -515,7 +514,7 @@ class Proxy(SchedulerPlugin):
         if self.fleet is not None:
             self.fleet.forget(key, for_good=finish == "forgotten")
         if finish == "forgotten":
-            self._kept.pop(key, None)
+            self.kept.pop(key, None)
 
     def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[Any]) -> list[Any]:
         """Keep the fleet worker out of it when Dask asks which workers could go."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_serverless.job_events import Delegating, Erred, JobFailed, Lost, Retired, Room
+from dask_serverless.job_events import Delegating, JobFailed, Lost, Retired, Room
 from dask_serverless.killed import ExecutorKilled
 from dask_serverless.plan.classes import FunctionClass
 from dask_serverless.supervisor import (
@@ -190,7 +190,7 @@ class Recovery:
                 case Blame(task, deaths):
                     error = self._error(job, task, deaths, why, function_class)
                     logger.warning("%s", error)
-                    dispatcher.feed(Erred(job, task, describe_error(error)))
+                    dispatcher.err(job, task, error)
                 case TryAgain():
                     logger.info("executor %s/%s died (%s): attempt %d", job, executor, why, verdict.attempt)
                     dispatcher.spawn(self._try_again(job, executor, verdict, why))

@@ -10,7 +10,6 @@ done by the ordinary worker that this class extends.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Collection, Hashable
 from typing import TYPE_CHECKING, Any
@@ -93,7 +92,6 @@ class FleetWorker(Worker):
         self.proxy = proxy
         self._predecessor = predecessor
         self._runs: dict[Hashable, int] = {}
-        self._exports = itertools.count(1)
         self._losses: dict[Hashable, int] = {}
         self._rows = Rows()
         self._fleet_tasks: set[asyncio.Task[None]] = set()
@@ -275,7 +273,7 @@ class FleetWorker(Worker):
 
     def _store_value(self, value: Any) -> Location:
         backend = self.proxy.backend
-        name = f"{EXPORTS}/{next(self._exports)}"
+        name = f"{EXPORTS}/{self.proxy.dispatcher.new_number()}"
         frames = frames_of(value)
         if frames_nbytes(frames) <= backend.settings.executor_inline_bytes_max:
             return pack_inline(name, seal_frames(backend.secret, name, frames))

@@ -8,15 +8,16 @@ let go; a small one is kept as objects, which is faster to plan again.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from distributed.protocol import Serialized, deserialize
 
 from dask_serverless.collector import collector_paused
-from dask_serverless.dask_graph import Materialised, materialise, split
+from dask_serverless.dask_graph import JobPlan, Materialised, materialise, plan_job, split
 from dask_serverless.literals import EMBEDDED_BYTES_MAX
+from dask_serverless.plan.classes import FunctionClass
 from dask_serverless.shuffles import shuffle_internals
 
 #: Expressions up to this size are unpickled and planned on the event loop, and kept as objects: a thread costs more.
@@ -89,6 +90,37 @@ class Submission:
         if self.small:
             self._read = read
         return read
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replan:
+    """Plans a job, and plans it again: holds on to the message only, not to a million tasks.
+
+    Parameters
+    ----------
+    submission
+        The graph.
+    wanted
+        The keys that executors shall compute.
+    outside
+        Those that are made elsewhere.
+    classes
+        Of functions.
+    """
+
+    submission: Submission
+    wanted: Collection[Hashable]
+    outside: Collection[Hashable]
+    classes: Sequence[FunctionClass]
+
+    def __call__(self) -> JobPlan:
+        """Read the message once more, and plan what it brought."""
+        return self.of(self.submission.read())
+
+    def of(self, read: Materialised) -> JobPlan:
+        """Plan what was read."""
+        annotations = self.submission.annotations
+        return plan_job(read.tasks, self.wanted, self.outside, read.annotations_by_type, annotations, self.classes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,6 +288,19 @@ class JobStore(Store, Protocol):
         """Renew the time to live of stored values that somebody still holds."""
         ...
 
+    def note(self, notes: Mapping[str, bytes]) -> None:
+        """Keep notes of a proxy for its successor, by name; what was noted under a name before is replaced.
+        All notes live on (also when nothing is noted) for their time to live."""
+        ...
+
+    def noted(self) -> dict[str, bytes]:
+        """Return all notes."""
+        ...
+
+    def strike(self, names: Sequence[str]) -> None:
+        """Remove notes; those that are not there are no error."""
+        ...
+
     def usage(self) -> Mapping[str, int]:
         """Return ``store_keys`` and ``store_bytes`` of the whole tier now."""
         ...

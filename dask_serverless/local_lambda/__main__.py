@@ -5,6 +5,9 @@ read); one on standard output says ``{"ready": ...}`` or ``{"failed": text}``. I
 ``close``, when standard input ends, or when its owner dies. The owner is also watched by process
 descriptor because a child that the owner forked may hold the other end of our input open, and not by
 PR_SET_PDEATHSIG because that signal comes when the *thread* that started us ends.
+
+If it is told of a ``keeper``, it ends with that process instead, or by ``/local/close``: who started it may die, and
+another owner take over.
 """
 
 from __future__ import annotations
@@ -97,10 +100,10 @@ async def main() -> int:
         return 1
     service = Service(FunctionConfig.from_json(settings["function"]), settings["token"])
     loop.add_signal_handler(signal.SIGTERM, service.stop, "terminated")
-    watchers = [
-        asyncio.create_task(_watch_owner(settings["owner"], service)),
-        asyncio.create_task(_watch_input(reader, service)),
-    ]
+    keeper = settings["keeper"]
+    watchers = [asyncio.create_task(_watch_owner(settings["owner"] if keeper is None else keeper, service))]
+    if keeper is None:
+        watchers.append(asyncio.create_task(_watch_input(reader, service)))
     starting = asyncio.create_task(_start(service))
     watchers.append(starting)
     try:

@@ -13,8 +13,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Any
+
+import psutil
 
 from dask_serverless.local_lambda.config import ACCOUNT, FAILURE_QUEUE, FunctionConfig, LocalLambdaError
 from dask_serverless.local_lambda.link import PACKAGE_ROOT
@@ -38,6 +41,8 @@ class LocalLambda:
     ----------
     function
         What to run, and its limits.
+    keeper
+        Id of the process with which the service ends, in the place of this one: another may `adopt` it.
 
     Examples
     --------
@@ -45,8 +50,10 @@ class LocalLambda:
     ...     client = boto3.client("lambda", endpoint_url=service.endpoint_url)
     """
 
-    def __init__(self, function: FunctionConfig | None = None) -> None:
+    def __init__(self, function: FunctionConfig | None = None, keeper: int | None = None) -> None:
         self.function = function or FunctionConfig()
+        self.keeper = keeper
+        self._adopted: psutil.Process | None = None
         self.preload_failures: dict[str, str] = {}  #: modules that could not be preloaded, and why
         self._token = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,7 +89,55 @@ class LocalLambda:
     @property
     def pid(self) -> int | None:
         """Process id of the service, while it runs."""
+        if self._adopted is not None:
+            return self._adopted.pid
         return None if self._process is None else self._process.pid
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `adopt` needs, its token included, as JSON types."""
+        pid = self.pid
+        return {
+            "function": self.function.to_json(),
+            "keeper": self.keeper,
+            "token": self._token,
+            "address": self._address,
+            "pid": pid,
+            "created": None if pid is None else psutil.Process(pid).create_time(),
+        }
+
+    @classmethod
+    def adopt(cls, record: Mapping[str, Any]) -> LocalLambda:
+        """Take over a service whose owner has died, from what its `to_json` has returned.
+
+        Raises
+        ------
+        LocalLambdaError
+            It does not run any more.
+        """
+        service = cls(FunctionConfig.from_json(record["function"]), record["keeper"])
+        service._token, service._address = record["token"], record["address"]
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(record["pid"])
+            if process.create_time() == record["created"]:
+                service._adopted = process
+        if not service.is_running():
+            raise LocalLambdaError("The local Lambda service has ended.")
+        return service
+
+    def is_running(self) -> bool:
+        """Tell whether the service's process lives."""
+        if self._adopted is not None:
+            with contextlib.suppress(psutil.Error):
+                return bool(self._adopted.is_running() and self._adopted.status() != psutil.STATUS_ZOMBIE)
+            return False
+        pid = self.pid
+        if pid is None:
+            return False
+        try:
+            # Without WNOHANG-reaping it: `close` wants the exit status itself.
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def start(self) -> None:
         """Start the service and wait until it can be invoked.
@@ -148,7 +203,12 @@ class LocalLambda:
 
     def _greet(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         assert process.stdin is not None and process.stdout is not None
-        settings = {"function": self.function.to_json(), "token": self._token, "owner": os.getpid()}
+        settings = {
+            "function": self.function.to_json(),
+            "token": self._token,
+            "owner": os.getpid(),
+            "keeper": self.keeper,
+        }
         with contextlib.suppress(BrokenPipeError):  # it is dead already: what it printed says why
             process.stdin.write(json.dumps(settings).encode() + b"\n")
             process.stdin.flush()
@@ -176,6 +236,16 @@ class LocalLambda:
         return f"\nIt printed:\n{text[-STDERR_CHARACTERS_MAX:]}" if text else ""
 
     def _end(self) -> None:
+        if self.keeper is not None and self._address is not None:  # it does not listen to us otherwise
+            with contextlib.suppress(LocalLambdaError):
+                self._ask("PUT", "close")
+        adopted, self._adopted = self._adopted, None
+        if adopted is not None:
+            with contextlib.suppress(psutil.Error):
+                try:
+                    adopted.wait(CLOSE_SECONDS_MAX)
+                except psutil.TimeoutExpired:
+                    adopted.kill()
         process, self._process, self._address = self._process, None, None
         if process is None:
             return

@@ -467,6 +467,9 @@ class Service:
         if what == "retire" and exchange.method == "PUT":
             self._perform(self._pool.retire(exchange.body == b"at-once", time.monotonic()))
             return exchange.answer_json(200, {})
+        if what == "close" and exchange.method == "PUT":
+            exchange.answer_json(200, {})
+            return self.stop("closed by the owner")
         return self._refuse(exchange, 404, "UnknownOperationException", f"There is no {what} here.")
 
     # The log --------------------------------------------------------------------------------

@@ -466,6 +466,25 @@ class SimStore(Bulk):
         state.records.clear()
         state.claims.clear()
 
+    # -- notes ----------------------------------------------------------------------------------
+
+    def note(self, notes: Mapping[str, bytes]) -> None:
+        """See `lambda_worker.ports.JobStore.note`."""
+        self._count(round_trips=1)
+        self.tier.notes.update(notes)
+
+    def noted(self) -> dict[str, bytes]:
+        """See `lambda_worker.ports.JobStore.noted`."""
+        self._count(round_trips=1)
+        return dict(self.tier.notes)
+
+    def strike(self, names: Sequence[str]) -> None:
+        """See `lambda_worker.ports.JobStore.strike`."""
+        if names:
+            self._count(round_trips=1)
+        for name in names:
+            self.tier.notes.pop(name, None)
+
     # -- numbers --------------------------------------------------------------------------------
 
     def counters(self) -> Mapping[str, int]:

@@ -97,6 +97,7 @@ class Tier:
         self.jobs: dict[str, JobState] = {}
         self.leases: dict[Who, float] = {}
         self.events: list[tuple[str, str, int, bytes]] = []
+        self.notes: dict[str, bytes] = {}
         self.ceiling: int | None = None
         self.lingering: dict[str, float] = {}
         self.generation = 0
@@ -124,6 +125,7 @@ class Tier:
     def _keys(self) -> Iterator[str]:
         yield from (f"lease:{job}:{executor}" for job, executor in self.leases)
         yield from ("events",) * bool(self.events)
+        yield from ("notes",) * bool(self.notes)
         for name, job in self.jobs.items():
             yield from (f"{name}:job",) * job.opened
             yield from (f"{name}:done",) * bool(job.done)

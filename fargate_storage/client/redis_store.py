@@ -360,6 +360,22 @@ class RedisStore:
         """See `lambda_worker.ports.JobStore.touch`."""
         self._objects.touch(refs)
 
+    def note(self, notes: Mapping[str, bytes]) -> None:
+        """See `lambda_worker.ports.JobStore.note`."""
+        fields = [part for note in notes.items() for part in note]
+        write: list[tuple[Any, ...]] = [("HSET", self._keys.notes, *fields)] if fields else []
+        self._metadata.ask(*write, ("EXPIRE", self._keys.notes, self.config.ttl_seconds))
+
+    def noted(self) -> dict[str, bytes]:
+        """See `lambda_worker.ports.JobStore.noted`."""
+        (flat,) = self._metadata.ask(("HGETALL", self._keys.notes))
+        return {name.decode(): note for name, note in zip(flat[::2], flat[1::2], strict=True)}
+
+    def strike(self, names: Sequence[str]) -> None:
+        """See `lambda_worker.ports.JobStore.strike`."""
+        if names:
+            self._metadata.ask(("HDEL", self._keys.notes, *names))
+
     def usage(self) -> Mapping[str, int]:
         """See `lambda_worker.ports.JobStore.usage`; counts all clusters that share these servers."""
         keys = sum(server.ask(("DBSIZE",))[0] for server in self._servers)

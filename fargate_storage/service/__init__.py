@@ -5,6 +5,6 @@ metadata, some for objects, on unix sockets only the owner may enter, gone when 
 servers run as Fargate tasks; the client side does not know the difference.
 """
 
-from fargate_storage.service.local import LocalTier, ServerFailed, ServerNotFound, find_server
+from fargate_storage.service.local import Keep, LocalTier, ServerFailed, ServerNotFound, find_server
 
-__all__ = ["LocalTier", "ServerFailed", "ServerNotFound", "find_server"]
+__all__ = ["Keep", "LocalTier", "ServerFailed", "ServerNotFound", "find_server"]

@@ -7,7 +7,7 @@ Rules kept here:
 * A server for objects that dies is started again at the same place, empty, a bounded number of times a minute: what it
   held can be made again. The metadata server's death is final: nobody else knows what it knew.
 * Nothing is saved to disk, and nothing is left: `launcher` stops the servers and removes the directory, also when
-  the owner was killed.
+  the owner was killed. With a `Keep` it waits for a while whether another owner comes (`LocalTier.adopt`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ import os
 import secrets
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from fargate_storage.client.config import MIB, StoreConfig
-from fargate_storage.service import launcher
+from fargate_storage.service import launcher, locks
 from lambda_worker.core.errors import PlatformError
 
 METADATA_BYTES_MAX = 512 * MIB
@@ -91,6 +93,28 @@ def find_server(server: str | os.PathLike[str] | None = None) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How servers outlive the process that started them.
+
+    Parameters
+    ----------
+    owner_lock
+        A file: whoever holds its lock (see `locks`) owns the servers. The caller does when it starts or adopts a tier.
+    keeper_lock
+        A file whose lock is held as long as the servers are kept.
+    seconds
+        How long they are kept without an owner.
+    remove
+        Directories that go with them.
+    """
+
+    owner_lock: str
+    keeper_lock: str
+    seconds: float
+    remove: tuple[str, ...] = ()
+
+
 class LocalTier:
     """One server for metadata and some for objects, as processes of this machine.
 
@@ -107,7 +131,10 @@ class LocalTier:
     restarts_max
         How often within a minute a shard that died is started again.
     on_restart
-        Called with the number of a shard that died and was started again, empty; on a thread of this tier.
+        Called with the number of a shard that died and was started again, empty; on a thread of this tier (of a kept
+        one: in `poll`).
+    keep
+        How the servers outlive this process, if it does not close them.
 
     Examples
     --------
@@ -128,6 +155,7 @@ class LocalTier:
         metadata_bytes: int = METADATA_BYTES_MAX,
         restarts_max: int = RESTARTS_MAX,
         on_restart: Callable[[int], None] = lambda shard: None,
+        keep: Keep | None = None,
     ) -> None:
         if shards < 1:
             raise ValueError("a tier needs at least one shard")
@@ -137,6 +165,9 @@ class LocalTier:
         self.limits = dict.fromkeys(self.names, maxmemory_bytes // shards) | {"metadata": metadata_bytes}
         self.pids: dict[str, int] = {}
         self.directory: Path | None = None
+        self.keep = keep
+        self.keeper: int | None = None  # process id of the launcher
+        self._heard_bytes = 0
         self._server = server
         self._password = secrets.token_urlsafe(24)
         self._launcher: subprocess.Popen[bytes] | None = None
@@ -177,6 +208,37 @@ class LocalTier:
                 raise
         return self
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what `adopt` needs, password included, as JSON types."""
+        return {
+            "limits": self.limits,
+            "pids": self.pids,
+            "directory": str(self.directory),
+            "password": self._password,
+            "restarts_max": self._restarts_max,
+            "keep": asdict(self.keep) if self.keep is not None else None,
+            "keeper": self.keeper,
+        }
+
+    @classmethod
+    def adopt(cls, record: Mapping[str, Any], on_restart: Callable[[int], None] = lambda shard: None) -> LocalTier:
+        """Take over servers whose owner has died; the caller holds their owner's lock.
+
+        Parameters
+        ----------
+        record
+            From `to_json`.
+        on_restart
+            As for the class; what was started again before is not told.
+        """
+        keep = Keep(**{**record["keep"], "remove": tuple(record["keep"]["remove"])})
+        tier = cls(len(record["limits"]) - 1, 1, restarts_max=record["restarts_max"], on_restart=on_restart, keep=keep)
+        tier.limits, tier.pids = dict(record["limits"]), dict(record["pids"])
+        tier.directory, tier.keeper = Path(record["directory"]), record["keeper"]
+        tier._password = record["password"]
+        tier._hear(tell=False)
+        return tier
+
     def config(self, cluster: str, **options: Any) -> StoreConfig:
         """Return how to use these servers; `options` are further fields of `StoreConfig`."""
         metadata, *shards = (f"unix://{self._socket(name)}" for name in self.names)
@@ -187,17 +249,19 @@ class LocalTier:
 
         A shard that is being started again has not, unless that takes too long.
         """
+        if self.keep is not None:
+            self._hear()
         return [name for name in self.names if not self._accepts(name) and not self._is_coming_back(name)]
 
     def _is_coming_back(self, name: str) -> bool:
         if name == "metadata" or name in self._given_up or not self._restarts_max:
             return False
         since = self._silent_since.setdefault(name, time.monotonic())
-        return (
-            self._launcher is not None
-            and self._launcher.poll() is None
-            and time.monotonic() - since < RESTART_SECONDS_MAX
-        )
+        runs = self._is_kept() if self._launcher is None else self._launcher.poll() is None
+        return runs and time.monotonic() - since < RESTART_SECONDS_MAX
+
+    def _is_kept(self) -> bool:
+        return self.keep is not None and locks.held(self.keep.keeper_lock)
 
     def alive(self) -> bool:
         """Whether all servers run."""
@@ -238,12 +302,18 @@ class LocalTier:
                 for name in self.names
             ],
         }
+        if self.keep is not None:
+            order["keep"] = asdict(self.keep)
         self._launcher = subprocess.Popen(
             [sys.executable, "-I", "-S", launcher.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # Who outlives this process must not hold its terminal, or a pipe that somebody reads to its end.
+            stderr=None if self.keep is None else subprocess.DEVNULL,
+            cwd=None if self.keep is None else "/",
             start_new_session=True,
         )
+        self.keeper = self._launcher.pid
         assert self._launcher.stdin and self._launcher.stdout
         self._launcher.stdin.write(json.dumps(order).encode() + b"\n")
         self._launcher.stdin.flush()
@@ -261,13 +331,29 @@ class LocalTier:
     def _watch(self, said: IO[bytes]) -> None:
         """Hear from the launcher, until it ends, which servers have ended and were started again."""
         for line in said:
-            heard = json.loads(line)
-            name = self.names[heard["server"]]
-            if "pid" not in heard:
-                self._given_up.add(name)
-                continue
-            self.pids[name] = heard["pid"]
+            self._take(json.loads(line))
+
+    def _take(self, heard: Mapping[str, Any], tell: bool = True) -> None:
+        name = self.names[heard["server"]]
+        if "pid" not in heard:
+            self._given_up.add(name)
+            return
+        self.pids[name] = heard["pid"]
+        if tell:
             self._on_restart(heard["server"] - 1)  # the first one is the metadata server
+
+    def _hear(self, tell: bool = True) -> None:
+        """Read what the keeper has written since this was last called."""
+        try:
+            with open(os.path.join(str(self.directory), launcher.SAID), "rb") as file:
+                file.seek(self._heard_bytes)
+                written = file.read()
+        except OSError:  # it has had nothing to say
+            return
+        whole = written[: written.rfind(b"\n") + 1]
+        self._heard_bytes += len(whole)
+        for line in whole.splitlines():
+            self._take(json.loads(line), tell)
 
     def _settings(self, name: str) -> str:
         settings = {
@@ -327,6 +413,8 @@ class LocalTier:
 
     def _close(self) -> None:
         process, directory = self._launcher, self.directory
+        if self.keep is not None and self.keeper is not None and self._is_kept():
+            self._end_keeper(self.keep, self.keeper)
         if process is not None and process.poll() is None:
             assert process.stdin
             process.stdin.close()
@@ -340,8 +428,21 @@ class LocalTier:
         if process is not None and process.stdout:
             process.stdout.close()
         if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)  # the launcher did; unless it was killed
+            for leftover in (str(directory), *(self.keep.remove if self.keep is not None else ())):
+                shutil.rmtree(leftover, ignore_errors=True)  # the launcher did; unless it was killed
             self.directory = None
+
+    def _end_keeper(self, keep: Keep, keeper: int) -> None:
+        """Have the keeper end; as it holds its lock, its process id is still its own."""
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the second one takes the servers along
+            os.kill(keeper, number)
+            deadline = time.monotonic() + CLOSE_SECONDS_MAX
+            while locks.held(keep.keeper_lock):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(locks.PAUSE_SECONDS)
+            else:
+                break
 
 
 def _exists(pid: int) -> bool:

@@ -64,6 +64,10 @@ class EnvironmentMismatch(PlatformError):
     """An executor's Python or cloudpickle cannot read what the cluster's has pickled."""
 
 
+class ClusterInUse(PlatformError):
+    """A persistent cluster of this name belongs to a process that lives."""
+
+
 class StoreUnavailable(PlatformError):
     """The storage tier cannot be reached or has failed."""
 

@@ -721,3 +721,20 @@ def test_a_slice_above_the_limit_is_refused_before_anything_is_written(make_stor
 
 
 # Configuration
+
+
+def test_notes_are_kept_by_name_for_whoever_comes_next(make_store, leftovers):
+    first = make_store()
+    assert first.noted() == {}
+    first.note({"job:j1": b"one", "job:j2": b"two"})
+    first.note({"job:j1": b"another", "dataset": bytes(range(256))})
+    first.note({})  # renews their time to live, and no more
+    second = make_store()
+    assert second.noted() == {"job:j1": b"another", "job:j2": b"two", "dataset": bytes(range(256))}
+    for _ in range(2):  # to be repeated
+        second.strike(["job:j2", "dataset", "nothing"])
+        assert first.noted() == {"job:j1": b"another"}
+    first.strike([])
+    first.strike(["job:j1"])
+    assert first.noted() == {}
+    assert leftovers(first) == []

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from fargate_storage.client import RedisStore
-from fargate_storage.service import LocalTier, ServerFailed, ServerNotFound, find_server, local
+from fargate_storage.service import Keep, LocalTier, ServerFailed, ServerNotFound, find_server, local, locks
 from lambda_worker.core.errors import StoreUnavailable
 
 try:
@@ -266,3 +266,40 @@ def test_a_long_tmpdir_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     with LocalTier() as tier:
         assert tier.alive() and not any(deep.iterdir())
+
+
+@pytest.fixture
+def keep(tmp_path):
+    owner = locks.take(tmp_path / "owner")
+    place = tmp_path / "place"
+    place.mkdir()
+    yield Keep(str(tmp_path / "owner"), str(tmp_path / "keeper"), 0.2, (str(place),)), owner
+    assert not place.exists()
+
+
+@pytest.mark.fault(25)
+def test_a_kept_tier_can_be_adopted_and_closed(keep):
+    keep, _ = keep
+    tier = LocalTier(keep=keep).start()
+    pids, directory = [tier.keeper, *tier.pids.values()], tier.directory
+    assert locks.held(keep.keeper_lock)
+    restarted = []
+    adopted = LocalTier.adopt(tier.to_json(), restarted.append)
+    assert adopted.alive()
+    os.kill(adopted.pids["shard-0"], signal.SIGKILL)
+    eventually(lambda: adopted.alive() and restarted)
+    assert restarted == [0] and adopted.pids["shard-0"] != tier.pids["shard-0"]
+    assert LocalTier.adopt(adopted.to_json(), restarted.append).alive() and restarted == [0]  # told once
+    adopted.close()
+    tier.close()
+    eventually(gone([*pids, adopted.pids["shard-0"]], directory))
+
+
+@pytest.mark.fault(25)
+def test_a_kept_tier_goes_when_nobody_comes(keep):
+    keep, owner = keep
+    tier = LocalTier(keep=keep).start()
+    pids, directory = [tier.keeper, *tier.pids.values()], tier.directory
+    os.close(owner)
+    eventually(gone(pids, directory))
+    tier.close()

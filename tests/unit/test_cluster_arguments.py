@@ -35,7 +35,7 @@ def make(monkeypatch):
     made = []
 
     class Backend:
-        def __init__(self, name, ceiling, settings, environment, local_directory, tls):
+        def __init__(self, name, ceiling, settings, environment, local_directory, tls, persistent):
             made.append(self)
             self.name, self.ceiling, self.settings = name, ceiling, settings
             self.environment, self.local_directory, self.tls = environment, local_directory, tls

@@ -35,6 +35,7 @@ def test_defaults_are_the_documented_ones():
     assert (settings.executor_lease, settings.executor_linger) == (15, 0.2)
     assert (settings.dask_workers_count, settings.dask_workers_threads) == (0, 1)
     assert settings.dask_workers_memory is None
+    assert (settings.persistent_timeout, settings.persistent_directory) == (600, None)
     assert settings.lambda_price_gb_second == pytest.approx(1.66667e-5)
     assert settings.lambda_price_request == pytest.approx(2e-7)
 
@@ -108,6 +109,8 @@ def test_units_are_accepted_as_dask_accepts_them():
         ("dask_workers_count", 1000, "dask-workers.count"),
         ("dask_workers_threads", 0, "dask-workers.threads"),
         ("dask_workers_memory", "1 KiB", "dask-workers.memory"),
+        ("persistent_timeout", 0, "persistent.timeout"),
+        ("persistent_directory", "here", "persistent.directory"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key(field, value, key):
@@ -174,6 +177,8 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "dask-workers.count": (1, 2, 3),
         "dask-workers.threads": (2, 3, 4),
         "dask-workers.memory": (2**27, 2**28, 2**29),
+        "persistent.timeout": (1.0, 2.0, 3.0),
+        "persistent.directory": ("/a", "/b", "/c"),
     }
     items = {item.metadata["key"].removeprefix("serverless."): item for item in fields(Settings)}
     assert set(items) == set(other)

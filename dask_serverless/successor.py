@@ -1,0 +1,130 @@
+"""The part of a proxy that knows of other processes: what a dead one has left comes into the scheduler.
+
+The keys that are there, or will be, are held under a name of our own, until a client that has asked for them can hold
+them itself, or for a bounded time. So whoever submits the same graph finds its keys known, as if it had submitted it
+twice; and published datasets are published again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from dask.utils import stringify
+
+from dask_serverless.notes import Found
+from dask_serverless.stubs import as_expr_ser, stub_graph
+from lambda_worker.core.errors import PlatformError
+
+if TYPE_CHECKING:
+    from dask_serverless.proxy import Proxy
+
+logger = logging.getLogger("dask_serverless.proxy")
+
+#: Who holds, towards the scheduler, what a predecessor has left.
+HOLDER = "serverless-predecessor"
+
+
+class Successor:
+    """Brings what a predecessor has left into a scheduler, and notes for the next one what is published.
+
+    Parameters
+    ----------
+    proxy
+        Whose scheduler this is.
+    fleet
+        The name that stubs are restricted to.
+    """
+
+    def __init__(self, proxy: Proxy, fleet: str) -> None:
+        self._proxy = proxy
+        self._fleet = fleet
+        self._scheduler = proxy.scheduler
+        self._notes = proxy.dispatcher.legacy.notes
+        self._end: asyncio.TimerHandle | None = None
+        handlers = proxy.scheduler.handlers
+        self._stock = {name: handlers[name] for name in ("publish_put", "publish_delete")}
+        self._stock_desires = proxy.scheduler.stream_handlers["client-desires-keys"]
+
+    def install(self) -> None:
+        """Hear of what is published, and of who wants keys."""
+        if self._notes is not None:
+            self._scheduler.handlers |= {"publish_put": self.put, "publish_delete": self.delete}
+            self._scheduler.stream_handlers["client-desires-keys"] = self.client_desires_keys
+
+    def uninstall(self) -> None:
+        """Hear no more."""
+        if self._end is not None:
+            self._end.cancel()
+        if self._notes is not None:
+            self._scheduler.handlers |= self._stock
+            self._scheduler.stream_handlers["client-desires-keys"] = self._stock_desires
+
+    async def show(self, found: Found) -> None:
+        """Have the scheduler know the keys that a predecessor has left, as if a client had asked for them."""
+        ledger, kept = self._proxy.dispatcher.ledger, self._proxy.kept
+        published = {key for dataset in found.datasets for key in dataset.keys}
+        sources: dict[Any, set[Any]] = {}
+        for note in found.jobs.values():
+            for key, above in note.plan.sources().items():
+                entry = ledger.keys.get(key)
+                is_there = entry is not None and entry.error is None
+                can_be_made = (note.waits or key in published) and above <= sources.keys()
+                if is_there or can_be_made:
+                    sources[key] = above
+                    kept[key] = note.again.submission
+        stubs = stub_graph(sources, {key: above & sources.keys() for key, above in sources.items()})
+        if stubs:
+            await self._proxy.update_stock(
+                client=HOLDER,
+                expr_ser=as_expr_ser(stubs, {"workers": dict.fromkeys(stubs, [self._fleet])}),
+                keys=set(stubs),
+                internal_priority={key: number for number, key in enumerate(stubs)},
+                annotations={},
+                span_metadata={"collections": []},
+                submitting_task=None,
+            )
+            seconds = self._proxy.backend.settings.persistent_timeout
+            self._end = asyncio.get_running_loop().call_later(seconds, self._proxy.drop_holder, HOLDER)
+        extension = self._scheduler.extensions["publish"]
+        for dataset in found.datasets:
+            if lost := [key for key in dataset.keys if key not in stubs]:
+                logger.warning("the dataset %r is lost: %r died with the process that held it", dataset.name, lost[0])
+                await self._note("strike_dataset", dataset.name)
+                continue
+            self._scheduler.client_desires_keys(list(dataset.keys), f"published-{stringify(dataset.name)}")
+            extension.datasets[dataset.name] = {"data": dataset.data, "keys": dataset.keys}
+
+    def hand_over(self, keys: Collection[Any]) -> None:
+        """Somebody holds these keys now: they are no longer held on behalf of the predecessor."""
+        held = self._scheduler.clients.get(HOLDER)
+        if held is None:
+            return
+        mine = [ts.key for key in keys if (ts := self._scheduler.tasks.get(key)) is not None and ts in held.wants_what]
+        if mine:
+            self._scheduler.client_releases_keys(mine, HOLDER)
+
+    def client_desires_keys(self, keys: Collection[Any], client: str) -> None:
+        """Handle ``client-desires-keys`` in the scheduler's place."""
+        self._stock_desires(keys=keys, client=client)
+        self.hand_over(keys)
+
+    async def put(self, names: Any, keys: Any, data: Any, override: bool, client: str, uid: bytes) -> None:
+        """Handle ``publish_put`` in the scheduler's place, then note it for a successor."""
+        await self._stock["publish_put"](names=names, keys=keys, data=data, override=override, client=client, uid=uid)
+        for dataset in zip(names, keys, data, strict=True):
+            await self._note("note_dataset", *dataset)
+
+    async def delete(self, names: Any, client: str, uid: bytes) -> None:
+        """Handle ``publish_delete`` in the scheduler's place, then strike the note."""
+        await self._stock["publish_delete"](names=names, client=client, uid=uid)
+        for name in names:
+            await self._note("strike_dataset", name)
+
+    async def _note(self, what: str, *about: Any) -> None:
+        try:
+            await self._proxy.dispatcher.call(getattr(self._notes, what), *about)
+        except PlatformError as error:
+            logger.warning("the dataset %r will not be there after the death of this process: %s", about[0], error)
