@@ -41,6 +41,8 @@ ROUND_SECONDS_MAX = 180.0
 DEATHS_A_MINUTE_MAX = 4
 MINUTE = 60.0
 SIDES = ("executors", "cluster")
+#: Who was to be hurt is gone, or not there again yet.
+NOBODY_THERE = (ProcessLookupError, FileNotFoundError, redis.RedisError, LocalLambdaError)
 
 
 class ChaosBackend(LocalBackend):
@@ -131,6 +133,7 @@ class Trouble:
         self._always = always
         self._luck = random.Random(seed)
         self._done = threading.Event()
+        self._error: Exception | None = None
         self._cures: list[tuple[float, Callable[[], object]]] = []
         self._lately: dict[str, deque[float]] = {}
         self._thread = threading.Thread(target=self._work, name="trouble")
@@ -143,21 +146,30 @@ class Trouble:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        if self._error is not None:  # else what followed was a calm run, and says nothing
+            raise self._error
 
     def _work(self) -> None:
+        try:
+            self._trouble()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._cure(float("inf"))
+
+    def _trouble(self) -> None:
         while not self._done.wait(EVERY_SECONDS):
             self._cure(time.monotonic())
             for kind in (*self._always, *([self._luck.choice(self._kinds)] if self._kinds else ())):
-                with contextlib.suppress(ProcessLookupError, redis.RedisError, LocalLambdaError):  # nobody to hurt
+                with contextlib.suppress(*NOBODY_THERE):
                     if getattr(self, kind)() is not False:
                         self.happened[kind] += 1
-        self._cure(float("inf"))
 
     def _cure(self, now: float) -> None:
         due = [cure for at, cure in self._cures if at <= now]
         self._cures = [each for each in self._cures if each[0] > now]
         for cure in due:
-            with contextlib.suppress(ProcessLookupError, redis.RedisError):
+            with contextlib.suppress(*NOBODY_THERE):
                 cure()
 
     def _for_a_while(self, cure: Callable[[], object], seconds_max: float = 1.5) -> None:
