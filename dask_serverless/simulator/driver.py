@@ -67,6 +67,9 @@ if TYPE_CHECKING:
     from dask_serverless.simulator.sandbox import Sandbox
     from dask_serverless.simulator.workload import SimTask
 
+#: A machine's timers are no finer than this; its clock counts from long ago, and would stand still for less.
+TICK_SECONDS = 1e-6
+
 
 class Driver:
     """Runs one assignment in a sandbox."""
@@ -204,7 +207,7 @@ class Driver:
             self.feed(TaskDone(task, sim.timeline.now - began, now, large))
 
     def _wake(self, seconds: float) -> Body:
-        yield self.simulation.timeline.sleep(seconds)
+        yield self.simulation.timeline.sleep(max(seconds, TICK_SECONDS))
         self.feed(Woken(self.sandbox.clock()))
 
     def _beat(self) -> Body:

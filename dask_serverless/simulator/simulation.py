@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: Mail is kept twice for a moment; what is larger goes by invocation (as in `lambda_worker.lingering`).
 MAIL_BYTES_MAX = 64 * 1024
+#: A run of drawn jobs takes some hundreds to some ten thousand: one that goes round in circles is to end as well.
+STEPS_MAX = 1_000_000
 #: What comes after the last answer: values are let go, jobs are closed, invocations that come late find nothing.
 GRACE_SECONDS = 300.0
 
@@ -226,6 +228,9 @@ class Simulation:
         while watch.violation is None and time.next < deadline:
             if self.faults is self.drawn and time.next >= self.options.safety_seconds:
                 self._end_faults()
+            if time.steps > STEPS_MAX and self.options.watched:
+                watch.violated("I2", f"not over after {time.steps:,} steps, at {time.now:.3f} s")
+                break
             try:
                 time.step()
             except Exception as error:  # where a promise is broken, the program may fail before anybody looks

@@ -153,7 +153,7 @@ class Executor:
         self._held = self._holding.held
         self._speed = Speed(2 * policy.bytes_per_second)  # that is there and back
         self._now = 0.0
-        self._wake_asked = False
+        self._alarms: list[float] = []  # when those that are set will come, in order
         self._tries: dict[int, int] = {}
         self._place_given = False
         self._seceded = False
@@ -189,7 +189,7 @@ class Executor:
                 self._on_done(event, out)
             case Woken(now):
                 self._now = now
-                self._wake_asked = False
+                del self._alarms[:1]
                 self._unpark(now, out)
                 self._publish(out, now_or_never=True)
                 self._ask_for_room_again(event.now, out)
@@ -335,7 +335,8 @@ class Executor:
         self.tasks_rerun += 1
         if task in self._lineage:
             self._lineage.park(task)
-        out.append(WakeAfter(self._parked.park(task, now)))
+        self._now = now
+        self._wake_after(self._parked.park(task, now), out)
 
     def _unpark(self, now: float, out: list[Instruction]) -> None:
         """Make parked tasks ready whose moment has come: behind all others, who have waited longer."""
@@ -348,7 +349,7 @@ class Executor:
         if due and not self._delegation.offered and any(map(self._parked.is_patient, due)):
             out += self._delegation.offer(self._ready, len(due), len(due))  # refused, they run here
         if self._parked:
-            out.append(WakeAfter(self._parked.seconds_left(now)))
+            self._wake_after(self._parked.seconds_left(now), out)
         self._advance(out)
 
     def _give_place(self, out: list[Instruction]) -> None:
@@ -606,9 +607,14 @@ class Executor:
         return bool(self._outbox) or self._outbox.on_its_way is not None
 
     def _wake_after(self, seconds: float, out: list[Instruction]) -> None:
-        """Ask for an alarm, unless one is set: it serves what is to be published and what is to be offered."""
-        if not self._wake_asked:
-            self._wake_asked = True
+        """Ask for an alarm, unless one is set that comes before.
+
+        Each serves whatever is due when it comes, and asks for what is due later. If each asked for one more while
+        others are set, they would multiply.
+        """
+        moment = self._now + seconds
+        if not self._alarms or moment < self._alarms[0]:
+            self._alarms.insert(0, moment)
             out.append(WakeAfter(seconds))
 
     @property

@@ -811,7 +811,8 @@ def test_what_does_not_fit_is_given_away_while_other_tasks_run():
     assert [each.starts for each in again.assignments] == [[4]]
     assert executor.handle(Delegated(0, 0.3)) == [WakeAfter(Policy().refused_seconds)]
     # Nothing else is left: its place goes to a successor, in the step that publishes what was done.
-    assert executor.handle(TaskDone(1, 0.1, 0.31)) == [Run(2, [0])]
+    # What is to be published does not wait for that alarm.
+    assert executor.handle(TaskDone(1, 0.1, 0.31)) == [Run(2, [0]), WakeAfter(Policy().publish_seconds)]
     (arrive,) = executor.handle(TaskDone(2, 0.1, 0.32))
     assert arrive.retire and arrive.successor.assignment.starts == [4]
     assert arrive.successor.assignment.function_class == 1
@@ -877,6 +878,30 @@ def test_who_reschedules_for_ever_waits_longer_gives_its_place_and_moves():
     executor.handle(Rescheduled(0, now))
     executor.handle(Woken(now + 1.0))
     assert executor.handle(Delegated(1, now + 1.0)) == [Arrive([], [], [], retire=True)]
+
+
+def test_alarms_do_not_multiply():
+    """One task is parked, and there is no room for another: each alarm that comes is followed by one at most."""
+    graph, _ = graph_of({"a": (), "b": (), "end": ("b",)}, {"a", "end"}, classes={"end": 1})
+    executor = Executor(Assignment("job", "e", 1, [0, 1]), Policy(ceiling=2))
+    alarms, now = [], 0.0
+
+    def tell(event):
+        said = executor.handle(event)
+        alarms.extend(now + each.seconds for each in said if isinstance(each, WakeAfter))
+        for each in said:
+            if isinstance(each, Delegate):
+                tell(Delegated(0, now))
+
+    tell(Began(now, dict(enumerate(edges(graph)))))
+    for _ in range(8):  # until it waits for a second
+        tell(Rescheduled(0, now))
+        if 1 in executor._running:
+            tell(TaskDone(1, 0.01, now))
+        while 0 not in executor._running:
+            now = alarms.pop(alarms.index(min(alarms)))
+            tell(Woken(now))
+            assert len(alarms) <= 4
 
 
 def test_an_executor_that_is_halted_lets_its_parked_tasks_be():
