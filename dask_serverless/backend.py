@@ -280,6 +280,7 @@ class LocalBackend:
             "lambda": self.service.to_json(),
             "directory": self.directory,
             "settings": asdict(self.settings),
+            "executors": self.ceiling,
         }
         self._rendezvous.write(self._record)
 
@@ -398,6 +399,9 @@ class LocalBackend:
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once; the proxy tells the service."""
         self.ceiling = ceiling
+        if self._rendezvous is not None and "executors" in self._record and not self._closed:
+            self._record["executors"] = ceiling
+            self._rendezvous.write(self._record)
 
     def counters(self) -> dict[str, float]:
         """Return what Lambda did, and what is in the store now."""
@@ -489,13 +493,17 @@ def python_path() -> tuple[str, ...]:
     return tuple(dict.fromkeys(place for place in places if os.path.exists(place)))
 
 
-def is_left(name: str) -> bool:
-    """Tell whether a persistent cluster of that name is kept on this machine, whoever owns it."""
+def size_left(name: str) -> int | None:
+    """Return how many executors the persistent cluster of that name has that is kept on this machine, whoever owns it.
+
+    None if there is none.
+    """
     directory = Settings.load().persistent_directory
     try:
-        return Rendezvous(name, directory).exists()
+        record = Rendezvous(name, directory).read()
     except ValueError:  # not a name that one could have
-        return False
+        return None
+    return None if record is None else int(record["executors"])
 
 
 def settings_from_json(record: Mapping[str, Any], own: Settings) -> Settings:

@@ -35,7 +35,7 @@ from distributed.utils import Log, Logs, silence_logging_cmgr
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from dask_serverless import cluster_arguments as arguments
-from dask_serverless.backend import Backend, LocalBackend, is_left
+from dask_serverless.backend import Backend, LocalBackend, size_left
 from dask_serverless.beside_loop import bounded, in_thread
 from dask_serverless.dask_workers import DaskWorkers, local_dask_worker, local_options
 from dask_serverless.inquiring import InquirableCluster
@@ -469,7 +469,7 @@ class ServerlessCluster(InquirableCluster):
     @classmethod
     def from_name(cls, name: str) -> ServerlessCluster:
         """Return the running cluster of that name in this process; else take over the persistent one that another
-        process has left, as ``ServerlessCluster(name=name, persistent=True)`` does.
+        process has left, as ``ServerlessCluster(name=name, persistent=True)`` does, with as many executors.
 
         Raises
         ------
@@ -482,8 +482,8 @@ class ServerlessCluster(InquirableCluster):
         for cluster in cls._instances:
             if cluster.name == name and cluster.status in (Status.created, Status.starting, Status.running):
                 return cluster
-        if is_left(name):
-            return cls(name=name, persistent=True)
+        if (executors := size_left(name)) is not None:
+            return cls(n_workers=executors, name=name, persistent=True)
         raise ValueError(
             f"there is no cluster named {name!r} in this process, and no process has left a persistent one of that "
             "name. A local cluster belongs to the process that made it: elsewhere, connect to its scheduler, "

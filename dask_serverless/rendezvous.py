@@ -60,10 +60,6 @@ class Rendezvous:
     def __repr__(self) -> str:
         return f"<Rendezvous {self.name!r} in {self.path.parent}{', claimed' if self._descriptor is not None else ''}>"
 
-    def exists(self) -> bool:
-        """Tell whether somebody keeps a cluster here."""
-        return (self.path / "record.json").exists() and locks.held(self.keeper_lock)
-
     def claim(self) -> None:
         """Become the owner, until `remove` or the end of this process.
 

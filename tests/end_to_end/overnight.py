@@ -127,7 +127,8 @@ def with_a_large_graph(client, directory):
 
 
 def idle(client, directory):
-    """Nothing to do."""
+    """Nothing to do, but for one executor more than at the start."""
+    client.cluster.scale(3)
 
 
 _STORIES = (in_the_middle, with_datasets, with_scattered_data, with_a_large_graph, idle)

