@@ -98,3 +98,17 @@ def load() -> list[Program]:
     for module in MODULES:
         importlib.import_module(f"{__name__}.{module}")
     return list(PROGRAMS.values())
+
+
+def log_of(ask: Callable[[], Any]) -> Any:
+    """Return what Dask says when it is asked for a log; again, if another thread wrote to the log meanwhile.
+
+    Dask walks over its log without a lock, under both clusters.
+    """
+    for _ in range(100):
+        try:
+            return ask()
+        except RuntimeError as error:
+            if "mutated during iteration" not in str(error):
+                raise
+    raise AssertionError("a hundred times, somebody wrote to the log while it was read")

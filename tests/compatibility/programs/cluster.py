@@ -8,7 +8,7 @@ import os
 from dask.distributed import Client, wait
 from distributed.exceptions import WorkerStartTimeoutError
 
-from tests.compatibility.programs import program
+from tests.compatibility.programs import log_of, program
 
 
 def inc(n):
@@ -51,15 +51,16 @@ def information(cluster, client):
 @program
 def logs(cluster):
     return (
-        "Cluster" in cluster.get_logs(),
-        "Scheduler" in cluster.get_logs(workers=False),
-        list(cluster.get_logs(scheduler=False, workers=False)),
+        "Cluster" in log_of(lambda: cluster.get_logs()),
+        "Scheduler" in log_of(lambda: cluster.get_logs(workers=False)),
+        list(log_of(lambda: cluster.get_logs(scheduler=False, workers=False))),
     )
 
 
 @program
 def logs_of_the_scheduler_and_workers(client):
-    return type(client.get_scheduler_logs()).__name__, type(client.get_worker_logs()).__name__
+    logs = log_of(lambda: client.get_scheduler_logs()), log_of(lambda: client.get_worker_logs())
+    return [type(each).__name__ for each in logs]
 
 
 @program
