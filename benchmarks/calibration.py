@@ -22,7 +22,6 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.anchors import FARGATE_NODES, TABLES, Cell, cells
 from benchmarks.report import number, table
-from dask_serverless.simulate import commit
 from dask_serverless.simulator.calculator import Prediction, predict
 from dask_serverless.simulator.clusters import WUKONG_ZONE_PER_SECOND, ours
 from dask_serverless.simulator.shapes import experienced
@@ -44,7 +43,7 @@ Results = dict[str, dict[str, dict[str, Any]]]
 def compute(cell: Cell) -> dict[str, Any]:
     """Simulate what was measured, as Wukong and as ours."""
     work = cell.workload()
-    found: dict[str, Any] = {"wukong": _mean(work, cell.cluster), "commit": commit()}
+    found: dict[str, Any] = {"wukong": _mean(work, cell.cluster), "date": time.strftime("%Y-%m-%d", time.gmtime())}
     if cell.with_ours:
         options = ours(cell.executors, FARGATE_NODES, zone_per_second=WUKONG_ZONE_PER_SECOND)
         found["ours"] = _mean(experienced(work), options)
@@ -103,7 +102,7 @@ def table_of(name: str, kept: Results) -> str:
         row += [
             f"{wukong['invocations']:,.0f} / {mine['invocations']:,.0f}" if mine else f"{wukong['invocations']:,.0f}"
         ]
-        row += [_pair(wukong, mine, "lambda_dollars", 6)]
+        row += [_pair(wukong, mine, "lambda_dollars", ".6f")]
         rows.append(row)
     header = [name, "Wukong, measured, s", "predicted", "off", "ours, predicted"]
     header += ["ours, patient"] if name == "SVD2" else []
@@ -111,7 +110,7 @@ def table_of(name: str, kept: Results) -> str:
 
 
 def _pair(wukong: dict[str, float], mine: dict[str, float] | None, what: str, form: str) -> str:
-    return f"{wukong[what]:{form}}" + (f" / {mine[what]:{form}}" if mine else "")
+    return format(wukong[what], form) + (f" / {format(mine[what], form)}" if mine else "")
 
 
 def others_table(kept: Results) -> str:
@@ -150,14 +149,14 @@ def summary(kept: Results) -> str:
 
 def page(kept: Results, folder: str) -> str:
     """Return what is generated."""
-    commits = sorted({found["commit"] for rows in kept.values() for found in rows.values()})
+    dates = sorted({found["date"] for rows in kept.values() for found in rows.values()})
     parts = [summary(kept)]
     parts += [f"![Predicted against measured]({folder}/fit.svg)", f"![Ours against Wukong]({folder}/ours.svg)"]
     for name, title in TABLES.items():
         if name in kept:
             parts += [f"### {title}", table_of(name, kept)]
     parts += ["### Bytes and money", others_table(kept)]
-    parts.append(f"Computed at {', '.join(commits)}.")
+    parts.append(f"Computed on {', '.join(dates)}.")
     return "\n\n".join(parts) + "\n"
 
 

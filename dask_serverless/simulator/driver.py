@@ -86,6 +86,7 @@ class Driver:
         self.locations: dict[int, Location] = assignment.located
         self.errors: dict[int, bytes] = {}
         self.unreadable: set[int] = set()
+        self.won: set[int] = set()  # children that the store has said are this attempt's
         self.given_up: set[int] = set()  # lost, and nobody here can make it again
         self._finished = Signal()
         self._tries: dict[int, int] = {}

@@ -172,7 +172,9 @@ class Watch:
         """An executor hears which children are its own."""
         job = driver.assignment.job
         for claim in reply.claims:
-            if claim.verdict is Verdict.YOURS:
+            # Who is told once more need not have its inputs any more: it has run the child.
+            if claim.verdict is Verdict.YOURS and claim.child not in driver.won:
+                driver.won.add(claim.child)
                 parents = self.simulation.graphs[job].parents[claim.child]
                 # Who wins by asking has the other values at hand.
                 known = {*claim.values, *driver.values, *driver.locations}
