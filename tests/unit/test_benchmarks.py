@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -60,15 +58,6 @@ def kept(run):
         "gemm": workload("GEMM", **{"all on": took(1.0, counted=COUNTED), "no locality": took(4.0, counted=off)}),
     }
     return results.merge(results.merge(results.EMPTY, "workloads", found, run), "ablation", without, run)
-
-
-@pytest.mark.parametrize(
-    "module", ["report", "plots", "results", "ablation", "memory", "measuring", "stage", "dask_serverless.plan.price"]
-)
-def test_the_examples_are_right(module):
-    name = module if "." in module else f"benchmarks.{module}"
-    done = doctest.testmod(importlib.import_module(name))
-    assert done.attempted and not done.failed
 
 
 def test_a_cost_is_the_sum_of_what_is_paid_for():

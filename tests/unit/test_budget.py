@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
 from dataclasses import replace
 
 import pytest
 
-from dask_serverless import budget as module
 from dask_serverless.budget import EXECUTIONS_MORE, Budget
 from dask_serverless.plan.graph import Graph
 from dask_serverless.plan.price import Prices
@@ -16,10 +14,6 @@ from dask_serverless.simulator.simulation import Options, Parts, Simulation
 from dask_serverless.simulator.workload import SimJob, SimTask, Workload
 
 PRICES = Prices(lambda_gb_second=1.0, lambda_request=0.5)
-
-
-def test_examples():
-    assert not doctest.testmod(module).failed
 
 
 # Money

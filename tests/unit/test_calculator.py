@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -99,9 +97,3 @@ def test_a_prediction_in_numbers(arguments):
     done = CliRunner().invoke(serverless, ["predict", *arguments, "--executors", "32"])
     assert done.exit_code == 0, done.output
     assert "executors at once" in done.output and "$" in done.output
-
-
-@pytest.mark.parametrize("name", ["calculator", "clusters", "shapes"])
-def test_examples(name):
-    results = doctest.testmod(importlib.import_module(f"dask_serverless.simulator.{name}"))
-    assert results.attempted and not results.failed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 from dask_serverless import echo
 from tests.waiting import until
 
@@ -28,7 +26,3 @@ def test_what_is_appended_is_written_once(tmp_path, capsys):
     until(lambda: shown().endswith("3\n"))
     follower.stop()
     assert "".join(seen).count("one") == 1
-
-
-def test_examples():
-    assert doctest.testmod(echo).failed == 0

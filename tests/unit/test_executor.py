@@ -3,8 +3,6 @@ performs instructions of many executors in every order must end with every value
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import math
 import random
 from collections import deque
@@ -934,24 +932,3 @@ def test_what_publishing_cannot_free_stops_nobody():
     assert executor.handle(TaskDone(1, 0.0, 0.0)) == [Arrive([], [1], [], retire=False)]
     forget, run = executor.handle(Answered(Standing.OK, (), False, 0.0))
     assert (forget.tasks, run) == ([1], Run(2, [0]))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "delegation",
-        "executor",
-        "held",
-        "kept",
-        "lineage",
-        "outbox",
-        "parked",
-        "policy",
-        "promises",
-        "segments",
-        "speed",
-    ],
-)
-def test_examples(name):
-    results = doctest.testmod(importlib.import_module(f"lambda_worker.core.{name}"))
-    assert results.attempted and not results.failed

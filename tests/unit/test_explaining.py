@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
 import dask
 import dask.array as da
 import numpy as np
@@ -19,12 +16,6 @@ from dask_serverless.plan.prefixes import number_prefixes
 from dask_serverless.statistics import Statistics
 
 MIB = 2**20
-
-
-@pytest.mark.parametrize("module", ["forecast", "explaining"])
-def test_examples(module):
-    results = doctest.testmod(importlib.import_module(f"dask_serverless.{module}"))
-    assert results.attempted and not results.failed
 
 
 def told(parents, wanted, known=(), places=2, **more):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from datetime import timedelta
 
 import dask
@@ -17,11 +16,9 @@ from dask.core import flatten
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_serverless import own_annotations
 from dask_serverless.config import Settings
 from dask_serverless.dask_graph import materialise, plan_job, split
 from dask_serverless.plan import Sharing, edges, make_classes, number, smallest_class
-from dask_serverless.plan import classes as classes_module
 from dask_serverless.plan.prefixes import Prefixes
 from dask_serverless.preparation import Preparation
 from dask_serverless.recovery import _advice
@@ -42,11 +39,6 @@ def classes_by_key(planned):
 def materialised(collection):
     expr = FinalizeCompute(collections_to_expr([collection])).optimize()
     return materialise(expr, set(flatten(expr.__dask_keys__())))
-
-
-@pytest.mark.parametrize("module", [own_annotations, classes_module], ids=["own_annotations", "classes"])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 # --- which classes there are

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
 import pytest
 
 from dask_serverless.decisions import KEYS_MAX, DecisionLog, JobDecisions
 from dask_serverless.decisions import SAMPLES_MAX as JOB_SAMPLES_MAX
 from lambda_worker.core.journal import DECISIONS, SAMPLES_MAX, Journal
-
-
-@pytest.mark.parametrize("module", ["lambda_worker.core.journal", "dask_serverless.decisions"])
-def test_examples(module):
-    assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 def test_a_decision_taken_a_million_times_leaves_twenty_samples():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import doctest
 from types import SimpleNamespace
 
 import pytest
@@ -58,11 +57,6 @@ async def test_who_has_ended_is_not_lost():
     await launcher.recipient_died("j1/a/1", "signal: killed")
     launcher.note_posted("j1/a/1", "j2", "b")
     assert hands.tasks == [] and lost == []
-
-
-def test_examples_of_whereabouts():
-    results = doctest.testmod(whereabouts)
-    assert results.attempted and not results.failed
 
 
 def test_only_the_newest_executors_are_remembered(monkeypatch):

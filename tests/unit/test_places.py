@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
-import pytest
-
 from dask_serverless.places import Places
-
-
-@pytest.mark.parametrize("name", ["call_stacks", "listener", "places", "postings"])
-def test_examples_run(name):
-    assert doctest.testmod(importlib.import_module(f"dask_serverless.{name}")).failed == 0
 
 
 def test_what_is_said_twice_changes_nothing():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import dask_serverless.plan.graph as module
 from dask_serverless.plan import number
 from lambda_worker.core.errors import GraphError
 
@@ -200,7 +198,3 @@ def test_sources_of_an_unseen_running_sum_are_collected_once():
     (sources,) = graph.sources().values()
     assert sources == graph.externals
     assert len(sources) == size
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

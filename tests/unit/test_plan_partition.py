@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import sys
 import tracemalloc
 from collections import Counter
@@ -291,8 +289,3 @@ def test_explain():
     assert "critical path: 7 tasks" in str(told)
     assert "4 groups to begin with, of 31 to 31 tasks" in str(told)
     assert explain(chain(100_000)).depth == 100_000
-
-
-@pytest.mark.parametrize("name", ["partition", "explain"])
-def test_examples(name):
-    assert doctest.testmod(importlib.import_module(f"dask_serverless.plan.{name}")).failed == 0

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
 import dask
 import dask.array as da
 import pytest
@@ -18,11 +15,6 @@ def inc(number):
 
 def job(count=64):
     return dask.delayed(sum)([dask.delayed(inc)(n, dask_key_name=f"inc-{n}") for n in range(count)])
-
-
-def test_examples():
-    results = doctest.testmod(importlib.import_module("dask_serverless.predicting"))
-    assert results.attempted and not results.failed
 
 
 def test_more_executors_take_less_time_up_to_the_longest_path():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import pickle
 from collections import defaultdict
 from dataclasses import replace
@@ -175,7 +174,3 @@ def test_what_stopped_a_shuffle_is_not_the_cause_of_what_it_is_the_cause_of(monk
 def test_an_unknown_kind_of_shuffle_is_named():
     with pytest.raises(ProtocolError, match="unknown kind: object"):
         shuffle._shuffle(object())
-
-
-def test_examples_run():
-    assert doctest.testmod(shuffle).failed == 0

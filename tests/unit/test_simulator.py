@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib
 import os
 import random
@@ -327,11 +326,3 @@ MODULES = [
     "timeline",
     "workload",
 ]
-
-
-@pytest.mark.parametrize(
-    "name", [*(f"simulator.{each}" for each in MODULES), "simulate", "supervisor", "first_assignments"]
-)
-def test_examples(name):
-    results = doctest.testmod(importlib.import_module(f"dask_serverless.{name}"))
-    assert not results.failed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import math
 from dataclasses import replace
 
@@ -23,20 +21,6 @@ from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import PREFIXES_MAX, SEGMENT_TASKS, Assignment, Edges
 
 SHORT = SHORT_SECONDS / 10
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "lambda_worker.core.observed",
-        "dask_serverless.plan.prefixes",
-        "dask_serverless.prefixes",
-        "dask_serverless.statistics",
-        "dask_serverless.experience",
-    ],
-)
-def test_examples(module):
-    assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 # -- prefixes -------------------------------------------------------------------------------------

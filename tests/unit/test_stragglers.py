@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
 from dataclasses import replace
 
 import pytest
 
-from dask_serverless import stragglers as module
 from dask_serverless.plan.graph import Graph
 from dask_serverless.simulator import faults
 from dask_serverless.simulator.faults import Faults
@@ -18,10 +16,6 @@ from dask_serverless.statistics import Learned
 from dask_serverless.stragglers import BACKUP, Stragglers
 
 KNOWN = Learned(tasks=64, seconds=1.0, seconds_spread=0.2, nbytes=0.0, nbytes_spread=0.0)
-
-
-def test_examples():
-    assert not doctest.testmod(module).failed
 
 
 def heard(*executors, seconds=10.0):
