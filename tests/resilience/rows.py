@@ -98,7 +98,12 @@ ROWS: dict[int, Row] = {
     ),
     23: Row("Values are gone, the store's records are not", "Who reads one makes it again"),
     24: Row("Scattered data is lost in the tier", "It is copied there again from where it lies"),
-    25: Row("The scheduler's process ends", "", "a cluster ends with the process that made it"),
+    25: Row(
+        "The scheduler's process ends",
+        "A persistent cluster (`persistent=True`) goes on and is taken over by its name: finished keys are served, the "
+        "rest goes on. Any other ends with the process that made it",
+        "scattered data that no executor was given yet dies with the process",
+    ),
     26: Row(
         "A client goes away",
         "As with Dask: what nobody else wants is cancelled; `fire_and_forget` goes on",
@@ -165,6 +170,5 @@ ROWS: dict[int, Row] = {
     48: Row(
         "An impure task runs again after somebody has used its first value",
         "Documented: tasks run at least once, and those who have read the first value keep it",
-        "no test yet",
     ),
 }

@@ -22,6 +22,10 @@ def test_every_row_has_a_test_or_says_why_not():
     assert silent == []
 
 
+def test_what_is_promised_is_shown_and_what_is_shown_was_promised():
+    assert {number for number, row in ROWS.items() if row.promise} == set(table.shown())
+
+
 def test_marks_are_of_rows_that_there_are():
     assert set(table.shown()) <= set(ROWS)
 
