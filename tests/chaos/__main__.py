@@ -16,14 +16,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument("--executors", type=int, default=4)
     parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--kinds", default=",".join(KINDS), help="what goes wrong beside the kills ('': nothing)")
+    parser.add_argument(
+        "--kinds",
+        default="",
+        help=f"what else goes wrong as often, beside the kills: all, or some of {', '.join(KINDS)}",
+    )
     parser.add_argument("--calm", action="store_true", help="without a kill every half second")
     options = parser.parse_args()
     print(f"chaos: seed {options.seed}", flush=True)
     report = run(
         options.seconds,
         options.seed,
-        kinds=tuple(filter(None, options.kinds.split(","))),
+        kinds=KINDS if options.kinds == "all" else tuple(filter(None, options.kinds.split(","))),
         always=() if options.calm else ("kill",),
         executors=options.executors,
         shards=options.shards,
