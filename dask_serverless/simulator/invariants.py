@@ -208,7 +208,7 @@ class Watch:
                 continue
             missing = known.live - state.records.keys()
             if missing:
-                coming = {e for j, e, _, blob in (*tier.events, *proxy.hearing) if j == name and not blob}
+                coming = {e for j, e, _, blob in tier.events if j == name and not blob}
                 if missing - coming:
                     self.violated("I4", f"{sorted(missing - coming)} of {name} have no record, and are waited for")
 
@@ -235,6 +235,8 @@ class Watch:
             self.violated("I5", f"task {task} of {job} needs class {needs}, and runs in a smaller one")
         total = self.runs_of[job, task] = self.runs_of.get((job, task), 0) + 1
         if self.values_lost:  # they are made again, by everybody who misses them
+            return
+        if job not in sim.proxy.ledger.jobs:  # it is over, its values go, and who is at work is about to be fenced
             return
         if here[task] > tries:
             self.violated("I5", f"task {task} of {job} runs {here[task]} times in {driver.name}")

@@ -86,7 +86,7 @@ class Proxy(Host):
         self.postings = Postings()
         self.jobs: dict[str, SimJob] = {}
         self.segments: dict[str, dict[int, bytes]] = {}
-        self.hearing: list[tuple[str, str, int, bytes]] = []  # heard, and not taken in yet
+        self._arrived = 0  # of the events that were read last
         self._dead: set[str] = set()
         self._lapsed: dict[tuple[str, str], float] = {}
         self._stalled: set[str] = set()
@@ -284,17 +284,18 @@ class Proxy(Host):
         sim = self.simulation
 
         def step() -> list[tuple[str, str, int, bytes]]:
-            if self.hearing:  # what was read has not arrived: it is read again
-                sim.store.not_returned()
-            self.hearing = sim.store.listen(0)
-            self._listening = bool(self.hearing)  # if there is nothing, what comes from now on wakes the listener
-            return self.hearing
+            arrived, self._arrived = self._arrived, 0
+            sim.store.arrived(arrived)  # what was read and did not arrive is read again
+            return sim.store.listen(0)
 
         while True:
             heard = yield from self.ask(sim.metadata, step)
+            self._arrived = len(heard)
             if not heard:
+                self._listening = False
+                if sim.tier.events:  # something came while the answer was on its way
+                    self.wake()
                 return
-            self.hearing = []
             for job, executor, _, blob in heard:
                 self._take(job, executor, blob)
 

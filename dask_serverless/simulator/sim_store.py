@@ -434,9 +434,9 @@ class SimStore(Bulk):
         self._returned = len(heard)
         return heard
 
-    def not_returned(self) -> None:
-        """What the last `listen` read has not arrived: the next one reads it again."""
-        self._returned = 0
+    def arrived(self, count: int) -> None:
+        """So many of the events that the last `listen` read have arrived: the next one begins after these."""
+        self._returned = count
 
     def cancel(self, job: str) -> None:
         """See `lambda_worker.ports.JobStore.cancel`."""
