@@ -460,8 +460,8 @@ class Driver:
             if (over := self._over()) is not None:  # they were removed, not lost
                 return over
             return InputsLost(task, lost, nbytes, seconds)
-        sizes = {parent: large_nbytes(found[parent]) for parent, _ in stored if parent in found}
-        larger = {parent: sizes[parent] for parent, ref in stored if sizes.get(parent, 0) > ref.nbytes}
+        here = [(parent, ref) for parent, ref in stored if parent in found]
+        larger = {parent: size for parent, ref in here if (size := large_nbytes(found[parent])) > ref.nbytes}
         return InputsFetched(task, nbytes, seconds, larger)
 
     def _over(self) -> Halted | None:

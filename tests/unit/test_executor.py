@@ -349,14 +349,7 @@ def test_any_graph_in_any_order_on_any_number_of_executors(dag, groups, seed, in
     graph, _ = graph_of(*dag)
     world = World(
         graph,
-        Policy(
-            ceiling=ceiling,
-            threads=threads,
-            invoke_seconds=1e-4,
-            share_seconds_min=0,
-            full_seconds=0,
-            refused_seconds=0.001,
-        ),
+        replace(EAGER, ceiling=ceiling, threads=threads),
         seed,
         inline,
     )
@@ -422,14 +415,7 @@ def test_executors_that_die_anywhere_are_tried_again_and_nothing_is_lost(
     dag, groups, seed, ceiling, deaths, patience, large, threads
 ):
     graph, _ = graph_of(*dag)
-    policy = Policy(
-        ceiling=ceiling,
-        threads=threads,
-        invoke_seconds=1e-4,
-        share_seconds_min=0,
-        full_seconds=0,
-        refused_seconds=0.001,
-    )
+    policy = replace(EAGER, ceiling=ceiling, threads=threads)
     world = World(graph, policy, seed)
     world.deaths = deaths
     world.patience = patience
@@ -722,9 +708,6 @@ def test_a_task_that_secedes_lets_the_others_go_elsewhere():
     assert executor.handle(TaskDone(0, 1.0, 1.0)) == [Arrive([], [0], [], retire=True)]
 
 
-QUICK = {"invoke_seconds": 1e-4, "share_seconds_min": 0, "full_seconds": 0, "refused_seconds": 0.001}
-
-
 @settings(max_examples=400, deadline=None)
 @given(
     dags(),
@@ -748,7 +731,7 @@ QUICK = {"invoke_seconds": 1e-4, "share_seconds_min": 0, "full_seconds": 0, "ref
 )
 def test_every_task_of_any_class_runs_once_in_an_executor_that_it_fits(dag, classes, seed, inline, places, sparse):
     graph, _ = graph_of(*dag, classes=classes)
-    world = World(graph, Policy(ceiling=places, **QUICK), seed, inline, places=places)
+    world = World(graph, replace(EAGER, ceiling=places), seed, inline, places=places)
     world.start(1 if sparse else places)
     world.run()
     assert world.results == world.expected()
@@ -767,7 +750,7 @@ def test_classes_in_a_graph_of_many_segments(seed, places):
     }
     classes = {t: chooser.choice([1, 2]) for t in range(tasks) if chooser.random() < 0.1}
     graph, _ = graph_of(parents, set(range(0, tasks, 7)) | {tasks - 1}, classes=classes)
-    world = World(graph, Policy(ceiling=places, **QUICK), seed, payload_segments=False, places=places)
+    world = World(graph, replace(EAGER, ceiling=places), seed, payload_segments=False, places=places)
     world.start(places)
     world.run()
     assert world.results == world.expected()
@@ -819,7 +802,7 @@ def test_what_does_not_fit_is_given_away_while_other_tasks_run():
 
 def test_a_larger_executor_gives_small_tasks_to_small_ones():
     graph, _ = graph_of({"s": (), **{n: ("s",) for n in range(100)}}, set(range(100)), classes={"s": 1, 99: 1})
-    policy = Policy(ceiling=10, **QUICK)
+    policy = replace(EAGER, ceiling=10)
     executor = Executor(Assignment("job", "e", 1, [0], function_class=1), policy)
     executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
     offer, _ = executor.handle(TaskDone(0, 1.0, 1.0))

@@ -6,15 +6,16 @@ takes. What is new in it are backups: executors that do the work of others under
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from dask_serverless.stragglers import backup_of
-from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment
 from tests.machines import RuleBasedStateMachine, run_machine
-from tests.unit.test_executor import World, dags, graph_of
+from tests.unit.test_executor import EAGER, World, dags, graph_of
 
 DEATHS_MAX = 4
 BACKUPS_MAX = 3
@@ -36,15 +37,7 @@ class ExecutorMachine(RuleBasedStateMachine):
     )
     def begin(self, dag, groups, seed, ceiling, large, threads):
         self.graph, _ = graph_of(*dag)
-        policy = Policy(
-            ceiling=ceiling,
-            threads=threads,
-            invoke_seconds=1e-4,
-            share_seconds_min=0,
-            full_seconds=0,
-            refused_seconds=0.001,
-            hold_bytes_min=0,
-        )
+        policy = replace(EAGER, ceiling=ceiling, threads=threads, hold_bytes_min=0)
         self.world = World(self.graph, policy, seed)
         self.world.large = large
         self.right = self.world.expected()
