@@ -46,6 +46,7 @@ class LastWords:
         self._idle = os.path.join(directory, f"idle-{sandbox}")
         self._path = ""  # of the executor that is at work
         self._map: mmap.mmap | None = None
+        self._inode = 0
 
     def begin(self, executor: str) -> None:
         """An executor begins; raises `OSError` if nothing can be written there."""
@@ -58,10 +59,15 @@ class LastWords:
                 self._map.close()
                 self._map = None
         if self._map is None:
-            with open(path, "w+b") as file:
+            # Made under a name that only this sandbox uses, never opened by the executor's: a doubled invocation, or
+            # an attempt after one that was only slow, would cut the file that the other sandbox has mapped, and
+            # whoever touches a map beyond the end of its file is killed (SIGBUS).
+            with open(self._idle, "w+b") as file:
                 file.write(_RECORD.pack(-1))
                 file.flush()
                 self._map = mmap.mmap(file.fileno(), _RECORD.size)
+                self._inode = os.fstat(file.fileno()).st_ino
+            os.rename(self._idle, path)
         self._path = path
 
     def say(self, task: int) -> None:
@@ -72,7 +78,10 @@ class LastWords:
     def end(self) -> None:
         """The executor ended well: nothing to remember."""
         try:
-            os.rename(self._path, self._idle)
+            if os.stat(self._path).st_ino == self._inode:
+                os.rename(self._path, self._idle)
+            else:  # by now the name is that of another sandbox's file, where the executor is at work as well
+                self._map = None
         except OSError:  # asked for and forgotten, or its directory is gone with its cluster
             self._map = None
 
