@@ -22,13 +22,16 @@ BIN := $(ENVIRONMENT)/bin
 # The stamps name this directory, for an environment that serves more than one clone.
 STAMP := $(ENVIRONMENT)/.dask-serverless$(subst /,-,$(CURDIR))
 PYTEST_ARGS ?=
+# Tests mostly wait for processes: two at a time take little more than half the time.
+JOBS ?= 2
+parallel = $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist $(1))
 TESTS := tests/unit tests/contract tests/process tests/end_to_end tests/chaos
 
 .PHONY: help quickstart test nightly lint chaos bench bench-ablation bench-latency bench-giant bench-wide clean
 
 help:
 	@echo "make quickstart  run examples/parallel_svc.py on a cluster of Lambda executors on this machine"
-	@echo "make test        lint, types, import contracts, then all tests (PYTEST_ARGS=... for pytest)"
+	@echo "make test        lint, types, import contracts, then all tests (PYTEST_ARGS=... for pytest; JOBS=1: one at a time)"
 	@echo "make nightly     20,000 simulated clusters in which things go wrong (NIGHTLY_ARGS=\"--first 20000\" for others)"
 	@echo "make lint        only lint, types and import contracts"
 	@echo "make chaos       kill a sandbox every half second for ten minutes, and check a cluster's answers"
@@ -77,9 +80,9 @@ lint: $(STAMP)-test
 # Two processes: what the first one's tests leave in it (default clients, configuration) is not for LocalCluster's workers.
 test: lint
 	@echo "==> pytest: compatibility with LocalCluster"
-	@$(BIN)/python -m pytest tests/compatibility $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/compatibility $(call parallel,load) $(PYTEST_ARGS)
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest $(wildcard $(TESTS)) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(wildcard $(TESTS)) $(call parallel,loadfile) $(PYTEST_ARGS)
 
 chaos: $(STAMP)-test
 	@echo "==> running tests/chaos"
