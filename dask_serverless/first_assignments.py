@@ -63,5 +63,6 @@ def first_assignments(
             inline = {}
         name, hint = f"{serial}-{number}", group.segments
         assignment = Assignment(job, name, 1, group.starts, given, hint, inline, ceiling, room)
-        made.append(replace(assignment, function_class=function_class, home=group.home))
+        settle = sharing.lead * len(found)
+        made.append(replace(assignment, function_class=function_class, home=group.home, settle=settle))
     return made

@@ -243,7 +243,7 @@ class Executor:
     def _on_began(self, now: float, edges: Mapping[int, Edges], out: list[Instruction]) -> None:
         self._segments.here.update(edges)
         if not self.assignment.room:
-            self._delegation.ask_again = now + self.policy.settle_seconds
+            self._delegation.ask_again = now + self.policy.settle_seconds(self.assignment.settle)
         starts = self.assignment.starts
         needed = dict.fromkeys(self.assignment.hint)
         for task in starts:

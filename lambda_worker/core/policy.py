@@ -126,19 +126,26 @@ class Policy:
         """
         return max(self.publish_seconds_min, self.ceiling / self.publications_per_second_max)
 
-    @property
-    def settle_seconds(self) -> float:
-        """How long who begins while the fleet is full does not ask for more executors.
+    def settle_seconds(self, beginning: float = 0.0) -> float:
+        """Decide how long who begins while the fleet is full does not ask for more executors.
 
         A wide fleet asks as often as one of `full_executors`, all together: else whoever is slow because a thousand
-        others begin as well takes its work for long, and gives it to still others.
+        others begin as well takes its work for long, and gives it to still others. Nor does anybody ask before all
+        have begun, if it is known how long that takes.
+
+        Parameters
+        ----------
+        beginning
+            Seconds in which all who begin together will have begun (0: not known).
 
         Examples
         --------
-        >>> Policy(ceiling=2).settle_seconds, Policy(ceiling=1_000).settle_seconds
+        >>> Policy(ceiling=2).settle_seconds(), Policy(ceiling=1_000).settle_seconds()
         (1.0, 5.0)
+        >>> Policy(ceiling=1_000).settle_seconds(beginning=8.0)
+        8.0
         """
-        return self.full_seconds * max(1.0, self.ceiling / self.full_executors)
+        return max(self.full_seconds * max(1.0, self.ceiling / self.full_executors), beginning)
 
     def leave_at(self, now: float, seconds_left: float) -> float:
         """Decide until when an executor runs tasks, whose Lambda ends in `seconds_left`.

@@ -144,6 +144,8 @@ class Assignment:
         meets others had better run here: large values for them are held back (see `lambda_worker.core.held`).
     learned
         Seconds and bytes to be expected of a task, by number of its key prefix, as far as they are known.
+    settle
+        Seconds in which all who begin together with this one will have begun, as was learned from earlier jobs.
     """
 
     job: str
@@ -165,6 +167,7 @@ class Assignment:
     outfit: tuple[int, Ref] | None = None
     home: Sequence[int] = ()
     learned: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    settle: float = 0.0
 
     @property
     def located(self) -> dict[int, Location]:
@@ -204,6 +207,8 @@ class Assignment:
             seldom["home"] = self.home
         if self.learned:
             seldom["learned"] = self.learned
+        if self.settle:
+            seldom["settle"] = self.settle
         return pack([*fields, seldom] if seldom else fields)
 
     @classmethod
@@ -231,6 +236,7 @@ class Assignment:
             outfit=(seldom["outfit"][0], Ref(*seldom["outfit"][1:])) if "outfit" in seldom else None,
             home=tuple(seldom.get("home", ())),
             learned=seldom.get("learned", {}),
+            settle=seldom.get("settle", 0.0),
         )
 
 

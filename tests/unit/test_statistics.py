@@ -99,7 +99,7 @@ def test_edges_carry_prefixes(classes, prefixes):
 
 
 def test_an_assignment_carries_what_was_learned():
-    assignment = Assignment("j", "e", 1, [0], learned={3: (0.5, 100.0)})
+    assignment = Assignment("j", "e", 1, [0], learned={3: (0.5, 100.0)}, settle=2.5)
     assert Assignment.from_bytes(assignment.to_bytes()).learned == {3: [0.5, 100.0]}
 
 

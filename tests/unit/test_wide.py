@@ -62,5 +62,25 @@ def test_one_executor_with_many_long_tasks_is_a_thousand_soon_and_nobody_starts_
 
 
 def test_a_wide_fleet_asks_for_more_no_more_often_than_a_small_one():
-    rates = [ceiling / Policy(ceiling=ceiling).settle_seconds for ceiling in (200, 500, 1_000, 5_000)]
+    rates = [ceiling / Policy(ceiling=ceiling).settle_seconds() for ceiling in (200, 500, 1_000, 5_000)]
     assert max(rates) <= Policy().full_executors
+
+
+def first_asked(settle):
+    """Return when an executor with twenty long tasks, which began in a full fleet, first asks for another one."""
+    edges = Edges(0, [[]] * 20, [[]] * 20, visible=frozenset(range(20)))
+    executor = Executor(Assignment("job", "e", 1, range(20), ceiling=2, settle=settle), Policy(ceiling=2))
+    now, todo = 0.0, deque(executor.handle(Began(0.0, {0: edges})))
+    while todo:
+        instruction = todo.popleft()
+        if isinstance(instruction, Delegate):
+            return now
+        if isinstance(instruction, Run):
+            now += SECONDS
+            todo.extend(executor.handle(TaskDone(instruction.task, SECONDS, now)))
+    return None
+
+
+def test_nobody_asks_for_more_before_all_have_begun_if_it_is_known_when_that_is():
+    assert first_asked(settle=0.0) < 2
+    assert 4.0 <= first_asked(settle=4.0) < 5
