@@ -100,7 +100,8 @@ def test_edges_carry_prefixes(classes, prefixes):
 
 def test_an_assignment_carries_what_was_learned():
     assignment = Assignment("j", "e", 1, [0], learned={3: (0.5, 100.0)}, settle=2.5)
-    assert Assignment.from_bytes(assignment.to_bytes()).learned == {3: [0.5, 100.0]}
+    again = Assignment.from_bytes(assignment.to_bytes())
+    assert (again.learned, again.settle) == ({3: [0.5, 100.0]}, 2.5)
 
 
 # -- what an executor observes --------------------------------------------------------------------
