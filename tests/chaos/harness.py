@@ -341,6 +341,19 @@ class Report:
         """How often a task ran, on average; 1 is none in vain."""
         return sum(self.runs.values()) / max(1, len(self.runs))
 
+    @property
+    def lost_per_kill(self) -> float:
+        """How many runs each kill cost, on average: what an executor had not told anybody yet.
+
+        Unlike `waste`, this does not depend on how much a machine gets done between two kills.
+        """
+        return (sum(self.runs.values()) - len(self.runs)) / max(1, self.happened["kill"])
+
+    @property
+    def kills_per_round(self) -> float:
+        """How often somebody was killed while one computation went on."""
+        return self.happened["kill"] / max(1, self.rounds.total())
+
     def __str__(self) -> str:
         named = ("executors_lost", "shards_lost", "results_lost", "tasks_remade")
         return "\n".join(
@@ -353,6 +366,7 @@ class Report:
                 "  counted: " + ", ".join(f"{name} {self.stats.get(name, 0)}" for name in named),
                 f"  runs per task: {self.waste:.3f} ({sum(self.runs.values()):,} of {len(self.runs):,} tasks; "
                 f"at most {max(self.runs.values(), default=0)}); slowest round {self.slowest_seconds:.1f} s",
+                f"  {self.kills_per_round:.1f} kills per round, {self.lost_per_kill:.1f} runs lost by each",
             ]
         )
 
