@@ -9,8 +9,8 @@ import pytest
 from tests.chaos import harness
 
 SECONDS = 25.0
-#: At a kill every half second, as promised, where that is not more often than so many times in a round. (Two quiet cores:
-#: 6. The same, half as fast and shared with others: 13, and 1.6 runs per task.)
+#: At a kill every half second, as promised, where that is not more often than so many times in a round. (Two quiet
+#: cores: 6. Half as fast, and shared with others: 13, and 1.6 runs per task.)
 RUNS_PER_TASK_MAX = 1.5
 KILLS_PER_ROUND_MAX = 8.0
 #: On any machine: 8 and 9 on these two.
