@@ -1,8 +1,8 @@
 """Frames of stored values, compressed where that is measured to pay.
 
-A sample of a frame is compressed first: how much it loses, and how long that takes, decide about the frame
-(`Policy.compresses`). What looks random is never compressed, and nothing is where the storage tier is as near as on one
-machine.
+A sample of a frame is compressed first: how much it loses, and how long that takes, decide about the frame, with how
+fast values were seen to move (`Policy.compresses`). What looks random is never compressed, and hardly anything is where
+the storage tier is as near as on one machine.
 
 A value's first frame tells which buffers were writeable; if anything is compressed, it tells the lengths as well.
 Values are compressed before they are sealed: nothing is expanded before its tag was checked.
@@ -17,6 +17,7 @@ from lz4.block import compress as _compress
 from lz4.block import decompress as _decompress
 
 from lambda_worker.core.policy import Policy
+from lambda_worker.core.speed import Speed
 from lambda_worker.core.wire import Frame, Frames, pack, unpack
 from lambda_worker.ports import Clock
 
@@ -42,6 +43,8 @@ class Compressor:
         Weighs what is saved against what it takes.
     clock
         Measures what it takes.
+    speed
+        How fast values have moved to and from the storage tier; None: nobody has measured that.
 
     Examples
     --------
@@ -54,6 +57,7 @@ class Compressor:
 
     policy: Policy
     clock: Clock = field(repr=False)
+    speed: Speed | None = None
 
     def shrink(self, frames: Frames) -> list[Frame]:
         """Return the frames of a value, compressed where it pays."""
@@ -80,7 +84,8 @@ class Compressor:
         begun = self.clock()
         nbytes = len(_compress(sample, store_size=False))
         seconds = self.clock() - begun
-        if not self.policy.compresses(1 - nbytes / len(sample), seconds / len(sample)):
+        bandwidth = None if self.speed is None else self.speed.bandwidth
+        if not self.policy.compresses(1 - nbytes / len(sample), seconds / len(sample), bandwidth):
             return None
         lean = cast(bytes, _compress(view, store_size=False))
         return lean if len(lean) < view.nbytes else None

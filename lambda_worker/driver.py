@@ -441,7 +441,7 @@ class Driver:
         stored = [(parent, ref) for parent, ref in stored if anew or parent not in found]
         nbytes = sum(ref.nbytes for _, ref in stored)
         try:
-            frames = self.world.store.get([ref for _, ref in stored]) if stored else []
+            frames = self.world.get([ref for _, ref in stored]) if stored else []
             for (parent, ref), sealed in zip(stored, frames, strict=True):
                 found[parent] = self.world.open_value(ref.name, sealed)
             for parent, location in wanted:

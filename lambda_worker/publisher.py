@@ -205,14 +205,14 @@ class Publisher:
             else:
                 large.append((task, name, sealed))
         try:
-            refs = self._world.store.put([(name, sealed) for _, name, sealed in large]) if large else []
+            refs = self._world.put([(name, sealed) for _, name, sealed in large]) if large else []
             located.update((task, ref) for (task, _, _), ref in zip(large, refs, strict=True))
         except (ValueTooLarge, StoreFull):
             refs = []
             # One of them is too much: write them one by one to find out which.
             for task, name, sealed in large:
                 try:
-                    (located[task],) = self._world.store.put([(name, sealed)])
+                    (located[task],) = self._world.put([(name, sealed)])
                 except (ValueTooLarge, StoreFull) as error:
                     said = type(error)(f"the value of task {belongings.key(task)!r}: {error}")
                     failed[task] = belongings.error(task, said)

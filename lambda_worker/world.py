@@ -11,7 +11,8 @@ from lambda_worker.cache import Cache
 from lambda_worker.compression import Compressor
 from lambda_worker.constants import Constants
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.wire import Frame, Location, Ref, open_frames, unpack_inline
+from lambda_worker.core.speed import Speed
+from lambda_worker.core.wire import Frame, Frames, Location, Ref, open_frames, unpack_inline
 from lambda_worker.last_words import LastWords
 from lambda_worker.ports import Clock, Invoker, Store
 from lambda_worker.values import frames_to_value
@@ -49,9 +50,11 @@ class World:
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
     constants: Constants = field(init=False)
     compressor: Compressor = field(init=False)
+    speed: Speed = field(init=False)
 
     def __post_init__(self) -> None:
-        self.compressor = Compressor(self.policy, self.clock)
+        self.speed = Speed(2 * self.policy.bytes_per_second)  # that is there and back
+        self.compressor = Compressor(self.policy, self.clock, self.speed)
         self.constants = Constants(self.store, self.secret, self.cache)
 
     def task_worker(self, scheduler: str, name: str) -> TaskWorker:
@@ -63,10 +66,24 @@ class World:
             self.worker.wardrobe = self.wardrobe = Wardrobe(self.store, self.secret, self.worker)
         return self.worker
 
+    def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """Store values, and note how fast that went."""
+        began = self.clock()
+        refs = self.store.put(objects)
+        self.speed.moved(sum(ref.nbytes for ref in refs), self.clock() - began)
+        return refs
+
+    def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
+        """Read stored values, and note how fast that went."""
+        began = self.clock()
+        found = self.store.get(refs)
+        self.speed.moved(sum(ref.nbytes for ref in refs), self.clock() - began)
+        return found
+
     def open_location(self, location: Location) -> Any:
         """Read one value, wherever it is."""
         if isinstance(location, Ref):
-            return self.open_value(location.name, self.store.get([location])[0])
+            return self.open_value(location.name, self.get([location])[0])
         return self.open_value(*unpack_inline(location))
 
     def open_value(self, name: str, sealed: Sequence[Frame]) -> Any:

@@ -208,7 +208,7 @@ class Policy:
         """
         return not self.group or 2 * nbytes <= seconds * bandwidth
 
-    def compresses(self, saved: float, seconds_per_byte: float) -> bool:
+    def compresses(self, saved: float, seconds_per_byte: float, bandwidth: float | None = None) -> bool:
         """Decide whether a frame is compressed.
 
         Parameters
@@ -217,14 +217,19 @@ class Policy:
             Which share of its bytes that would save.
         seconds_per_byte
             How long that would take.
+        bandwidth
+            Bytes per second to or from the storage tier, as measured; None: as configured.
 
         Examples
         --------
         >>> far, near = Policy(bytes_per_second=50e6), Policy(bytes_per_second=500e6)
         >>> far.compresses(saved=0.5, seconds_per_byte=2e-9), near.compresses(saved=0.5, seconds_per_byte=2e-9)
         (True, False)
+        >>> near.compresses(saved=0.5, seconds_per_byte=2e-9, bandwidth=100e6)
+        True
         """
-        return saved / self.bytes_per_second > seconds_per_byte + 1 / self.expand_bytes_per_second
+        bytes_per_second = self.bytes_per_second if bandwidth is None else bandwidth / 2  # that is there and back
+        return saved / bytes_per_second > seconds_per_byte + 1 / self.expand_bytes_per_second
 
     def invoke_here(self, executors: int, warm: bool) -> bool:
         """Decide who invokes new executors: the one that delegates, or the proxy on its behalf.

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from lambda_worker.compression import FRAME_BYTES_MIN, Compressor, expand, expand_blob
 from lambda_worker.core.policy import Policy
-from lambda_worker.core.wire import frames_nbytes
+from lambda_worker.core.wire import Ref, frames_nbytes
 from lambda_worker.values import frames_to_value, value_to_frames
+from lambda_worker.world import World
 
 FAR, NEAR = Policy(bytes_per_second=50e6), Policy(bytes_per_second=1e9)
 RANDOM = np.random.default_rng(0)
@@ -66,6 +67,33 @@ def test_what_takes_longer_than_it_saves_stays_as_it_is():
     frames = value_to_frames(RANDOM.integers(0, 50, 100_000))
     assert compressor(NEAR).shrink(frames) == frames
     assert compressor(FAR, seconds_per_sample=1e-3).shrink(frames) == frames
+
+
+def test_a_slow_way_to_the_store_is_found_out_by_using_it():
+    """As configured it is fast; then ten megabytes take a second, each way."""
+    frames = value_to_frames(RANDOM.integers(0, 50, 100_000))
+    now = [0.0]
+
+    class Store:
+        def put(self, objects):
+            now[0] += 1.0
+            return [Ref(name, 0, frames_nbytes(each)) for name, each in objects]
+
+        def get(self, refs):
+            now[0] += 1.0
+            return [[bytes(ref.nbytes)] for ref in refs]
+
+    def sandbox():
+        world = World(Store(), None, b"secret", NEAR, lambda: now[0], None)
+        world.compressor = Compressor(NEAR, clock(30e-6), world.speed)
+        assert world.compressor.shrink(frames) == frames
+        return world
+
+    reads, writes = sandbox(), sandbox()
+    writes.put([("value", [bytes(10_000_000)])])
+    reads.get([Ref("value", 0, 10_000_000)])
+    for world in (reads, writes):
+        assert frames_nbytes(world.compressor.shrink(frames)) < frames_nbytes(frames) * 0.6
 
 
 def test_only_the_frames_that_pay_are_compressed():
