@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lambda_worker.core.errors import ValueLost, ValueTooLarge
+from lambda_worker.core.errors import StoreForgot, ValueLost, ValueTooLarge
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, frames_nbytes
 from lambda_worker.ports import Claim, Lapsed, Reply, Standing, Succession, Verdict
