@@ -254,7 +254,8 @@ class JobStore(Store, Protocol):
         ...
 
     def executors(self, job: str) -> list[str]:
-        """Name the executors of a job that have a record, sorted. Takes time in the number of all that live."""
+        """Name the executors of a job that have a record, sorted. Takes time in the number of all that live. Raises
+        `StoreForgot` as `listen` does: then that there are none says nothing."""
         ...
 
     def recall(self, job: str, executor: str, alive: bool = False) -> Assignment | None:

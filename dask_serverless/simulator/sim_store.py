@@ -328,6 +328,7 @@ class SimStore(Bulk):
     def executors(self, job: str) -> list[str]:
         """See `lambda_worker.ports.JobStore.executors`."""
         self._count(round_trips=1)
+        self._refuse_strangers()
         return sorted(self.tier.job(job).records)
 
     def recall(self, job: str, executor: str, alive: bool = False) -> Assignment | None:
@@ -448,8 +449,13 @@ class SimStore(Bulk):
         self._returned = len(heard)
         return heard
 
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether the mark is lost that was found or put by `begin`."""
+        return bool(self._mark) and self.tier.mark != self._mark
+
     def _refuse_strangers(self) -> None:
-        if self._mark and self.tier.mark != self._mark:
+        if self.is_forgotten:
             raise StoreForgot("the metadata server has lost what it knew")
 
     def arrived(self, count: int) -> None:

@@ -300,7 +300,8 @@ class RedisStore:
 
     def executors(self, job: str) -> list[str]:
         """See `lambda_worker.ports.JobStore.executors`. Every record has a lease."""
-        (members,) = self._metadata.ask(("ZRANGE", self._keys.leases, 0, -1))
+        mark, members = self._metadata.ask(("GET", self._keys.mark), ("ZRANGE", self._keys.leases, 0, -1))
+        self._refuse_strangers(mark)
         mine = self._keys.lease_member(job, "")
         return sorted(member.decode().removeprefix(mine) for member in members if member.startswith(mine.encode()))
 
@@ -452,18 +453,20 @@ class RedisStore:
         commands: list[tuple[Any, ...]] = [("XREAD", "COUNT", EVENTS_MAX, *block, "STREAMS", key, "0")]
         if self._returned_to is not None:
             commands.insert(0, ("XTRIM", key, "MINID", "=", _behind(self._returned_to)))
-        if self._mark is not None:
-            # First, and on the same connection: what is read behind it was read where the mark is, or is not.
-            commands.insert(0, ("GETEX", self._keys.mark, "EX", self.config.ttl_seconds))
-        replies = self._metadata.ask(*commands)
-        reply = replies[-1]
-        if self._mark is not None and replies[0] != self._mark:
+        # First, and on the same connection: what is read behind it was read where the mark is, or is not.
+        commands.insert(0, ("GETEX", self._keys.mark, "EX", self.config.ttl_seconds))
+        mark, *_, reply = self._metadata.ask(*commands)
+        self._refuse_strangers(mark)
+        self._returned_to = None
+        return reply[0][1] if reply else []
+
+    def _refuse_strangers(self, mark: bytes | None) -> None:
+        """Raise `StoreForgot` if this is not the mark of the server that was begun with."""
+        if self._mark is not None and mark != self._mark:
             raise StoreForgot(
                 f"the metadata server at {self._metadata.address} has lost what it knew: it has died and was started "
                 "again, or somebody has emptied it"
             )
-        self._returned_to = None
-        return reply[0][1] if reply else []
 
 
 def _behind(entry: bytes) -> str:

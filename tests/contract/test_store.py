@@ -619,6 +619,8 @@ def test_who_has_begun_hears_that_all_was_forgotten(make_store, forget):
     for _ in range(2):
         with pytest.raises(StoreForgot):
             store.listen(0)
+        with pytest.raises(StoreForgot):
+            store.executors("job")
     # Nothing of the old jobs can act any more: nobody knows them.
     assert executor.beat([("job", "a", 1, 0)]) == [Standing.FENCED]
     assert executor.arrive("job", "a", 1, [edge(100, 1, 1)], b"after", retire=True).standing is Standing.FENCED
