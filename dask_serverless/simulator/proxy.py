@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -293,12 +293,18 @@ class Proxy(Host):
                 self.feed(JobFailed(verdict.job, pack([StoreForgot.__name__, verdict.job, -1])))
         self.spawn(self._set_places())
         for verdict in reversed(again):  # who waits for a key finds it known
-            there = {key for key, entry in self.ledger.keys.items() if entry.result is not None}
             before = self.jobs[verdict.job]
-            name = f"{before.origin or before.name}r{next(self._begun_again)}"
-            job = before.begun_again(name, verdict.keys, there)
+            job = before.begun_again(self.new_name(before), verdict.keys, self.there())
             sim.learn_of(job)
             self.submit(job)
+
+    def new_name(self, job: SimJob) -> str:
+        """Name a job that is begun again: nobody who was at work in it before may be taken for one of its own."""
+        return f"{job.origin or job.name}r{next(self._begun_again)}"
+
+    def there(self) -> Container[Key]:
+        """Return the keys that have a value."""
+        return {key for key, entry in self.ledger.keys.items() if entry.result is not None}
 
     # -- what executors say ---------------------------------------------------------------------
 
