@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -96,6 +97,17 @@ def in_the_middle(client, directory):
     everything = client.get(graph(directory), "all", sync=False)
     _wait_for_slow(directory)
     return futures, everything
+
+
+def forgotten(client, directory):
+    """As before; then the metadata server dies, and what was under way has begun again."""
+    kept = in_the_middle(client, directory)
+    before = sum(name.startswith("S") for name in runs(directory))
+    os.kill(client.cluster._local.tier.pids["metadata"], signal.SIGKILL)
+    _wait_for(lambda: sum(name.startswith("S") for name in runs(directory)) > before, directory)
+    noted = client.cluster._proxy.dispatcher.backend.store.noted
+    _wait_for(lambda: sum(name.startswith("job:") for name in noted()) >= 2, directory)
+    return kept
 
 
 def with_datasets(client, directory):
