@@ -143,5 +143,5 @@ def idle(client, directory):
     client.cluster.scale(3)
 
 
-_STORIES = (in_the_middle, with_datasets, with_scattered_data, with_a_large_graph, idle)
+_STORIES = (in_the_middle, forgotten, with_datasets, with_scattered_data, with_a_large_graph, idle)
 STORIES = {each.__name__: each for each in _STORIES}

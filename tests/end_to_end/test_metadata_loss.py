@@ -98,7 +98,6 @@ def test_a_tree_of_large_values(cluster, client, tmp_path, deaths):
     until_empty(cluster)
 
 
-@pytest.mark.fault(19)
 def test_a_metadata_server_that_is_emptied(cluster, client, tmp_path):
     """It lives, and forgets all: nobody's connection breaks."""
     path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))
