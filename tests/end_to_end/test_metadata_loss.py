@@ -24,7 +24,6 @@ from lambda_worker.core.errors import StoreForgot, StoreUnavailable
 from tests.end_to_end.test_shard_loss import Gate, first, large, tree, tree_sum
 from tests.waiting import until
 
-pytestmark = pytest.mark.fault(22)
 SECONDS_MAX = 60.0
 #: Of the metadata server itself, whatever runs: its mark, the ceiling, the stream of events, who lingers.
 KEYS_OF_ITS_OWN = {"mark", "ceiling", "events", "lingering"}
@@ -82,6 +81,7 @@ def runs(path):
     return Counter(Path(path).read_text().split() if os.path.exists(path) else ())
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_a_tree_of_large_values(cluster, client, tmp_path, deaths):
     path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))
@@ -98,6 +98,7 @@ def test_a_tree_of_large_values(cluster, client, tmp_path, deaths):
     until_empty(cluster)
 
 
+@pytest.mark.fault(22)
 def test_a_metadata_server_that_is_emptied(cluster, client, tmp_path):
     """It lives, and forgets all: nobody's connection breaks."""
     path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))
@@ -113,6 +114,7 @@ def test_a_metadata_server_that_is_emptied(cluster, client, tmp_path):
     until_empty(cluster)
 
 
+@pytest.mark.fault(22)
 def test_futures_of_a_map_that_are_done_are_not_run_again(cluster, client, tmp_path):
     path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))
     futures = client.map(slowly, [path] * 40, range(40))
@@ -134,6 +136,7 @@ def after(path, gate, number, value):
     return large(2 * number, value)
 
 
+@pytest.mark.fault(22)
 def test_a_map_in_the_middle(cluster, client, tmp_path):
     """Some futures of one graph have values, others begin again."""
     path = str(tmp_path / "runs")
@@ -148,6 +151,7 @@ def test_a_map_in_the_middle(cluster, client, tmp_path):
     until_empty(cluster)
 
 
+@pytest.mark.fault(22)
 def test_a_persisted_array_is_used_again(cluster, client):
     x = da.random.default_rng(1).random((2000, 2000), chunks=(500, 500)).persist()
     wait(x, timeout=SECONDS_MAX)
@@ -166,6 +170,7 @@ def test_a_persisted_array_is_used_again(cluster, client):
     until_empty(cluster)
 
 
+@pytest.mark.fault(22)
 def test_a_job_that_waits_for_another_one(cluster, client, tmp_path):
     gate = Gate(str(tmp_path / "open"))
     x = client.submit(gated, gate, 7)
@@ -183,6 +188,7 @@ def gated(gate, number):
     return large(number)
 
 
+@pytest.mark.fault(22)
 def test_a_chain(cluster, client, tmp_path):
     path = str(tmp_path / "runs")
     value = delayed(large)(1)
@@ -194,6 +200,7 @@ def test_a_chain(cluster, client, tmp_path):
     assert future.result(timeout=SECONDS_MAX) == 301
 
 
+@pytest.mark.fault(22)
 def test_a_shuffle(cluster, client, tmp_path):
     gate = Gate(str(tmp_path / "open"))
     frame = pd.DataFrame({"x": np.arange(100_000) % 97, "y": np.arange(100_000)})
@@ -213,6 +220,7 @@ def wait_with_the_last(part, gate):
     return part
 
 
+@pytest.mark.fault(22)
 def test_what_a_client_has_scattered(cluster, client, tmp_path):
     gate = Gate(str(tmp_path / "open"))
     data = client.scatter(np.arange(100_000))
@@ -228,6 +236,7 @@ def sum_behind(gate, data):
     return int(data.sum())
 
 
+@pytest.mark.fault(22)
 def test_a_call_of_run_begins_again(cluster, client, tmp_path):
     path = tmp_path / "runs"
     found = []
@@ -246,7 +255,7 @@ def note_and_wait(path, gate):
     return "done"
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault(22, 40)
 def test_again_and_again_while_something_is_computed(tmp_path):
     """More often than is allowed: it fails by name, and the cluster goes on."""
     gate = Gate(str(tmp_path / "open"))
@@ -265,7 +274,7 @@ def test_again_and_again_while_something_is_computed(tmp_path):
         assert client.submit(first, kept).result(timeout=SECONDS_MAX) == 5
 
 
-@pytest.mark.fault(18, 40)
+@pytest.mark.fault(18, 22, 40)
 def test_again_and_again_within_a_minute(tmp_path):
     """More often than it is started again: the cluster says that it has ended."""
     gate = Gate(str(tmp_path / "open"))

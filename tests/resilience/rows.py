@@ -97,9 +97,8 @@ ROWS: dict[int, Row] = {
     ),
     22: Row(
         "The store's records of a job are gone, its values are not",
-        "It is found out by a mark. What was under way begins again under other names, with the keys that are finished; "
-        "whoever was at work is fenced. Too often, and it fails by name. A persistent cluster that nobody owned begins "
-        "anew, and says so",
+        "What was under way begins again under other names, with the keys that are finished; whoever was at work is "
+        "fenced. Too often, and it fails by name. A persistent cluster that nobody owned begins anew, and says so",
         "records are not rebuilt from values: what lies between finished keys runs again",
     ),
     23: Row("Values are gone, the store's records are not", "Who reads one makes it again"),
