@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import redis
 from dask import delayed
-from distributed import Client, wait
+from distributed import Client, wait, worker_client
 
 from dask_serverless import ServerlessCluster
 from lambda_worker.core.errors import StoreForgot, StoreUnavailable
@@ -253,6 +253,28 @@ def note_and_wait(path, gate):
     Path(path).touch()
     Gate(gate).wait()
     return "done"
+
+
+@pytest.mark.fault(22)
+def test_tasks_that_are_clients(cluster, client, tmp_path):
+    """Those that wait for others run again, and ask for the same again."""
+    gate, path = Gate(str(tmp_path / "open")), tmp_path / "runs"
+    futures = [client.submit(outer, gate, 10 * number, str(path)) for number in range(4)]
+    until(lambda: path.exists() and len(cluster._proxy.dispatcher.ledger.jobs) > 4, "tasks have asked for others")
+    kill(cluster)
+    gate.open()
+    assert client.gather(futures) == [3, 33, 63, 93]
+
+
+def outer(gate, number, path):
+    Path(path).touch()
+    with worker_client() as client:
+        return sum(client.gather([client.submit(inner, gate, number + more) for more in range(3)]))
+
+
+def inner(gate, number):
+    gate.wait()
+    return number
 
 
 @pytest.mark.fault(22, 40)
