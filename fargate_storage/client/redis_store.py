@@ -211,9 +211,10 @@ class RedisStore:
     def begin(self) -> bool:
         """See `lambda_worker.ports.JobStore.begin`."""
         mine = secrets.token_hex(8).encode()
-        _, self._mark = self._metadata.ask(
+        _, found = self._metadata.ask(
             ("SET", self._keys.mark, mine, "NX", "EX", self.config.ttl_seconds), ("GET", self._keys.mark)
         )
+        self._mark = found or mine  # forgotten in between: then the next step finds out
         self._returned_to = None  # of another stream, perhaps
         return self._mark != mine  # a call that is repeated finds its own
 
