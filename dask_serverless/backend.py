@@ -40,9 +40,6 @@ HEAVY_LIBRARIES = frozenset({"dask", "dask_ml", "numba", "numpy", "pandas", "pya
 #: so that no real credentials of the user are looked up, or sent to it.
 LOCAL_CREDENTIALS = ("dask-serverless", "dask-serverless")
 LOGS_LINES = 1_000
-#: How long this process waits for a storage server whose process lives: who gave up would give up every job. Executors
-#: are less patient, because they can be replaced.
-STORE_PATIENCE_SECONDS = 60.0
 #: Each owner of a persistent cluster numbers what it makes from a number of its own.
 EPOCH_NUMBERS = 10**9
 #: Settings of what runs already when a cluster is taken over.
@@ -214,7 +211,7 @@ class LocalBackend:
             shards=settings.storage_shards,
             maxmemory_bytes=settings.storage_max_memory,
             server=settings.storage_server,
-            on_restart=self._shard_restarted,
+            on_restart=self._server_restarted,
             keep=keep,
         )
         self.tier.start()
@@ -234,16 +231,21 @@ class LocalBackend:
 
     def _adopt(self, record: dict[str, Any]) -> bool:
         """Take over what another process has left; tell whether all of it runs."""
-        tier = LocalTier.adopt(record["tier"], self._shard_restarted)
+        tier = LocalTier.adopt(record["tier"], self._server_restarted)
         try:
             service = LocalLambda.adopt(record["lambda"])
         except PlatformError:
             service = None
-        if service is None or (ended := tier.poll()):
+        ended = ["its Lambda service"] if service is None else tier.poll()
+        if not ended and not _remembers(StoreConfig.from_json(record["store"])):
+            # Nobody was there to write down again what it had known.
+            ended = ["its metadata server (which was started again, and knows nothing)"]
+        if service is None or ended:
             logger.warning(
-                "the persistent cluster %r cannot be taken over, %s has ended: it begins anew",
+                "the persistent cluster %r cannot be taken over, %s has ended: it begins anew, and what was under way "
+                "or held is lost",
                 self.name,
-                "its Lambda service" if service is None else ", ".join(ended),
+                ", ".join(ended),
             )
             return False
         self.tier, self.service, self.directory = tier, service, record["directory"]
@@ -296,7 +298,8 @@ class LocalBackend:
         endpoint_url = service.endpoint_url
         region = service.function.region
         self.backend = Backend(
-            store=RedisStore(replace(store_config, retry_seconds=STORE_PATIENCE_SECONDS)),
+            # Who gave up would give up every job. Executors are less patient, because they can be replaced.
+            store=RedisStore(replace(store_config, retry_seconds=settings.storage_patience)),
             store_config=store_config,
             invoker=GovernedInvoker(
                 settings.lambda_function_name,
@@ -384,17 +387,23 @@ class LocalBackend:
                 "the local Lambda service has ended, and all executors with it: close this cluster and start another"
             )
 
-    def _shard_restarted(self, shard: int) -> None:
-        """Say what the death of a shard means, and let those know who can make it good."""
+    def _server_restarted(self, name: str) -> None:
+        """Say what the death of a storage server means, and let those know who can make it good."""
         if self._closed:
             return
+        if name == "metadata":  # the proxy finds out by itself
+            logger.warning(
+                "The metadata server of this cluster has died and was started again, empty. What was under way begins "
+                "again; values that were finished are still there. If this goes on, this machine may be out of memory"
+            )
+            return
         logger.warning(
-            "A storage server of this cluster (shard-%d) has died and was started again, empty. What it held and is "
+            "A storage server of this cluster (%s) has died and was started again, empty. What it held and is "
             "still needed is computed again. If this goes on, it may be out of memory: see storage_max_memory",
-            shard,
+            name,
         )
         for hear in self._shard_watchers:
-            hear(shard)
+            hear(int(name.removeprefix("shard-")))
 
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once; the proxy tells the service."""
@@ -466,6 +475,15 @@ class LocalBackend:
                 end()
             except Exception:  # whatever one of them does, the others are ended
                 logger.exception("the %s did not close cleanly", what)
+
+
+def _remembers(store_config: StoreConfig) -> bool:
+    """Tell whether the metadata server still knows what a proxy before this one has told it."""
+    store = RedisStore(store_config)
+    try:
+        return store.begin()
+    finally:
+        store.close()
 
 
 def heavy_modules(loaded: Iterable[str]) -> list[str]:

@@ -181,8 +181,10 @@ def _storage_memory(value: Any) -> int:
 
 
 def _allowed_failures(value: Any) -> int:
-    if value is None:
-        value = dask.config.get("distributed.scheduler.allowed-failures")
+    return _whole(dask.config.get("distributed.scheduler.allowed-failures") if value is None else value)
+
+
+def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise _Refused("a whole number, 0 or more")
     return value
@@ -241,6 +243,8 @@ class Settings:
     storage_object_bytes_max: int = _setting("storage.object-bytes-max", _bytes(1))
     storage_bytes_per_second: int = _setting("storage.bytes-per-second", _bytes(1))
     storage_ttl: float = _setting("storage.ttl", _seconds(1.0))
+    storage_patience: float = _setting("storage.patience", _seconds(1.0))
+    storage_allowed_failures: int = _setting("storage.allowed-failures", _whole)
     executor_inline_bytes_max: int = _setting("executor.inline-bytes-max", _bytes(0))
     executor_payload_bytes_max: int = _setting(
         "executor.payload-bytes-max", _bytes(PAYLOAD_BYTES_MIN, LAMBDA_EVENT_BYTES_MAX)

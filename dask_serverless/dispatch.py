@@ -48,6 +48,7 @@ from dask_serverless.listener import Listener
 from dask_serverless.losses import Losses
 from dask_serverless.places import Places
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
+from dask_serverless.rebuilding import Rebuilding
 from dask_serverless.recovery import Recovery
 from dask_serverless.spending import Spending
 from lambda_worker.compression import Compressor
@@ -148,10 +149,11 @@ class Dispatcher:
         self.spending = Spending(self)
         self.backups = Backups(self)
         self.losses = Losses(self, waiter)
+        self.rebuilding = Rebuilding(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
         self.legacy = Legacy(self)
-        ears = (self._hands.closing, self.take, self.backend_failed, self.legacy.note_heard)
-        self._listener = Listener(backend.store, backend.secret, *ears)
+        ears = (self._hands.closing, self.take, self.backend_failed, self.legacy.note_heard, self.rebuilding.forgotten)
+        self._listener = Listener(backend.store, backend.secret, *ears, known=backend.epoch > 0)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -289,7 +291,7 @@ class Dispatcher:
             places, starts_in_all = max(1, self.places.ceiling), len(preparation.plan.graph.starts)
             sharing = self.experience.share_out(job, len(launch.starts), starts_in_all, places)
             if urgent:
-                await self._set_places()
+                await self.set_places()
             serial = next(self._executors)
             make = functools.partial(
                 preparation.assignments,
@@ -318,7 +320,7 @@ class Dispatcher:
             recipients, under_way = await self.call(start)
             granted = len(recipients)
             if self.places.take(job):
-                await self._set_places()
+                await self.set_places()
             await self.legacy.note_given(job, serial, starts, assignments[:granted], recipients)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
@@ -375,7 +377,7 @@ class Dispatcher:
         self.losses.forget(close.job)
         self.spending.budget.forget(close.job)
         if self.places.forget(close.job):
-            self.spawn(self._set_places())
+            self.spawn(self.set_places())
         self._call_stacks.forget(close.job)
         self.backups.forget(close.job)
         self.launcher.forget(close.job)
@@ -561,13 +563,14 @@ class Dispatcher:
     def set_ceiling(self, ceiling: int) -> None:
         """Change how many executors may live at once."""
         self.places.ceiling = ceiling
-        self.spawn(self._set_places())
+        self.spawn(self.set_places())
 
     def _note_seceded(self, job: str, executor: str, seceded: bool) -> None:
         if self.places.note_seceded(job, executor, seceded):
-            self.spawn(self._set_places())
+            self.spawn(self.set_places())
 
-    async def _set_places(self) -> None:
+    async def set_places(self) -> None:
+        """Tell Lambda and executors how many of them there may be."""
         async with self._setting_places:  # one by one: threads that overtook each other would leave an old number
             try:
                 await self.call(self.backend.set_concurrency, self.places.count + self.places.awaited)

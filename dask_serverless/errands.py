@@ -56,6 +56,7 @@ class Errands:
         self._runs = runs
         self._numbers = itertools.count(1)
         self._waiting: dict[Hashable, asyncio.Future[Location]] = {}
+        self._plans: dict[Hashable, Any] = {}
 
     async def run(self, label: str, function: Callable[..., Any], *args: Any, read: Callable[..., Any]) -> Any:
         """Run a function of an importable module in one executor.
@@ -76,12 +77,20 @@ class Errands:
         """
         key = f"{label}-{next(self._numbers)}"
         waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
+        self._plans[key] = plan_call(key, function, *args)
         try:
-            self._runs.submit(self._runs.new_job(), plan_call(key, function, *args), urgent=True)
+            self.begin(key)
             return await read(await waiting)
         finally:
             self._waiting.pop(key, None)
+            self._plans.pop(key, None)
             self._runs.feed(Released(key))
+
+    def begin(self, key: Hashable) -> bool:
+        """Have an errand run (again), if the key is one's that somebody waits for."""
+        if key in self._plans:
+            self._runs.submit(self._runs.new_job(), self._plans[key], urgent=True)
+        return key in self._plans
 
     def finish(self, key: Hashable, result: Result) -> bool:
         """Take the value of a key, if it is an errand's."""

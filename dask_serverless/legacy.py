@@ -117,6 +117,14 @@ class Legacy:
         if self.notes is not None and self.notes.end(job):
             self._flush_soon()
 
+    async def note_again(self) -> None:
+        """Note once more what the store has forgotten."""
+        if self.notes is not None:
+            try:
+                await self._dispatcher.call(self.notes.note_again)
+            except PlatformError as error:
+                logger.warning("another process could not go on with what is held here: %s", error)
+
     async def keep_alive(self) -> None:
         """Renew the time to live of all that is noted."""
         if self.notes is not None:

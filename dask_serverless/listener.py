@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dask_serverless.job_events import Delegating, Done, Erred, Result, Retired
-from lambda_worker.core.errors import PlatformError, Tampered
+from lambda_worker.core.errors import PlatformError, StoreForgot, Tampered
 from lambda_worker.core.wire import events_name, location_from_wire, unpack, unseal
 from lambda_worker.ports import JobStore
 
@@ -37,6 +37,10 @@ class Listener:
         Takes the error when the storage tier is gone; nothing is heard after that.
     note
         Takes what was heard, still sealed, before the store forgets it.
+    forget
+        Is called when the metadata server has lost what it knew, and was begun with anew.
+    known
+        Whether it was begun with before this.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class Listener:
         hear: Callable[[list[Any]], None],
         fail: Callable[[PlatformError], None],
         note: Callable[[list[tuple[str, str, int, bytes]]], None] = lambda heard: None,
+        forget: Callable[[], None] = lambda: None,
+        known: bool = False,
     ) -> None:
         self._store = store
         self._secret = secret
@@ -54,6 +60,8 @@ class Listener:
         self._hear = hear
         self._fail = fail
         self._note = note
+        self._forget = forget
+        self._known = known
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -69,10 +77,19 @@ class Listener:
             self._thread.join(JOIN_SECONDS_MAX)
 
     def _listen(self) -> None:
+        begun = False
         while not self._closing.is_set():
             try:
+                if not begun:
+                    begun = True
+                    if not self._store.begin() and self._known:
+                        self._on_loop(self._forget)
+                    self._known = True
                 heard = self._store.listen(LISTEN_SECONDS)
                 self._note(heard)
+            except StoreForgot:  # another server stands in its place: begin with that one
+                begun = False
+                continue
             except PlatformError as error:
                 self._on_loop(self._fail, error)
                 return

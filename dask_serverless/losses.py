@@ -108,16 +108,23 @@ class Losses:
 
     # -- what is done ---------------------------------------------------------------------------
 
+    async def look_after_all(self) -> None:
+        """Give up what is no longer there, wherever it was."""
+        await self._look(self._dispatcher.ledger.held())
+
     async def _look_after(self, shard: int) -> None:
         dispatcher = self._dispatcher
-        refs = [ref for ref in dispatcher.ledger.held() if ref.shard == shard or ref.stripes > 1]
+        await self._look([ref for ref in dispatcher.ledger.held() if ref.shard == shard or ref.stripes > 1])
+        for job in list(dispatcher.ledger.jobs):
+            self.lacking(job)
+
+    async def _look(self, refs: Sequence[Ref]) -> None:
+        dispatcher = self._dispatcher
         try:
             self._give_up(set(await dispatcher.call(dispatcher.backend.store.missing, refs)))
             await dispatcher.call(dispatcher.constants.look)
         except PlatformError as error:  # it has died again: then this is called again
             logger.warning("it is not known what was lost: %s", error)
-        for job in list(dispatcher.ledger.jobs):
-            self.lacking(job)
 
     async def _place(self, job: str, places: dict[int, Location]) -> None:
         try:

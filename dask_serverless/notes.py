@@ -116,6 +116,7 @@ class Notes:
         self._begun: set[str] = set()
         self._struck: list[str] = []
         self._freed: list[Ref] = []
+        self._written: dict[str, bytes] = {}  # what is in the store, should that forget it
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -145,7 +146,7 @@ class Notes:
         """Note what executors have been given, if there was room for any, and who was sent the mail of each ("": it
         was invoked)."""
         if not given:
-            return self._store.strike([f"given:{job}:{launch}"])
+            return self._strike([f"given:{job}:{launch}"])
         self._note_all(job, self._given_note(job, launch, given, recipients))
 
     def _enter(self, job: str, note: JobNote) -> None:
@@ -179,7 +180,7 @@ class Notes:
                 notes[name] = seal(self._secret, name, pack([executor, attempt, blob]))
                 self._add(job, name)
         if notes:
-            self._store.note(notes)
+            self._write(notes)
 
     def note_error(self, job: str, task: int, error: bytes) -> None:
         """Note an error that the proxy found: executors have not heard of it."""
@@ -190,11 +191,11 @@ class Notes:
         """Note a dataset that was published."""
         body = dask_pickle.dumps((name, tuple(keys), data.header, [bytes(frame) for frame in data.frames]))
         note = _dataset_note(name)
-        self._store.note({note: seal(self._secret, note, body)})
+        self._write({note: seal(self._secret, note, body)})
 
     def strike_dataset(self, name: Hashable) -> None:
         """A dataset is published no more."""
-        self._store.strike([_dataset_note(name)])
+        self._strike([_dataset_note(name)])
 
     def keep_alive(self) -> None:
         """Renew the time to live of all that is noted."""
@@ -203,12 +204,18 @@ class Notes:
         self._store.note({})
         self._store.touch(refs)
 
+    def note_again(self) -> None:
+        """Note once more all that is noted, where it was forgotten. What is stored beside is elsewhere, and stays."""
+        with self._lock:
+            notes = dict(self._written)
+        self._store.note(notes)
+
     def flush(self) -> None:
         """Remove what is noted for nobody any more."""
         with self._lock:
             names, self._struck = self._struck, []
             refs, self._freed = self._freed, []
-        self._store.strike(names)
+        self._strike(names)
         if refs:
             self._store.free(refs)
 
@@ -276,9 +283,20 @@ class Notes:
         return {name: seal(self._secret, name, content)}
 
     def _note_all(self, job: str, notes: Mapping[str, bytes]) -> None:
-        self._store.note(notes)
+        self._write(notes)
         if job not in self._jobs:  # over meanwhile
-            self._store.strike(list(notes))
+            self._strike(list(notes))
+
+    def _write(self, notes: Mapping[str, bytes]) -> None:
+        with self._lock:
+            self._written.update(notes)
+        self._store.note(notes)
+
+    def _strike(self, names: Sequence[str]) -> None:
+        with self._lock:
+            for name in names:
+                self._written.pop(name, None)
+        self._store.strike(names)
 
     # -- what is found --------------------------------------------------------------------------
 
@@ -303,7 +321,7 @@ class Notes:
         # 1. Who lives; 2. what was said. Who retires in between is heard.
         live = {job: self._store.executors(job) for job in self._begun}
         unheard = list(self._drain())
-        blobs = self._store.noted()
+        blobs = self._written = self._store.noted()
         pasts = {job: Past(job, note.plan, live[job]) for job, note in jobs.items() if job in live}
         datasets = []
         for name in sorted(blobs, key=_serial):

@@ -158,6 +158,7 @@ class Proxy(SchedulerPlugin):
         """Return counters since the start."""
         dispatcher = self.dispatcher
         counts = dispatcher.counts | dispatcher.recovery.counts | dispatcher.losses.counts | dispatcher.backups.counts
+        counts |= dispatcher.rebuilding.counts
         for name, amount in self.backend.store.counters().items():
             counts[name] = counts.get(name, 0) + amount
         graphs = set(self.kept.values())
@@ -463,7 +464,7 @@ class Proxy(SchedulerPlugin):
     def ask_again(self, keys: Sequence[Hashable]) -> None:
         """Have keys computed again, those for which the scheduler still waits."""
         for key in keys:
-            if key in self.kept and self._is_awaited(key):
+            if not self.attendant.errands.begin(key) and key in self.kept and self._is_awaited(key):
                 self.wanted(key)
 
     async def value_of(self, key: Any) -> Any:

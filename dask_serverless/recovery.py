@@ -36,6 +36,7 @@ from lambda_worker.core.errors import (
     PlatformError,
     ProtocolError,
     ServerlessError,
+    StoreForgot,
 )
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.last_words import last_words
@@ -99,6 +100,8 @@ class Recovery:
             try:
                 await self._sweep_once()
                 self.dispatcher.backups.look()
+            except StoreForgot:  # the listener finds out as well, and then all begins again
+                continue
             except PlatformError as error:
                 self.dispatcher.backend_failed(error)
             except Exception:  # our bug; the sweep goes on

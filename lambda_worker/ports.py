@@ -196,6 +196,12 @@ class Store(Protocol):
 class JobStore(Store, Protocol):
     """The storage tier as the proxy sees it: everything a `Store` does, and the life of jobs."""
 
+    def begin(self) -> bool:
+        """Put a mark where records are, unless there is one; tell whether there was. As long as it is
+        there, nothing of what the store was told about jobs since then is lost. If it is lost, so are all
+        jobs: their executors are fenced at their next step, since nobody knows them."""
+        ...
+
     def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
         """Write a job's record and sealed segments of it. May be called again with more of them; to be
         called, with the last ones, before any `admit`."""
@@ -239,7 +245,8 @@ class JobStore(Store, Protocol):
     def listen(self, seconds: float) -> list[tuple[str, str, int, bytes]]:
         """Wait for events up to `seconds`; return ``(job, executor, attempt, events)`` in order of
         publication. Empty `events` mean: this executor retired. Each event is returned once;
-        what was returned is forgotten by the store at the next call."""
+        what was returned is forgotten by the store at the next call. After `begin`, raises `StoreForgot`
+        when the store has lost its mark, and with it all records: until `begin` is called again."""
         ...
 
     def lapsed(self) -> list[Lapsed]:
@@ -247,7 +254,8 @@ class JobStore(Store, Protocol):
         ...
 
     def executors(self, job: str) -> list[str]:
-        """Name the executors of a job that have a record, sorted. Takes time in the number of all that live."""
+        """Name the executors of a job that have a record, sorted. Takes time in the number of all that live. Raises
+        `StoreForgot` as `listen` does: then that there are none says nothing."""
         ...
 
     def recall(self, job: str, executor: str, alive: bool = False) -> Assignment | None:

@@ -200,7 +200,7 @@ class Driver:
             self.errors[task] = pack(["user", mine.job, task])
             self.feed(TaskErred(task, now))
         else:
-            self.values[task] = (combine(mine.job, task, values), does.nbytes)
+            self.values[task] = (combine(sim.origins[mine.job], task, values), does.nbytes)
             if task in self.unreadable:  # it takes the place of what was lost
                 self.unreadable.discard(task)
                 self.locations.pop(task, None)

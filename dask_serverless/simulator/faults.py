@@ -30,6 +30,8 @@ CLASSES: dict[str, dict[str, tuple[float, float]]] = {
     "clock-jump": {"jump_per_second": (0.005, 0.1), "jump_seconds": (1.0, 3600.0)},
     "straggler": {"slow_sandbox": (0.05, 0.5), "slow_factor": (3.0, 30.0)},
     "cold-start": {"cold_seconds": (0.5, 20.0)},
+    # Last: what the others draw stays what it was before there was this one.
+    "metadata-lost": {"metadata_lost_per_second": (0.005, 0.1)},
 }
 
 
@@ -67,6 +69,8 @@ class Faults:
         Some sandboxes are slower than others, by this factor.
     cold_seconds
         How long a cold start takes, on average.
+    metadata_lost_per_second
+        The metadata server dies, and is there again, empty.
     """
 
     crash_per_second: float = 0.0
@@ -93,6 +97,7 @@ class Faults:
     slow_sandbox: float = 0.0
     slow_factor: float = 1.0
     cold_seconds: float = 0.2
+    metadata_lost_per_second: float = 0.0
 
     @property
     def loses_values(self) -> bool:

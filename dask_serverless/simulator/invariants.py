@@ -58,6 +58,7 @@ class Watch:
         self.starts_of: dict[str, int] = {}  # by job: how many assignments began in a sandbox
         self.requested: dict[str, float] = {}  # by job: when Lambda was last asked for an invocation
         self.values_lost = 0
+        self.metadata_lost = 0
         self.repeated = 0  # admissions and delegations that were done twice, and may have been answered differently
         self._excuses: set[str] = set()
         self._newest: dict[tuple[str, str], int] = {}
@@ -90,11 +91,13 @@ class Watch:
         """A key has an error."""
         sim = self.simulation
         drawn = sim.drawn
+        job, task = where
+        first = (sim.origins.get(job, job), task)
         match kind:
             case "user":
-                fine = where in expected.failing
+                fine = first in expected.failing
             case "killed":
-                fine = where in expected.poison or bool(self._deaths.get(where))
+                fine = first in expected.poison or bool(self._deaths.get(where))
             case "lost":
                 fine = bool(self._deaths) or bool(self._excuses) or drawn.throttled > 0
             case "ValueLost":
@@ -106,6 +109,8 @@ class Watch:
                 fine = purse.exceeded_at is not None or where[0] in purse.storms
             case "StoreUnavailable":
                 fine = bool(drawn.request_lost or drawn.reply_lost)
+            case "StoreForgot":
+                fine = self.metadata_lost > sim.options.storage_allowed_failures
             case _:
                 fine = False
         if not fine:
@@ -190,6 +195,8 @@ class Watch:
     def look(self) -> None:
         """Look at the tier and the ledger, after a step."""
         tier, proxy = self.simulation.tier, self.simulation.proxy
+        if proxy.is_forgotten:  # it is about to find out, and then all begins again
+            return
         for name, job in tier.jobs.items():
             if not job.opened or job.cancelled or name not in proxy.ledger.jobs:
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ from dask_serverless.job_events import (
     Submitted,
 )
 from dask_serverless.jobs import Ledger
+from dask_serverless.oblivion import BeginAgain, Oblivion
 from dask_serverless.places import Places
 from dask_serverless.plan.partition import edges
 from dask_serverless.plan.prefixes import Prefixes
@@ -50,7 +51,7 @@ from dask_serverless.simulator.workload import SimJob
 from dask_serverless.statistics import Learned
 from dask_serverless.stragglers import BACKUP, Stragglers, backup_of
 from dask_serverless.supervisor import Blame, Cause, Death, GiveUp, Supervisor, TryAgain, next_attempt, silence_allowed
-from lambda_worker.core.errors import ServerlessError
+from lambda_worker.core.errors import ServerlessError, StoreForgot
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, location_from_wire, pack, unpack
 from lambda_worker.lingering import name_of
@@ -95,6 +96,9 @@ class Proxy(Host):
         self._closes: list[Close] = []
         self._frees: list[Ref] = []
         self._serials = itertools.count(1)
+        self._oblivion = Oblivion(options.storage_allowed_failures)
+        self._begun_again = itertools.count(1)
+        self._forgotten = False
         self._free_invokers = options.function.invokers
         self._invoke_next: deque[Signal] = deque()
 
@@ -269,6 +273,39 @@ class Proxy(Host):
         """The client holds a key no longer."""
         self.feed(Released(key))
 
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether the metadata server knows nothing any more of what is under way here."""
+        return self._forgotten or self.simulation.store.is_forgotten
+
+    def _begin_again(self) -> None:
+        """The metadata server has forgotten everything: begin anew with what is pending."""
+        sim = self.simulation
+        pending = {name: [key for keys in job.keys.values() for key in keys] for name, job in self.ledger.jobs.items()}
+        sim.tell("proxy", f"is forgotten, with {pending}")
+        again = []
+        for verdict in self._oblivion.judge(pending):
+            if isinstance(verdict, BeginAgain):
+                again.append(verdict)
+                for key in verdict.keys:
+                    self.feed(Released(key))
+            else:
+                self.feed(JobFailed(verdict.job, pack([StoreForgot.__name__, verdict.job, -1])))
+        self.spawn(self._set_places())
+        for verdict in reversed(again):  # who waits for a key finds it known
+            before = self.jobs[verdict.job]
+            job = before.begun_again(self.new_name(before), verdict.keys, self.there())
+            sim.learn_of(job)
+            self.submit(job)
+
+    def new_name(self, job: SimJob) -> str:
+        """Name a job that is begun again: nobody who was at work in it before may be taken for one of its own."""
+        return f"{job.origin or job.name}r{next(self._begun_again)}"
+
+    def there(self) -> Container[Key]:
+        """Return the keys that have a value."""
+        return {key for key, entry in self.ledger.keys.items() if entry.result is not None}
+
     # -- what executors say ---------------------------------------------------------------------
 
     def wake(self) -> None:
@@ -286,11 +323,19 @@ class Proxy(Host):
         def step() -> list[tuple[str, str, int, bytes]]:
             arrived, self._arrived = self._arrived, 0
             sim.store.arrived(arrived)  # what was read and did not arrive is read again
-            return sim.store.listen(0)
+            try:
+                return sim.store.listen(0)
+            except StoreForgot:
+                sim.store.begin()
+                self._forgotten = True
+                return []
 
         while True:
             heard = yield from self.ask(sim.metadata, step)
             self._arrived = len(heard)
+            if self._forgotten:
+                self._forgotten = False
+                self._begin_again()
             if not heard:
                 self._listening = False
                 if sim.tier.events:  # something came while the answer was on its way
@@ -421,7 +466,10 @@ class Proxy(Host):
 
     def _look_into(self, job: str, again: bool) -> Body:
         sim = self.simulation
-        unheard_of = yield from self.ask(sim.metadata, lambda: sim.store.executors(job))
+        try:
+            unheard_of = yield from self.ask(sim.metadata, lambda: sim.store.executors(job))
+        except StoreForgot:  # whoever listens finds out
+            return
         if unheard_of:
             self.feed(Delegating(job, unheard_of))
         elif not again:

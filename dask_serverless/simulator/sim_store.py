@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from dask_serverless.simulator.bulk import Bulk, job_of
 from dask_serverless.simulator.tier import FanIn, JobState, Record, Tier
+from lambda_worker.core.errors import StoreForgot
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Location, Ref
 from lambda_worker.ports import Arrival, Claim, Lapsed, Lingering, Reply, Standing, Succession, Verdict
@@ -65,6 +66,7 @@ class SimStore(Bulk):
         self.lease_seconds = lease_seconds
         self._wait = wait
         self._returned = 0  # events that the last `listen` returned
+        self._mark = 0  # what `begin` has found or put
 
     def __repr__(self) -> str:
         return f"<SimStore of {self.tier}>"
@@ -326,6 +328,7 @@ class SimStore(Bulk):
     def executors(self, job: str) -> list[str]:
         """See `lambda_worker.ports.JobStore.executors`."""
         self._count(round_trips=1)
+        self._refuse_strangers()
         return sorted(self.tier.job(job).records)
 
     def recall(self, job: str, executor: str, alive: bool = False) -> Assignment | None:
@@ -412,6 +415,16 @@ class SimStore(Bulk):
 
     # -- jobs -----------------------------------------------------------------------------------
 
+    def begin(self) -> bool:
+        """See `lambda_worker.ports.JobStore.begin`."""
+        self._count(round_trips=1)
+        before = bool(self.tier.mark)
+        if not before:
+            self.tier.lives += 1
+            self.tier.mark = self.tier.lives
+        self._mark, self._returned = self.tier.mark, 0
+        return before
+
     def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
         """See `lambda_worker.ports.JobStore.open_job`."""
         self._count(round_trips=1, bytes_written=sum(map(len, segments.values())))
@@ -425,14 +438,25 @@ class SimStore(Bulk):
     def listen(self, seconds: float) -> list[tuple[str, str, int, bytes]]:
         """See `lambda_worker.ports.JobStore.listen`."""
         self._count(round_trips=1)
+        self._refuse_strangers()
         events = self.tier.events
         del events[: self._returned]
         self._returned = 0
         if not events:
-            self._wait(lambda: bool(events), seconds)
+            self._wait(lambda: bool(events) or self.tier.mark != self._mark > 0, seconds)
+            self._refuse_strangers()
         heard = events[:EVENTS_MAX]
         self._returned = len(heard)
         return heard
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether the mark is lost that was found or put by `begin`."""
+        return bool(self._mark) and self.tier.mark != self._mark
+
+    def _refuse_strangers(self) -> None:
+        if self.is_forgotten:
+            raise StoreForgot("the metadata server has lost what it knew")
 
     def arrived(self, count: int) -> None:
         """So many of the events that the last `listen` read have arrived: the next one begins after these."""

@@ -26,7 +26,7 @@ from dask_serverless.simulator.proxy import Proxy
 from dask_serverless.simulator.sim_store import SimStore
 from dask_serverless.simulator.tier import Tier
 from dask_serverless.simulator.timeline import Body, Signal, Timeline, Trace
-from dask_serverless.simulator.workload import MIB, SimTask, Workload
+from dask_serverless.simulator.workload import MIB, SimJob, SimTask, Workload
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment, Edges
 
@@ -64,7 +64,7 @@ class Options:
         Whether who begins with a job is given all of its graph.
     last_words
         Whether it is known what was running in a sandbox that died (locally), or only what its last heartbeat said.
-    budget_dollars, executions_per_task
+    budget_dollars, executions_per_task, storage_allowed_failures
         As in a cluster's configuration.
     speculation
         Whether stragglers get backups.
@@ -97,6 +97,7 @@ class Options:
     last_words: bool = True
     budget_dollars: float | None = None
     executions_per_task: int = 10
+    storage_allowed_failures: int = 5
     speculation: bool = False
     packed_per_second: float = math.inf
     zone_per_second: float = ZONE_PER_SECOND
@@ -176,9 +177,12 @@ class Simulation:
         self.luck = _luck(seed, "luck")
         self.timeline = Timeline()
         self.trace = Trace()
-        self.tasks: dict[str, dict[int, SimTask]] = {job.name: job.tasks for job in self.workload.jobs}
-        self.graphs: dict[str, Graph] = {job.name: job.graph for job in self.workload.jobs}
-        self.externals = {job.name: frozenset(job.externals.values()) for job in self.workload.jobs}
+        self.tasks: dict[str, dict[int, SimTask]] = {}
+        self.graphs: dict[str, Graph] = {}
+        self.externals: dict[str, frozenset[int]] = {}
+        self.origins: dict[str, str] = {}  # by job: its name when it began for the first time
+        for job in self.workload.jobs:
+            self.learn_of(job)
         self.last_words: dict[tuple[str, str], int] = {}
         self.mailboxes: dict[str, Signal] = {}
         self._clock_jump = 0.0
@@ -201,6 +205,13 @@ class Simulation:
     def __repr__(self) -> str:
         return f"<Simulation {self.seed} at {self.timeline.now:.3f} s>"
 
+    def learn_of(self, job: SimJob) -> None:
+        """There is a job."""
+        self.tasks[job.name] = job.tasks
+        self.graphs[job.name] = job.graph
+        self.externals[job.name] = frozenset(job.externals.values())
+        self.origins[job.name] = job.origin or job.name
+
     def new_store(self, holder: str = "") -> SimStore:
         """Make a client of the tier."""
         store = self.parts.store(self.tier, lease_seconds=self.options.lease_seconds, holder=holder)
@@ -214,6 +225,8 @@ class Simulation:
     def run(self) -> Outcome:
         """Run to the end, or to the first violation."""
         time, watch = self.timeline, self.watch
+        if self.drawn.metadata_lost_per_second:
+            self.store.begin()
         for job in self.workload.jobs:
             time.after(job.at, self.proxy.submit, job)
             if job.released_at < float("inf"):
@@ -333,6 +346,7 @@ class Simulation:
                 (faults.shard_lost_per_second, self._lose_shard),
                 (faults.rollback_per_second, self._roll_back),
                 (faults.jump_per_second, self._jump),
+                (faults.metadata_lost_per_second, self._forget),
             )
             if rate
         ]
@@ -373,6 +387,12 @@ class Simulation:
         self.tell("weather", f"shard {number} {how} {lost} values")
         self.watch.values_lost += lost + (names is None)
         self.watch.excuse("value")
+
+    def _forget(self) -> None:
+        self.tell("weather", "the metadata server forgets everything")
+        self.watch.metadata_lost += 1
+        self.tier.forget()
+        self.proxy.wake()  # the connection that it listens on has broken
 
     def _jump(self) -> None:
         seconds = self.luck.choice((-1, 1)) * self.luck.uniform(0.0, self.faults.jump_seconds)

@@ -97,6 +97,8 @@ class Tier:
         self.jobs: dict[str, JobState] = {}
         self.leases: dict[Who, float] = {}
         self.events: list[tuple[str, str, int, bytes]] = []
+        self.mark = 0  # of this life of the metadata server; 0: nobody has put one
+        self.lives = 0
         self.notes: dict[str, bytes] = {}
         self.ceiling: int | None = None
         self.lingering: dict[str, float] = {}
@@ -142,6 +144,14 @@ class Tier:
         return self.jobs.get(name) or JobState()
 
     # -- faults ---------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """The metadata server dies, and is there again, empty. Values and segments are elsewhere."""
+        for each in (self.jobs, self.leases, self.events, self.notes, self.lingering, self.mail):
+            each.clear()
+        self.taken.clear()
+        self.taken_back.clear()
+        self.ceiling, self.generation, self.mark = None, 0, 0
 
     def lose(self, shard: int, names: Sequence[str] | None = None) -> int:
         """A shard loses values: some, or all that it has with its segments. Return how many."""

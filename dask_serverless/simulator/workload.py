@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Container, Sequence
+from dataclasses import dataclass, field, replace
 
 from dask_serverless.job_events import Key
 from dask_serverless.plan.graph import Graph
@@ -82,6 +82,41 @@ class SimJob:
     released_at: float = float("inf")
     prefixes: Prefixes | None = None
     expected: Expectation = field(default_factory=Expectation)
+    origin: str = ""  # of one that is another one begun again: the name of the first
+
+    def begun_again(self, name: str, wanted: Collection[Key], there: Container[Key]) -> SimJob:
+        """Return the part of this job that some of its keys still need, with what is `there` as made elsewhere.
+
+        Numbers stay as they are; what is not needed is a gap.
+        """
+        outside = {task: key for key, task in self.externals.items()}
+        outside |= {task: key for key, task in self.visible.items() if key in there}
+        needed: set[int] = set()
+        todo = [self.visible[key] for key in wanted]
+        while todo:
+            task = todo.pop()
+            if task not in needed:
+                needed.add(task)
+                todo += () if task in outside else self.graph.parents[task]
+        made = needed - outside.keys()
+        old = self.graph
+        graph = replace(
+            old,
+            parents=[row if task in made else [] for task, row in enumerate(old.parents)],
+            children=[[each for each in row if each in made] for task, row in enumerate(old.children)],
+            starts=sorted(task for task in needed if task in outside or not old.parents[task]),
+            visible=frozenset(self.visible[key] for key in wanted),
+            externals=frozenset(needed & outside.keys()),
+        )
+        return replace(
+            self,
+            name=name,
+            origin=self.origin or self.name,
+            graph=graph,
+            tasks={task: does for task, does in self.tasks.items() if task in made},
+            visible={key: self.visible[key] for key in wanted},
+            externals={outside[task]: task for task in sorted(needed & outside.keys())},
+        )
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ key                                   type     what
 ``CLUSTER:leases``                    zset     of every live executor record: the end of its lease, store ms
 ``CLUSTER:events``                    stream   what executors publish, until the proxy has read it
 ``CLUSTER:ceiling``                   string   how many executors may live, since it was last changed
+``CLUSTER:mark``                      string   by which the proxy knows that this server has forgotten nothing
 ``CLUSTER:notes``                     hash     what the proxy has noted for its successor
 ``CLUSTER:lingering``                 zset     executors that linger: when each of them leaves, store ms
 ``CLUSTER:generation``                string   of executors: those of an older one do not linger
@@ -63,6 +64,7 @@ class Keys:
         self.events = f"{cluster}:events"
         self.ceiling = f"{cluster}:ceiling"
         self.lingering = f"{cluster}:lingering"
+        self.mark = f"{cluster}:mark"
         self.notes = f"{cluster}:notes"
 
     def of_job(self, job: str, what: str) -> str:

@@ -14,6 +14,7 @@ Rules kept here:
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from fargate_storage.client.endpoint import Counters, Endpoint
 from fargate_storage.client.keys import Keys
 from fargate_storage.client.objects import Objects
 from fargate_storage.client.slices import Slices
-from lambda_worker.core.errors import StoreUnavailable
+from lambda_worker.core.errors import StoreForgot, StoreUnavailable
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import (
     Frame,
@@ -86,6 +87,7 @@ class RedisStore:
         self._lease_ms = round(config.lease_seconds * 1000)
         self._listening = threading.Lock()
         self._returned_to: bytes | None = None  # the last event that `listen` returned
+        self._mark: bytes | None = None  # what `begin` has found or put at the metadata server
         self._closed = False
 
     def __repr__(self) -> str:
@@ -206,6 +208,16 @@ class RedisStore:
 
     # What the proxy uses beside it
 
+    def begin(self) -> bool:
+        """See `lambda_worker.ports.JobStore.begin`."""
+        mine = secrets.token_hex(8).encode()
+        _, found = self._metadata.ask(
+            ("SET", self._keys.mark, mine, "NX", "EX", self.config.ttl_seconds), ("GET", self._keys.mark)
+        )
+        self._mark = found or mine  # forgotten in between: then the next step finds out
+        self._returned_to = None  # of another stream, perhaps
+        return self._mark != mine  # a call that is repeated finds its own
+
     def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
         """See `lambda_worker.ports.JobStore.open_job`."""
         self._objects.put_segments(job, segments)
@@ -289,7 +301,8 @@ class RedisStore:
 
     def executors(self, job: str) -> list[str]:
         """See `lambda_worker.ports.JobStore.executors`. Every record has a lease."""
-        (members,) = self._metadata.ask(("ZRANGE", self._keys.leases, 0, -1))
+        mark, members = self._metadata.ask(("GET", self._keys.mark), ("ZRANGE", self._keys.leases, 0, -1))
+        self._refuse_strangers(mark)
         mine = self._keys.lease_member(job, "")
         return sorted(member.decode().removeprefix(mine) for member in members if member.startswith(mine.encode()))
 
@@ -438,13 +451,23 @@ class RedisStore:
         block = ("BLOCK", max(1, round(seconds * 1000))) if seconds > 0 else ()  # BLOCK 0 would be for ever
         # Read from the beginning, not from behind the last event: what was returned is trimmed first, so whatever is
         # left was not returned, also when another process listened before this one.
-        read = ("XREAD", "COUNT", EVENTS_MAX, *block, "STREAMS", key, "0")
-        if self._returned_to is None:
-            (reply,) = self._metadata.ask(read)
-        else:
-            _, reply = self._metadata.ask(("XTRIM", key, "MINID", "=", _behind(self._returned_to)), read)
-            self._returned_to = None
+        commands: list[tuple[Any, ...]] = [("XREAD", "COUNT", EVENTS_MAX, *block, "STREAMS", key, "0")]
+        if self._returned_to is not None:
+            commands.insert(0, ("XTRIM", key, "MINID", "=", _behind(self._returned_to)))
+        # First, and on the same connection: what is read behind it was read where the mark is, or is not.
+        commands.insert(0, ("GETEX", self._keys.mark, "EX", self.config.ttl_seconds))
+        mark, *_, reply = self._metadata.ask(*commands)
+        self._refuse_strangers(mark)
+        self._returned_to = None
         return reply[0][1] if reply else []
+
+    def _refuse_strangers(self, mark: bytes | None) -> None:
+        """Raise `StoreForgot` if this is not the mark of the server that was begun with."""
+        if self._mark is not None and mark != self._mark:
+            raise StoreForgot(
+                f"the metadata server at {self._metadata.address} has lost what it knew: it has died and was started "
+                "again, or somebody has emptied it"
+            )
 
 
 def _behind(entry: bytes) -> str:

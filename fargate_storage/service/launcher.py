@@ -2,9 +2,10 @@
 
 A program of its own (``python -I -S launcher.py``), because an owner that is killed cannot clean up. It reads one
 line of JSON from its standard input (``directory``, ``owner``: a process id, ``servers``: for each ``command``,
-``config``, ``environment``), starts the servers, answers with one line (``pids``, or ``error``), and waits. It stops
-them and removes the directory when its input ends, when its parent is no longer the owner (a fork of the owner may hold
-the input open), or on SIGTERM. Should it be killed itself, the kernel kills the servers (Linux: PR_SET_PDEATHSIG).
+``config``, ``environment``, ``restarts_max``), starts the servers, answers with one line (``pids``, or ``error``), and
+waits. It stops them and removes the directory when its input ends, when its parent is no longer the owner (a fork of
+the owner may hold the input open), or on SIGTERM. Should it be killed itself, the kernel kills the servers (Linux:
+PR_SET_PDEATHSIG).
 The input must not be inherited by others for the end to be noticed at once; the parent is checked once a second.
 
 With a ``keep`` in the order it outlives the owner: it is the *keeper* of what another process may take over. The owner,

@@ -4,8 +4,8 @@ Rules kept here:
 
 * Servers listen on unix sockets in a directory that only this user may enter, and want a random password, which is
   on no command line and in no file.
-* A server for objects that dies is started again at the same place, empty, a bounded number of times a minute: what it
-  held can be made again. The metadata server's death is final: nobody else knows what it knew.
+* A server that dies is started again at the same place, empty, a bounded number of times a minute. What held objects
+  can be made again; what the metadata server knew is gone, and who put a mark there finds out.
 * Nothing is saved to disk, and nothing is left: `launcher` stops the servers and removes the directory, also when
   the owner was killed. With a `Keep` it waits for a while whether another owner comes (`LocalTier.adopt`).
 """
@@ -37,10 +37,10 @@ METADATA_BYTES_MAX = 512 * MIB
 CLIENTS_MAX = 60_000
 START_SECONDS_MAX = 10.0
 CLOSE_SECONDS_MAX = 5.0
-#: How long a shard may be away before it is said to have ended.
+#: How long a server may be away before it is said to have ended.
 RESTART_SECONDS_MAX = 10.0
 LOG_TAIL_LINES = 20
-#: Of each server for objects, within a minute. Who dies more often than that will not do better next time.
+#: Of each server, within a minute. Who dies more often than that will not do better next time.
 RESTARTS_MAX = 5
 #: `sockaddr_un` holds 104 bytes on macOS, 108 on Linux, with the end mark.
 SOCKET_PATH_BYTES_MAX = 100
@@ -129,10 +129,10 @@ class LocalTier:
     server
         Path of the server's program; None: see `find_server`.
     restarts_max
-        How often within a minute a shard that died is started again.
+        How often within a minute a server that died is started again.
     on_restart
-        Called with the number of a shard that died and was started again, empty; on a thread of this tier (of a kept
-        one: in `poll`).
+        Called with the name of a server (of `names`) that died and was started again, empty; on a thread of this tier
+        (of a kept one: in `poll`).
     keep
         How the servers outlive this process, if it does not close them.
 
@@ -154,7 +154,7 @@ class LocalTier:
         server: str | os.PathLike[str] | None = None,
         metadata_bytes: int = METADATA_BYTES_MAX,
         restarts_max: int = RESTARTS_MAX,
-        on_restart: Callable[[int], None] = lambda shard: None,
+        on_restart: Callable[[str], None] = lambda name: None,
         keep: Keep | None = None,
     ) -> None:
         if shards < 1:
@@ -221,7 +221,7 @@ class LocalTier:
         }
 
     @classmethod
-    def adopt(cls, record: Mapping[str, Any], on_restart: Callable[[int], None] = lambda shard: None) -> LocalTier:
+    def adopt(cls, record: Mapping[str, Any], on_restart: Callable[[str], None] = lambda name: None) -> LocalTier:
         """Take over servers whose owner has died; the caller holds their owner's lock.
 
         Parameters
@@ -247,14 +247,14 @@ class LocalTier:
     def poll(self) -> Sequence[str]:
         """Return the names of servers that have ended for good.
 
-        A shard that is being started again has not, unless that takes too long.
+        One that is being started again has not, unless that takes too long.
         """
         if self.keep is not None:
             self._hear()
         return [name for name in self.names if not self._accepts(name) and not self._is_coming_back(name)]
 
     def _is_coming_back(self, name: str) -> bool:
-        if name == "metadata" or name in self._given_up or not self._restarts_max:
+        if name in self._given_up or not self._restarts_max:
             return False
         since = self._silent_since.setdefault(name, time.monotonic())
         runs = self._is_kept() if self._launcher is None else self._launcher.poll() is None
@@ -297,7 +297,7 @@ class LocalTier:
                     # Nothing of the owner's environment (credentials!) is a server's business.
                     "environment": {"PATH": os.defpath, "LC_ALL": "C"} | MALLOC,
                     "log": str(self._log(name)),
-                    "restarts_max": 0 if name == "metadata" else self._restarts_max,
+                    "restarts_max": self._restarts_max,
                 }
                 for name in self.names
             ],
@@ -340,7 +340,7 @@ class LocalTier:
             return
         self.pids[name] = heard["pid"]
         if tell:
-            self._on_restart(heard["server"] - 1)  # the first one is the metadata server
+            self._on_restart(name)
 
     def _hear(self, tell: bool = True) -> None:
         """Read what the keeper has written since this was last called."""

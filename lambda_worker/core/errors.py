@@ -72,6 +72,10 @@ class StoreUnavailable(PlatformError):
     """The storage tier cannot be reached or has failed."""
 
 
+class StoreForgot(StoreUnavailable):
+    """The metadata server of the storage tier has died, or been emptied: nobody knows any more which tasks are done."""
+
+
 class StoreFull(PlatformError):
     """The storage tier has no room left for a value."""
 

@@ -232,6 +232,14 @@ class Trouble:
         os.kill(self.cluster.chaos.tier.pids[name], signal.SIGKILL)
         return None
 
+    def metadata(self) -> bool | None:
+        """End the metadata server: everything that is under way begins again."""
+        assert self.cluster.chaos.tier is not None
+        if not self._seldom("metadata"):
+            return False
+        os.kill(self.cluster.chaos.tier.pids["metadata"], signal.SIGKILL)
+        return None
+
     # -- storage servers ------------------------------------------------------------------------
 
     def full(self) -> bool | None:
@@ -317,7 +325,7 @@ class Trouble:
 
 #: What goes wrong beside the kills; as often as they are named.
 KINDS = (
-    *("kill", "pause", "zygote", "shard", "full", "evict"),
+    *("kill", "pause", "zygote", "shard", "metadata", "full", "evict"),
     *("cut", "delay", "slow", "silence", "spoil", "spoil"),
     *("throttled", "failed", "broken", "doubled", "late"),
 )
@@ -355,7 +363,7 @@ class Report:
         return self.happened["kill"] / max(1, self.rounds.total())
 
     def __str__(self) -> str:
-        named = ("executors_lost", "shards_lost", "results_lost", "tasks_remade")
+        named = ("executors_lost", "shards_lost", "metadata_lost", "results_lost", "tasks_remade")
         return "\n".join(
             [
                 f"chaos: seed {self.seed}",
@@ -407,6 +415,7 @@ def run(
         "serverless.executor.allowed-failures": 50,
         "serverless.executor.lease": "5 s",
         "serverless.storage.shards": shards,
+        "serverless.storage.allowed-failures": 50,
         "serverless.lambda.preload": preload,
     }
     with (

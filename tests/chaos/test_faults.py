@@ -12,7 +12,7 @@ import pytest
 from dask import delayed
 from distributed import Client, wait
 
-from lambda_worker.core.errors import StoreFull
+from lambda_worker.core.errors import StoreFull, StoreUnavailable
 from tests.chaos.fault_proxy import DIRECTIONS
 from tests.chaos.harness import SIDES, ChaosCluster
 from tests.chaos.workloads import agree, answer, svd, tree
@@ -148,6 +148,21 @@ def test_a_partition(cluster, client, side, direction):
     with healed_after(cluster, 2 * LEASE_SECONDS):
         agree(future.result(timeout=SECONDS_MAX), answer(x))
     begun(cluster, before)
+
+
+@pytest.mark.fault(28)
+def test_a_partition_that_lasts_longer_than_the_cluster_is_patient():
+    """It would otherwise wait for ever: then all work fails by name, in bounded time."""
+    with (
+        dask.config.set({"serverless.storage.patience": "1 s"}),
+        ChaosCluster(n_workers=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        assert cluster.chaos.backend.store.config.retry_seconds == 1.0
+        x = fresh()
+        cluster.chaos.lines["cluster", "metadata"].silence(*DIRECTIONS)
+        with pytest.raises(StoreUnavailable, match="the metadata server at .* cannot be reached"):
+            client.compute(x).result(timeout=SECONDS_MAX)
 
 
 @pytest.mark.fault(29)

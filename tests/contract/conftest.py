@@ -92,5 +92,19 @@ def leftovers():
 
 
 @pytest.fixture
+def forget():
+    """Have the metadata server of a store's cluster forget everything of it, as if it had died."""
+
+    def forget(store):
+        if isinstance(store, SimStore):
+            return store.tier.forget()
+        server = redis.Redis.from_url(store.config.metadata, password=store.config.password)
+        for key in server.scan_iter(f"{store.config.cluster}:*"):
+            server.delete(key)
+
+    return forget
+
+
+@pytest.fixture
 def store(make_store):
     return make_store()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lambda_worker.core.errors import ValueLost, ValueTooLarge
+from lambda_worker.core.errors import StoreForgot, ValueLost, ValueTooLarge
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Ref, frames_nbytes
 from lambda_worker.ports import Claim, Lapsed, Reply, Standing, Succession, Verdict
@@ -607,6 +607,36 @@ def test_a_repeated_call_publishes_its_events_once(store):
     store.arrive("job", "a", 1, [edge(100, 2, 2)], b"events")
     store.arrive("job", "a", 2, [edge(100, 2, 2)], b"events")
     assert [attempt for _, _, attempt, _ in store.listen(0)] == [1, 1, 2]
+
+
+@pytest.mark.fault(22)
+def test_who_has_begun_hears_that_all_was_forgotten(make_store, forget):
+    store, executor = make_store(), make_store()
+    assert not store.begin() and store.begin() and make_store().begin()
+    opened(executor, "a")
+    executor.arrive("job", "a", 1, events=b"before")
+    forget(store)
+    for _ in range(2):
+        with pytest.raises(StoreForgot):
+            store.listen(0)
+        with pytest.raises(StoreForgot):
+            store.executors("job")
+    # Nothing of the old jobs can act any more: nobody knows them.
+    assert executor.beat([("job", "a", 1, 0)]) == [Standing.FENCED]
+    assert executor.arrive("job", "a", 1, [edge(100, 1, 1)], b"after", retire=True).standing is Standing.FENCED
+    assert executor.delegate("job", "a", 1, [Assignment("job", "b", 1, [1])], 8) == 0
+    assert not store.begin()
+    assert store.listen(0) == []
+    opened(executor, "a")
+    executor.arrive("job", "a", 1, events=b"new")
+    assert store.listen(0) == [("job", "a", 1, b"new")]
+
+
+def test_who_has_not_begun_is_not_told(make_store, forget):
+    """An executor finds out by being fenced."""
+    store = make_store()
+    forget(store)
+    assert store.listen(0) == []
 
 
 def test_a_large_backlog_comes_in_bounded_batches(store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -98,6 +99,17 @@ def in_the_middle(client, directory):
     return futures, everything
 
 
+def forgotten(client, directory):
+    """As before; then the metadata server dies, and what was under way has begun again."""
+    kept = in_the_middle(client, directory)
+    before = sum(name.startswith("S") for name in runs(directory))
+    os.kill(client.cluster._local.tier.pids["metadata"], signal.SIGKILL)
+    _wait_for(lambda: sum(name.startswith("S") for name in runs(directory)) > before, directory)
+    noted = client.cluster._proxy.dispatcher.backend.store.noted
+    _wait_for(lambda: sum(name.startswith("job:") for name in noted()) >= 2, directory)
+    return kept
+
+
 def with_datasets(client, directory):
     """One dataset is there, one is large, and one waits for room."""
     small = client.submit(step, str(directory), "D", "", key="small")
@@ -131,5 +143,5 @@ def idle(client, directory):
     client.cluster.scale(3)
 
 
-_STORIES = (in_the_middle, with_datasets, with_scattered_data, with_a_large_graph, idle)
+_STORIES = (in_the_middle, forgotten, with_datasets, with_scattered_data, with_a_large_graph, idle)
 STORIES = {each.__name__: each for each in _STORIES}

@@ -224,6 +224,35 @@ def test_what_has_ended_meanwhile_is_not_taken_over(start, tmp_path, caplog):
         assert Counter(overnight.runs(tmp_path))["Q4"] == 2
 
 
+@pytest.mark.fault(22, 25)
+def test_the_metadata_server_had_died_before(start, tmp_path):
+    """What the store had forgotten was noted again: the next process finds values, and what is under way."""
+    program = start("forgotten")
+    program.kill()
+    with take_over() as cluster, Client(cluster) as client:
+        assert client.get(overnight.graph(tmp_path), ["quick-4", "quick-5"]) == ["Q4(0)", "Q5(0)"]
+        everything = client.get(overnight.graph(tmp_path), "all", sync=False)
+        open_gate(tmp_path)
+        assert everything.result(SECONDS_MAX) == "A(4)"
+        assert cluster.stats()["tasks_planned"] == 0  # nothing has begun once more
+        ran = Counter(overnight.runs(tmp_path))
+        assert ran["Q4"] == ran["Q5"] == 1
+
+
+@pytest.mark.fault(22, 25)
+def test_the_metadata_server_dies_when_nobody_looks(start, tmp_path, caplog):
+    """Nobody was there to write down again what it knew: the cluster begins anew, and says so."""
+    program = start("in_the_middle")
+    program.kill()
+    os.kill(program.said["processes"][2], signal.SIGKILL)
+    with caplog.at_level(logging.WARNING, "dask_serverless"), ServerlessCluster.from_name("night") as cluster:
+        assert "its metadata server (which was started again, and knows nothing)" in caplog.text
+        with Client(cluster) as client:
+            open_gate(tmp_path)
+            assert client.get(overnight.graph(tmp_path), ["quick-4", "all"]) == ["Q4(0)", "A(4)"]
+    until(lambda: not program.left(), "nothing of the old one is left", SECONDS_MAX)
+
+
 def test_settings_of_what_runs_stay(start, caplog):
     start("idle").kill()
     with caplog.at_level(logging.WARNING, "dask_serverless"), take_over(memory_limit="512 MiB") as cluster:

@@ -16,7 +16,9 @@ import redis
 
 from fargate_storage.client import RedisStore
 from fargate_storage.service import Keep, LocalTier, ServerFailed, ServerNotFound, find_server, local, locks
-from lambda_worker.core.errors import StoreUnavailable
+from lambda_worker.core.errors import StoreForgot, StoreUnavailable
+from lambda_worker.core.schedule import Assignment
+from lambda_worker.ports import Standing
 
 try:
     find_server()
@@ -114,7 +116,7 @@ def test_a_shard_that_dies_is_started_again_empty_and_clients_go_on():
         refs = store.put([(f"job/{n}/a/1", [b"tag", b"value"]) for n in range(8)])
         os.kill(tier.pids["shard-1"], signal.SIGKILL)
         eventually(lambda: restarted)
-        assert restarted == [1]
+        assert restarted == ["shard-1"]
         assert tier.pids["shard-1"] != pids["shard-1"] and tier.pids["shard-0"] == pids["shard-0"]
         assert store.missing(refs) == [ref for ref in refs if ref.shard == 1]
         assert store.put([(f"job/{n}/a/1", [b"tag", b"value"]) for n in range(8)]) == refs
@@ -125,24 +127,42 @@ def test_a_shard_that_dies_is_started_again_empty_and_clients_go_on():
     assert gone(list(pids.values()), directory)()
 
 
+@pytest.mark.fault(22)
+def test_a_metadata_server_that_dies_is_started_again_and_who_has_marked_it_finds_out():
+    restarted = []
+    with LocalTier(shards=2, on_restart=restarted.append) as tier:
+        directory, pids = tier.directory, dict(tier.pids)
+        store = RedisStore(tier.config("test"))
+        assert not store.begin()
+        store.open_job("job", {0: b"segment"})
+        assert store.admit([Assignment("job", "a", 1, [0])], ceiling=1) == 1
+        (ref,) = store.put([("job/0/a/1", [b"tag", b"value"])])
+        os.kill(tier.pids["metadata"], signal.SIGKILL)
+        with pytest.raises(StoreForgot, match="metadata server at .* has lost what it knew"):
+            store.listen(10.0)
+        eventually(lambda: restarted)
+        assert restarted == ["metadata"] and tier.alive()
+        assert {name for name in pids if tier.pids[name] != pids[name]} == {"metadata"}
+        # Who was at work is nobody now; what lies on shards is still there.
+        assert store.arrive("job", "a", 1, retire=True).standing is Standing.FENCED
+        assert store.get([ref]) == [[b"tag", b"value"]] and store.load("job", [0]) == [b"segment"]
+        assert not store.begin() and store.listen(0) == []
+        store.close()
+        pids |= {f"new {name}": pid for name, pid in tier.pids.items()}
+    assert gone(list(pids.values()), directory)()
+
+
 @pytest.mark.fault(18)
-def test_a_shard_that_dies_again_and_again_is_given_up():
+@pytest.mark.parametrize("name", ["metadata", "shard-1"])
+def test_a_server_that_dies_again_and_again_is_given_up(name):
     with LocalTier(shards=2, restarts_max=2) as tier:
+        directory, pids = tier.directory, list(tier.pids.values())
         for _ in range(3):
-            pid = tier.pids["shard-1"]
+            pid = tier.pids[name]
             eventually(tier.alive)
             os.kill(pid, signal.SIGKILL)
-            eventually(lambda pid=pid: tier.pids["shard-1"] != pid or tier.poll())
-        assert eventually(tier.poll) == ["shard-1"]
-        assert not tier.alive()
-
-
-@pytest.mark.fault(22)
-def test_the_death_of_the_metadata_server_is_final_and_the_rest_still_closes():
-    with LocalTier(shards=2) as tier:
-        directory, pids = tier.directory, list(tier.pids.values())
-        os.kill(tier.pids["metadata"], signal.SIGKILL)
-        assert eventually(tier.poll) == ["metadata"]
+            eventually(lambda pid=pid: tier.pids[name] != pid or tier.poll())
+        assert eventually(tier.poll) == [name]
         assert not tier.alive()
     assert gone(pids, directory)()
 
@@ -288,8 +308,8 @@ def test_a_kept_tier_can_be_adopted_and_closed(keep):
     assert adopted.alive()
     os.kill(adopted.pids["shard-0"], signal.SIGKILL)
     eventually(lambda: adopted.alive() and restarted)
-    assert restarted == [0] and adopted.pids["shard-0"] != tier.pids["shard-0"]
-    assert LocalTier.adopt(adopted.to_json(), restarted.append).alive() and restarted == [0]  # told once
+    assert restarted == ["shard-0"] and adopted.pids["shard-0"] != tier.pids["shard-0"]
+    assert LocalTier.adopt(adopted.to_json(), restarted.append).alive() and restarted == ["shard-0"]  # told once
     adopted.close()
     tier.close()
     eventually(gone([*pids, adopted.pids["shard-0"]], directory))

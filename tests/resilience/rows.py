@@ -81,7 +81,11 @@ ROWS: dict[int, Row] = {
         "An error that names it, in bounded time; nothing hangs",
         "keys are not moved to the servers that are left: the number of servers is fixed until the tier is elastic",
     ),
-    19: Row("A failover forgets the last writes", "As if those values were lost: they are made again"),
+    19: Row(
+        "A failover forgets the last writes",
+        "As if those values were lost: they are made again",
+        "a metadata server that forgets a part, and not its mark, is not noticed: there is no local one that could",
+    ),
     20: Row(
         "A storage server is full",
         "An error that names the task and the limit; executors can still beat, retire and be cancelled",
@@ -93,8 +97,9 @@ ROWS: dict[int, Row] = {
     ),
     22: Row(
         "The store's records of a job are gone, its values are not",
-        "The cluster says that the metadata server has ended, and fails what was under way",
-        "records are not rebuilt from values",
+        "What was under way begins again under other names, with the keys that are finished; whoever was at work is "
+        "fenced. Too often, and it fails by name. A persistent cluster that nobody owned begins anew, and says so",
+        "records are not rebuilt from values: what lies between finished keys runs again",
     ),
     23: Row("Values are gone, the store's records are not", "Who reads one makes it again"),
     24: Row("Scattered data is lost in the tier", "It is copied there again from where it lies"),
@@ -112,9 +117,8 @@ ROWS: dict[int, Row] = {
     27: Row("A client cancels", "Tasks that have not begun never run; what runs changes nothing any more"),
     28: Row(
         "The storage tier cannot be reached",
-        "The proxy waits for a minute. Executors wait for some seconds, then they end, and are tried again; "
-        "what was asked for before is not done twice",
-        "a partition of more than a minute between the proxy and the metadata server ends the cluster, by name",
+        "The proxy waits for a minute (`serverless.storage.patience`), then all work fails by name. Executors wait for "
+        "some seconds, then they end, and are tried again; what was asked for before is not done twice",
     ),
     29: Row("The way to the storage tier is slow", "Slower, but nobody is taken for dead"),
     30: Row(

@@ -158,6 +158,8 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "storage.object-bytes-max": (1000, 2000, 3000),
         "storage.bytes-per-second": (1000, 2000, 3000),
         "storage.ttl": (100.0, 200.0, 300.0),
+        "storage.patience": (2.0, 3.0, 4.0),
+        "storage.allowed-failures": (0, 1, 2),
         "executor.inline-bytes-max": (100, 200, 300),
         "executor.payload-bytes-max": (100_000, 200_000, 300_000),
         "executor.lease": (2.0, 3.0, 4.0),

@@ -62,6 +62,28 @@ def test_a_job_is_found_as_it_was_noted(store, notes, nbytes):
     assert past.executors == ["1-0"] and past.said == [Erred("j1", 7, b"error")]
 
 
+@pytest.mark.fault(22)
+def test_what_the_store_has_forgotten_is_noted_again(store, notes):
+    notes.note_launch("j1", job_note(), 1, {"1-0": [(0, None)]})
+    notes.note_given("j1", 1, {"1-0": [(0, None)]}, {})
+    notes.note_heard([said("j1", "1-0", value(0))])
+    notes.note_launch("j2", job_note("y"), 2, {"2-0": [(0, None)]})
+    notes.end("j2")
+    notes.let_go("y")
+    notes.flush()
+    before = store.noted()
+    store.tier.forget()
+    assert store.noted() == {}
+    notes.note_again()
+    assert store.noted() == before and {name.split(":")[1] for name in before} == {"j1"}
+    # So does who has read it from its predecessor.
+    another = Notes(store, SECRET, 1001)
+    another.read()
+    store.tier.forget()
+    another.note_again()
+    assert store.noted() == before
+
+
 def test_what_executors_were_about_to_be_given_counts_if_they_have_it(store, notes):
     """1. It is noted; 2. some of the executors are admitted; 3. the proxy dies."""
     notes.note_launch("j1", job_note(), 1, {"1-0": [(0, None)], "1-1": [(1, None)]})

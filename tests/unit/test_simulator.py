@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -37,7 +38,7 @@ FIRST = int(os.environ.get("SIMULATED_FIRST", "0"))
 # Seeds
 
 
-@pytest.mark.fault(2, 3, 4, 5, 6, 7, 9, 10, 17, 19, 23, 28, 30)
+@pytest.mark.fault(2, 3, 4, 5, 6, 7, 9, 10, 17, 19, 22, 23, 28, 30)
 @pytest.mark.timeout(3600)
 def test_no_promise_is_broken_whatever_goes_wrong():
     failed = [
@@ -64,7 +65,7 @@ def test_without_faults_every_key_has_its_value_and_every_task_runs_once():
             assert {simulation.watch.runs_of.get(task, 0) for task in plain} <= {0, 1}
 
 
-@pytest.mark.fault(3, 4, 5, 6, 7, 9, 10, 19, 23, 28, 30, 38, 39)
+@pytest.mark.fault(3, 4, 5, 6, 7, 9, 10, 19, 22, 23, 28, 30, 38, 39)
 def test_every_class_of_faults_happens_alone():
     """Each class alone must be survived as well, and must leave its mark: else it is no fault."""
     for name in faults.CLASSES:
@@ -171,6 +172,26 @@ class FailsWhatSeemsStalled(Proxy):
         yield
 
 
+class DoesNotListen(SimStore):
+    """Nobody finds out that the metadata server has forgotten everything."""
+
+    is_forgotten = False
+
+
+class BeginsAgainUnderTheSameName(Proxy):
+    """Who was at work before is not told from who is at work now."""
+
+    def new_name(self, job):
+        return job.name
+
+
+class MakesWhatIsThere(Proxy):
+    """What is finished is not given to those who begin again."""
+
+    def there(self):
+        return ()
+
+
 PLANTED = {
     "counter instead of edge set": Parts(store=CounterInsteadOfEdges),
     "signal before data": Parts(driver=SignalBeforeData),
@@ -189,6 +210,12 @@ def test_a_planted_bug_is_caught_within_200_seeds(parts):
 def test_a_bug_that_there_was_is_caught_again():
     """A rare one: an executor must die between giving work away and saying so."""
     catch(Parts(proxy=FailsWhatSeemsStalled), 800, ["crash-at-step"], 1.0)
+
+
+@pytest.mark.fault(22)
+@pytest.mark.parametrize("parts", [Parts(store=DoesNotListen), Parts(proxy=BeginsAgainUnderTheSameName)], ids=repr)
+def test_a_planted_bug_in_beginning_again_is_caught(parts):
+    catch(parts, 200, ["metadata-lost"], 1.0)
 
 
 def catch(parts, seeds, *faults):
@@ -241,6 +268,34 @@ def test_silence_alone_brings_a_lost_invocation_back():
     outcome = Simulation(1, chain(3), Faults(invocation_lost=0.9, failure_lost=1.0)).run()
     assert outcome.violation is None
     assert outcome.answers in ({"last": "a value"}, {"last": "error lost of j1/-1"})
+
+
+@pytest.mark.fault(22)
+def test_what_is_finished_when_all_is_forgotten_is_not_made_again():
+    """Two of the values on the way are wanted as well: the chain goes on from the last of them that is there."""
+    work = chain(60, seconds=1.0)
+    job = work.jobs[0]
+    job.visible |= {"first": 19, "second": 39}
+    job.graph = replace(job.graph, visible=frozenset(job.visible.values()))
+    for parts, at_most in ((None, 1), (Parts(proxy=MakesWhatIsThere), 2)):
+        simulation = Simulation(1, work, Faults(metadata_lost_per_second=1e-9), parts=parts)
+        simulation.timeline.after(30.0, simulation._forget)
+        outcome = simulation.run()
+        assert outcome.violation is None and set(outcome.answers.values()) == {"a value"}
+        assert simulation.watch.metadata_lost == 1 and len(simulation.origins) == 2
+        runs = Counter()
+        for (_, task), times in simulation.watch.runs_of.items():
+            runs[task] += times
+        assert max(runs[task] for task in range(20)) == at_most
+
+
+@pytest.mark.fault(22, 40)
+def test_a_job_that_is_forgotten_too_often_fails_by_name():
+    simulation = Simulation(1, chain(60, seconds=1.0), Faults(metadata_lost_per_second=0.5))
+    outcome = simulation.run()
+    assert outcome.violation is None
+    assert outcome.answers["last"].startswith("error StoreForgot of j1r")
+    assert simulation.watch.metadata_lost >= 6
 
 
 def test_a_wrong_answer_would_be_noticed(monkeypatch):
