@@ -410,7 +410,7 @@ def draw_options(luck: random.Random) -> Options:
         timeout_seconds=luck.choice((150.0, 300.0, 900.0)),
         warm=luck.choice((0, 0, 2, ceiling)),
     )
-    options = replace(
+    return replace(
         Options(),
         policy=policy,
         ceiling=ceiling,
@@ -424,5 +424,3 @@ def draw_options(luck: random.Random) -> Options:
         safety_seconds=luck.choice((20.0, 60.0, 200.0)),
         speculation=luck.random() < 0.3,
     )
-    # Drawn last: what was drawn before stays what it was.
-    return replace(options, policy=replace(policy, split_claims=luck.random() < 0.3))
