@@ -15,9 +15,9 @@ REQUEST_SHARE_MAX = 0.1
 ROUND_TRIP_SECONDS = 1e-3
 #: Who holds values looks again after such a share of the time for which it has waited.
 ASK_SHARE = 0.02
-#: How far what is expected of others is believed: who expects them soon waits for so much longer, who does not for so much
-#: less. With a half, waiting costs 1.5 times the least that it could if they come as expected, and 3 times at worst
-#: (Purohit, Svitkina and Kumar, NeurIPS 2018, for the ski rental problem with predictions).
+#: How far what is expected of others is doubted: who ought to come soon is waited for longer by so much, and who takes
+#: long less. With a half, waiting costs 1.5 times the least that it could if they come as expected, and 3 times at
+#: worst (Purohit, Svitkina and Kumar, NeurIPS 2018: the ski rental problem with predictions).
 DOUBT = 0.5
 
 
