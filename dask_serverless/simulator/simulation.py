@@ -410,7 +410,7 @@ def draw_options(luck: random.Random) -> Options:
         timeout_seconds=luck.choice((150.0, 300.0, 900.0)),
         warm=luck.choice((0, 0, 2, ceiling)),
     )
-    return replace(
+    options = replace(
         Options(),
         policy=policy,
         ceiling=ceiling,
@@ -424,3 +424,6 @@ def draw_options(luck: random.Random) -> Options:
         safety_seconds=luck.choice((20.0, 60.0, 200.0)),
         speculation=luck.random() < 0.3,
     )
+    # Drawn last: what was drawn before stays what it was.
+    tier_bytes_per_second = luck.choice((math.inf, 1e8, 1e6))  # with the least, values are held for long
+    return replace(options, policy=replace(policy, tier_bytes_per_second=tier_bytes_per_second))
