@@ -28,9 +28,9 @@ def won(learned, edges=TOGETHER, children=range(2, 6), **fields):
         Assignment("job", "e", 1, [0], ceiling=99, room=98, learned=learned), Policy(ceiling=99, **fields)
     )
     executor.handle(Began(0.0, {0: edges}))
-    executor.handle(TaskDone(0, 0.1, 0.1))
+    executor.handle(TaskDone(0, 2.0, 2.0))
     claims = [Claim(child, Verdict.YOURS, {1: THERE}) for child in children]
-    return executor, executor.handle(Answered(Standing.OK, claims, False, 0.2))
+    return executor, executor.handle(Answered(Standing.OK, claims, False, 2.1))
 
 
 def starts(delegate):
@@ -42,7 +42,7 @@ def test_they_are_shared_before_any_of_them_runs_if_it_is_known_that_this_pays()
     delegate, fetch = told
     assert isinstance(delegate, Delegate) and starts(delegate) == [[5], [4], [3]]
     assert fetch == Fetch(2, {1: THERE})
-    executor.handle(Delegated(3, now=0.3))
+    executor.handle(Delegated(3, now=2.2))
     assert executor.handle(InputsFetched(2)) == [Run(2, [0, 1])]
 
 
@@ -61,7 +61,7 @@ def test_one_is_run_first_if_nobody_knows_what_they_take():
     assert [type(each) for each in told] == [Fetch, Fetch]
     executor.handle(InputsFetched(2))
     executor.handle(InputsFetched(3))
-    told = executor.handle(TaskDone(2, 2.0, 2.2))
+    told = executor.handle(TaskDone(2, 2.0, 4.2))
     (delegate,) = [each for each in told if isinstance(each, Delegate)]
     assert starts(delegate) == [[5]], "another one was read ahead, and one stays"
 
