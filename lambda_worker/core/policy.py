@@ -67,7 +67,8 @@ class Policy:
     hold_bytes_min
         Who would save less than this holds nothing back.
     hold_seconds_min, hold_seconds_max
-        How long an executor with nothing else to do waits for what it holds, within these bounds.
+        How long an executor with nothing else to do waits for what it holds, within these bounds. Two minutes of 2 GiB
+        cost less than half a cent.
     delay_price
         What it is worth to have the answer a second earlier, by what a second of one executor costs.
     ask_seconds_min, ask_seconds_max
