@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -32,10 +31,7 @@ BEGIN, END = "<!-- generated: calibration -->", "<!-- end of what is generated -
 #: What fits.
 WITHIN = 0.30
 #: Latencies are drawn: means of so many runs; of large graphs of fewer.
-SEEDS, LARGE_TASKS = 5, 3_000
-
-#: How long *ours, patient* holds large values back.
-PATIENT_SECONDS = 120.0
+SEEDS, LARGE_TASKS = 5, 2_500
 
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -47,10 +43,6 @@ def compute(cell: Cell) -> dict[str, Any]:
     if cell.with_ours:
         options = ours(cell.executors, FARGATE_NODES, zone_per_second=WUKONG_ZONE_PER_SECOND)
         found["ours"] = _mean(experienced(work), options)
-        found["ours, patient"] = None
-        if cell.table == "SVD2":  # what holding for longer would bring
-            patient = replace(options.policy, hold_seconds_min=PATIENT_SECONDS, hold_seconds_max=PATIENT_SECONDS)
-            found["ours, patient"] = _mean(experienced(work), replace(options, policy=patient))
     return found
 
 
@@ -93,19 +85,16 @@ def table_of(name: str, kept: Results) -> str:
     rows = []
     for cell in (each for each in cells() if each.table == name and each.name in kept.get(name, {})):
         found = kept[name][cell.name]
-        wukong, mine, patient = found["wukong"], found.get("ours"), found.get("ours, patient")
+        wukong, mine = found["wukong"], found.get("ours")
         label = f"{cell.name} (fitted: {cell.fitted})" if cell.fitted else cell.name
         row = [label, number(cell.seconds), number(wukong["seconds"]), off(wukong["seconds"], cell.seconds)]
         row.append(f"{number(mine['seconds'])}" if mine else "")
-        if name == "SVD2":
-            row.append(number(patient["seconds"]) if patient else "")
         row += [
             f"{wukong['invocations']:,.0f} / {mine['invocations']:,.0f}" if mine else f"{wukong['invocations']:,.0f}"
         ]
         row += [_pair(wukong, mine, "lambda_dollars", ".6f")]
         rows.append(row)
     header = [name, "Wukong, measured, s", "predicted", "off", "ours, predicted"]
-    header += ["ours, patient"] if name == "SVD2" else []
     return table([*header, "invocations, Wukong / ours", "dollars for Lambda, Wukong / ours"], rows)
 
 
@@ -173,8 +162,6 @@ def figures(kept: Results) -> dict[str, str]:
         fit[row] = {kind: found["wukong"]["seconds"] / cell.seconds}
         if found.get("ours"):
             mine[row] = {"predicted": found["ours"]["seconds"] / found["wukong"]["seconds"]}
-            if found.get("ours, patient"):
-                mine[row]["holding for up to 120 s"] = found["ours, patient"]["seconds"] / found["wukong"]["seconds"]
     return {
         "fit.svg": plots.dots("Wukong: predicted time, relative to what was measured", "times", fit),
         "ours.svg": plots.dots("Ours, relative to Wukong, both predicted (left is faster)", "times", mine),

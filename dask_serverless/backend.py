@@ -333,6 +333,7 @@ class LocalBackend:
             | {"threads": settings.executor_threads},
             "cache": settings.policy_cache,
             "bytes_per_second": settings.storage_bytes_per_second,
+            "tier_bytes_per_second": settings.storage_shards * settings.storage_shard_bytes_per_second,
             "request_gb_seconds": settings.request_gb_seconds,
             "payload_bytes_max": settings.executor_payload_bytes_max,
             "ceiling": self.ceiling,

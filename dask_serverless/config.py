@@ -242,6 +242,7 @@ class Settings:
     storage_max_memory: int = _setting("storage.max-memory", _storage_memory)
     storage_object_bytes_max: int = _setting("storage.object-bytes-max", _bytes(1))
     storage_bytes_per_second: int = _setting("storage.bytes-per-second", _bytes(1))
+    storage_shard_bytes_per_second: int = _setting("storage.shard-bytes-per-second", _bytes(1))
     storage_ttl: float = _setting("storage.ttl", _seconds(1.0))
     storage_patience: float = _setting("storage.patience", _seconds(1.0))
     storage_allowed_failures: int = _setting("storage.allowed-failures", _whole)

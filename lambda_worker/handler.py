@@ -25,6 +25,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -57,6 +58,7 @@ def make_world(environment: Mapping[str, str]) -> World:
         ceiling=settings.get("ceiling", 1),
         inline_bytes_max=settings.get("inline_bytes_max", 65536),
         bytes_per_second=settings.get("bytes_per_second", 2**30),
+        tier_bytes_per_second=settings.get("tier_bytes_per_second", math.inf),
         request_seconds=settings.get("request_gb_seconds", 0.0) * 2**30 / memory,
         # A quarter: a task needs room for its inputs and its own work, too.
         kept_bytes_max=memory // 4,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dask_serverless.simulator.lambda_service import LambdaConfig
-from dask_serverless.simulator.network import BASELINE_PER_SECOND, ZONE_PER_SECOND
+from dask_serverless.simulator.network import BASELINE_PER_SECOND, SHARD_PER_SECOND, ZONE_PER_SECOND
 from dask_serverless.simulator.simulation import Options
 from lambda_worker.core.policy import Policy
 
@@ -65,13 +65,23 @@ class WukongPolicy(Policy):
         """Tell how many executors ready tasks are split among: each has its own."""
         return max(1, min(self.ceiling, ready))
 
+    def tries_first(self, known: bool) -> bool:
+        """Tell whether a task is run before others are shared: never."""
+        return False
+
     def branches(self, shares: int) -> tuple[int, int]:
         """Tell how many executors are started at once: all."""
         return shares, 0
 
-    def hold_seconds(self, nbytes: int, bandwidth: float) -> float:
+    def hold_seconds(
+        self, nbytes: int, bandwidth: float, executors: int = 1, expected_seconds: float | None = None
+    ) -> float:
         """Tell how long large values are held back."""
         return WUKONG_HOLD_SECONDS
+
+    def ask_pause_max(self, executors: int, waited: float) -> float:
+        """Tell how seldom an executor looks again."""
+        return self.ask_seconds_max
 
 
 def ours(executors: int, shards: int = 4, warm: int | None = None, zone_per_second: float = ZONE_PER_SECOND) -> Options:
@@ -89,7 +99,12 @@ def ours(executors: int, shards: int = 4, warm: int | None = None, zone_per_seco
         Bytes that all of them move together.
     """
     return Options(
-        policy=Policy(ceiling=executors, bytes_per_second=BASELINE_PER_SECOND, kept_bytes_max=MEMORY_BYTES // 4),
+        policy=Policy(
+            ceiling=executors,
+            bytes_per_second=BASELINE_PER_SECOND,
+            tier_bytes_per_second=min(zone_per_second, shards * SHARD_PER_SECOND),
+            kept_bytes_max=MEMORY_BYTES // 4,
+        ),
         ceiling=executors,
         shards=shards,
         function=LambdaConfig(
@@ -129,7 +144,6 @@ def wukong(
         publish_seconds_min=0.0,
         publications_per_second_max=1e9,
         kept_bytes_max=MEMORY_BYTES,
-        split_claims=shares,
         hold=delayed,
         hold_bytes_min=WUKONG_LARGE_BYTES,
         ask_seconds_min=0.05,

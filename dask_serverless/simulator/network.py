@@ -27,6 +27,8 @@ PAUSE_SECONDS = 0.1
 STEP_BYTES = 300
 #: What a Lambda moves in each direction once its burst is used up.
 BASELINE_PER_SECOND = 75 * MIB
+#: What one server of the storage tier moves.
+SHARD_PER_SECOND = 1.2 * 1024 * MIB
 #: What all hosts in one availability zone move together.
 ZONE_PER_SECOND = 20 * 1024 * MIB
 #: How long S3 takes to answer: the median, and the deviation of the logarithm (95 of 100 within 75 ms).
@@ -78,7 +80,7 @@ class Server:
     """
 
     name: str
-    per_second: float = 1.2 * 1024 * MIB
+    per_second: float = SHARD_PER_SECOND
     step_seconds: float = 20e-6
     free_at: float = 0.0
     steps: int = 0

@@ -445,4 +445,5 @@ def draw_options(luck: random.Random) -> Options:
         speculation=luck.random() < 0.3,
     )
     # Drawn last: what was drawn before stays what it was.
-    return replace(options, policy=replace(policy, split_claims=luck.random() < 0.3))
+    tier_bytes_per_second = luck.choice((math.inf, 1e8, 1e6))  # with the least, values are held for long
+    return replace(options, policy=replace(policy, tier_bytes_per_second=tier_bytes_per_second))

@@ -149,12 +149,13 @@ class Executor:
         self._fetched: list[int] = []
         self._outbox = Outbox()
         parts = self._segments, self._kept, self._outbox, self.journal
-        self._holding = Holding(assignment, policy, *parts)
+        self._holding = Holding(assignment, policy, *parts, self._observed)
         self._held = self._holding.held
         self._speed = Speed(2 * policy.bytes_per_second)  # that is there and back
         self._now = 0.0
         self._alarms: list[float] = []  # when those that are set will come, in order
         self._tries: dict[int, int] = {}
+        self._won: list[int] = []  # at fan-ins, and not yet looked at whether to share them
         self._place_given = False
         self._seceded = False
 
@@ -228,6 +229,8 @@ class Executor:
         if not self.finished:
             if self._delegation.leaving:
                 self._leave_to_successor()
+            if self._won:
+                self._share_won(out)
             self._advance(out)
             if self._delegation.unfitting:
                 self._offer_unfitting(out)
@@ -425,8 +428,6 @@ class Executor:
                 self._on_claim(claim, self._held.settle(claim.child, event.now))
             else:
                 self._on_claim(claim, parents_sent.get(claim.child) or self._outbox.withdraw(claim.child))
-        if event.claims and self.policy.split_claims and self._now >= self._delegation.ask_again:
-            out += self._split()
 
     def _on_claim(self, claim: Claim, sent: Set[int]) -> None:
         """Take in what the store says of a child, for which parents (`sent`) are kept here."""
@@ -447,6 +448,7 @@ class Executor:
         self._make_ready(child, edges)
         if child not in self._delegation.unfitting:
             self._promises.promise((child,))
+            self._won.append(child)
 
     def _on_delegated(self, event: Delegated, out: list[Instruction]) -> None:
         unfitting = self._delegation.unfitting
@@ -544,7 +546,8 @@ class Executor:
                 return
             if missing and len(self._fetching) >= self.policy.fetch_ahead:
                 return
-            if not self.policy.prefetch and (self._fetching or not free):
+            # What is read ahead stays here, so not before it is known what others are given.
+            if (self._won or not self.policy.prefetch) and (self._fetching or not free):
                 return
             ready.pop()
             if not missing:
@@ -569,7 +572,9 @@ class Executor:
         self._hold_back()
         if outbox.on_its_way is not None:
             return
-        if held:
+        if held and (self._now >= self._leave_at or self._place_wanted):
+            self._holding.let_go()
+        elif held:
             self._holding.let_go_of_overdue(self._now, self._speed.bandwidth)
         if self._running and not now_or_never:
             if outbox or held:
@@ -622,6 +627,11 @@ class Executor:
         return self._quiet and not self._parked and not self._held
 
     @property
+    def _place_wanted(self) -> bool:
+        """Whether only tasks for a larger executor are left here, and the one place for it may be this one's."""
+        return self._delegation.no_room and bool(self._delegation.unfitting) and self._quiet
+
+    @property
     def _quiet(self) -> bool:
         return not self._running and not (
             self._ready
@@ -649,6 +659,26 @@ class Executor:
             offered = {task for share in self._delegation.offered for task in share}
             self._ready = [task for task in self._ready if task not in offered]
         return offers
+
+    def _share_won(self, out: list[Instruction]) -> None:
+        """Share what was won together before any of it runs, if it is known well enough that this pays.
+
+        Who arrives last at one fan-in is often the last at others: a block that comes late is all that a whole row of
+        products has been waiting for. What these need must be known, so their segments are read first.
+        """
+        delegation = self._delegation
+        if delegation.offered:
+            return
+        ready, seconds_left = len(self._ready), self._leave_at - self._now
+        if ready < 2 or self._now < delegation.ask_again or not delegation.may_split(ready, seconds_left):
+            self._won = []
+        elif unknown := self._segments.unknown(self._won):
+            if not self._segments.loading:
+                out.append(self._segments.load(unknown[:READ_AHEAD_SEGMENTS]))
+        else:
+            won, self._won = self._won, []
+            if not self.policy.tries_first(self._observed.knows(won)):
+                out += self._split()
 
     def _moves(self, task: int) -> bool:
         nbytes = self._kept.nbytes_of(self._segments.known_parents(task) or ())

@@ -3,8 +3,8 @@
 An executor that made a large input of a fan-in need not write it at once: the other inputs may arrive
 while it does something else, and then the fan-in runs here, with the value at hand. So it *asks* the
 store from time to time instead of arriving: an ask wins the fan-in when all its other edges are there,
-and leaves no trace otherwise. When waiting costs more than moving the value (or memory gets short),
-the values are let go: written, and arrived with, like any others.
+and leaves no trace otherwise. When waiting has cost as much as moving the value would (or memory gets short, or
+the time of this executor is up), the values are let go: written, and arrived with, like any others.
 
 Two executors that hold values for one fan-in would wait for each other. So only one may: the one at
 *home* (see `Assignment.home`).
@@ -31,6 +31,8 @@ class Held:
     ----------
     policy
         The numbers decisions are made from.
+    executors
+        How many there are: all of them may be asking.
 
     Examples
     --------
@@ -43,8 +45,9 @@ class Held:
     ({3}, 0)
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, executors: int = 1) -> None:
         self._policy = policy
+        self._executors = executors
         self._edges: dict[int, list[Edge]] = {}  # by child
         self._ask_at = 0.0
         self._pause = policy.ask_seconds_min
@@ -73,13 +76,17 @@ class Held:
     def ask(self, now: float) -> list[Edge]:
         """Hand out what the store is to be asked; the next time is later, more so every time."""
         self._ask_at = now + self._pause
-        self._pause = min(2 * self._pause, self._policy.ask_seconds_max)
+        self._pause = min(2 * self._pause, self._policy.ask_pause_max(self._executors, self.waited(now)))
         return [edge for edges in self._edges.values() for edge in edges]
 
     def settle(self, child: int, now: float) -> set[int]:
         """Let go of a fan-in that the store has settled; return its parents that were held."""
         self._hurry(now)
         return {parent for _, parent, _ in self._edges.pop(child)}
+
+    def children(self) -> Iterable[int]:
+        """Return the fan-ins that are waited for."""
+        return self._edges.keys()
 
     def parents(self) -> set[int]:
         """Return the values that are held."""
@@ -102,15 +109,13 @@ class Held:
             let_go += edges
         return let_go
 
-    def overdue(self, now: float, nbytes: int, bandwidth: float) -> list[Edge]:
-        """Let go of everything, and return it, if nothing has happened for too long.
+    def waited(self, now: float) -> float:
+        """Return for how long nothing has happened.
 
         Be it that there is nothing else to do here, or that one task takes long: then others who are idle
         shall have what is held here.
         """
-        if now - self._stirred_at < self._policy.hold_seconds(nbytes, bandwidth):
-            return []
-        return self.release()
+        return now - self._stirred_at
 
     def stir(self, now: float) -> None:
         """Note that work goes on here: holding costs nothing meanwhile."""

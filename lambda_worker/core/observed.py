@@ -13,7 +13,7 @@ find loaded. It is set apart, and counts only if there was no other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from lambda_worker.core.schedule import Edges, segment_of
@@ -158,6 +158,10 @@ class Observed:
         looked_at = tasks[:: -(-len(tasks) // LOOKED_AT)]
         expected, mean = self._expected, self._mean
         return sum(expected.get(self.prefix(task), mean) for task in looked_at) * len(tasks) / len(looked_at)
+
+    def knows(self, tasks: Iterable[int]) -> bool:
+        """Tell whether it is known what tasks like these take."""
+        return all(self.prefix(task) in self._expected for task in tasks)
 
     def nbytes(self, task: int) -> float:
         """Estimate the size of a task's value; 0 if it is small, or nothing is known of it."""

@@ -13,6 +13,12 @@ TASK_SECONDS = 1e-5
 REQUEST_SHARE_MAX = 0.1
 #: A step at the store, there and back.
 ROUND_TRIP_SECONDS = 1e-3
+#: Who holds values looks again after such a share of the time for which it has waited.
+ASK_SHARE = 0.02
+#: How far what is expected of others is doubted: who ought to come soon is waited for longer by so much, and who takes
+#: long less. With a half, waiting costs 1.5 times the least that it could if they come as expected, and 3 times at
+#: worst (Purohit, Svitkina and Kumar, NeurIPS 2018: the ski rental problem with predictions).
+DOUBT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +67,20 @@ class Policy:
     hold_bytes_min
         Who would save less than this holds nothing back.
     hold_seconds_min, hold_seconds_max
-        How long an executor with nothing else to do waits for what it holds, within these bounds.
+        How long an executor with nothing else to do waits for what it holds, within these bounds. Two minutes of 2 GiB
+        cost less than half a cent.
+    delay_price
+        What it is worth to have the answer a second earlier, by what a second of one executor costs.
     ask_seconds_min, ask_seconds_max
         The time between two looks at what is held: doubled each time, within these bounds.
+    asks_per_second_max
+        What the metadata server is asked by all executors that hold something, at most; they look less often then.
     threads
         Tasks that an executor runs at the same time.
     group
         Whether ready tasks stay with their large inputs (task clustering).
     split
         Whether ready tasks are shared with other executors.
-    split_claims
-        Whether tasks that an executor wins at fan-ins are shared at once, and not only when it has run the next one.
     prefetch
         Whether inputs are read while a task runs.
     locality
@@ -79,6 +88,8 @@ class Policy:
         and its children to whoever arrives last: what the other decisions are compared with.
     bytes_per_second
         How many bytes cross the storage tier: sealed and written by one, read and checked by another.
+    tier_bytes_per_second
+        How many bytes the storage tier takes in and gives out, for all executors together.
     expand_bytes_per_second
         How many bytes compressed frames become.
     """
@@ -103,16 +114,18 @@ class Policy:
     hold: bool = True
     hold_bytes_min: int = 256 * 1024
     hold_seconds_min: float = 0.25
-    hold_seconds_max: float = 5.0
+    hold_seconds_max: float = 120.0
+    delay_price: float = 1.0
     ask_seconds_min: float = 0.002
     ask_seconds_max: float = 0.05
+    asks_per_second_max: float = 10_000.0
     threads: int = 1
     group: bool = True
     split: bool = True
-    split_claims: bool = False
     prefetch: bool = True
     locality: bool = True
     bytes_per_second: float = 1024 * 1024 * 1024
+    tier_bytes_per_second: float = math.inf
     expand_bytes_per_second: float = 1e9
 
     @property
@@ -183,18 +196,77 @@ class Policy:
         """
         return ROUND_TRIP_SECONDS + nbytes / self.bytes_per_second
 
-    def hold_seconds(self, nbytes: int, bandwidth: float) -> float:
-        """Decide how long an executor waits, with nothing else to do, for the fan-ins whose inputs it holds.
+    def giving_up_seconds(self, nbytes: int, bandwidth: float, executors: int = 1) -> float:
+        """Estimate what it costs to let go of values that are held, in seconds of an executor.
 
-        As long as it takes to write the values and read them elsewhere, twice over: who waits for about
-        what giving up costs never pays much more than who knew the future (the ski rental problem).
+        One writes them and another reads them, and the child begins as much later. What one gives up on, others do as
+        well: the input that all of them wait for is late. So each has its share of what the storage tier moves.
+
+        Parameters
+        ----------
+        nbytes
+            Of what is held.
+        bandwidth
+            Bytes per second between this executor and the storage tier, one way.
+        executors
+            How many there are.
 
         Examples
         --------
-        >>> Policy().hold_seconds(100_000_000, bandwidth=100e6), Policy().hold_seconds(0, bandwidth=100e6)
-        (4.0, 0.25)
+        >>> policy = Policy(tier_bytes_per_second=1e9)
+        >>> policy.giving_up_seconds(100_000_000, bandwidth=100e6, executors=10)
+        4.0
+        >>> policy.giving_up_seconds(100_000_000, bandwidth=100e6, executors=100)
+        40.0
         """
-        return min(max(4 * nbytes / bandwidth, self.hold_seconds_min), self.hold_seconds_max)
+        moved = 2 * nbytes / min(bandwidth, self.tier_bytes_per_second / executors)
+        return moved * (1 + self.delay_price)
+
+    def hold_seconds(
+        self, nbytes: int, bandwidth: float, executors: int = 1, expected_seconds: float | None = None
+    ) -> float:
+        """Decide how long an executor waits, with nothing else to do, for the fan-ins whose inputs it holds.
+
+        Until waiting has cost as much as giving up: who does that never pays more than twice what who knew the future
+        would have paid (the ski rental problem). If something is known of those that are waited for, they count:
+        whoever ought to be there by now is waited for a while longer, and who takes very long is not waited for
+        that long.
+
+        Parameters
+        ----------
+        nbytes, bandwidth, executors
+            See `giving_up_seconds`.
+        expected_seconds
+            How long the others take that the fan-ins lack, as far as that is known.
+
+        Examples
+        --------
+        >>> policy = Policy()
+        >>> policy.hold_seconds(100_000_000, bandwidth=100e6), policy.hold_seconds(0, bandwidth=100e6)
+        (4.0, 0.25)
+        >>> [policy.hold_seconds(100_000_000, 100e6, expected_seconds=seconds) for seconds in (1.0, 5.0, 60.0)]
+        [8.0, 4.0, 2.0]
+        """
+        seconds = giving_up = self.giving_up_seconds(nbytes, bandwidth, executors)
+        if expected_seconds is not None and expected_seconds <= giving_up:
+            seconds = giving_up / DOUBT
+        elif expected_seconds is not None and expected_seconds >= giving_up / DOUBT:
+            seconds = giving_up * DOUBT
+        return min(max(seconds, self.hold_seconds_min), self.hold_seconds_max)
+
+    def ask_pause_max(self, executors: int, waited: float) -> float:
+        """Decide how long there is between two looks at what is held, at most.
+
+        Who has waited for long may wait a little longer: a fiftieth costs the child little, and the metadata server
+        is asked less.
+
+        Examples
+        --------
+        >>> policy = Policy()
+        >>> [policy.ask_pause_max(executors, waited) for executors, waited in ((2, 1.0), (5_000, 1.0), (2, 50.0))]
+        [0.05, 0.5, 1.0]
+        """
+        return max(self.ask_seconds_max, executors / self.asks_per_second_max, waited * ASK_SHARE)
 
     def moves(self, nbytes: int, seconds: float, bandwidth: float) -> bool:
         """Decide whether a ready task with inputs of this size here may run elsewhere (else it is grouped with them).
@@ -283,6 +355,13 @@ class Policy:
         if seconds_left < math.inf:
             worth = max(worth, math.ceil(ready * seconds_per_task / max(seconds_left, seconds_per_task, 1e-9)))
         return max(1, min(self.ceiling, ready, worth))
+
+    def tries_first(self, known: bool) -> bool:
+        """Decide whether of tasks that were won together one is run before the others are shared.
+
+        Only if it is not known what such tasks take: then the first one tells.
+        """
+        return not known
 
 
 def first_groups(

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.anchors import cells
+from benchmarks.anchors import FARGATE_NODES, cells
 from benchmarks.calibration import table_of
 from dask_serverless.command_line import serverless
 from dask_serverless.simulator.calculator import predict
-from dask_serverless.simulator.clusters import ours, wukong
-from dask_serverless.simulator.shapes import chains, experienced, gemm, svd2, tree, tsqr
+from dask_serverless.simulator.clusters import WUKONG_ZONE_PER_SECOND, ours, wukong
+from dask_serverless.simulator.shapes import Shape, chains, experienced, gemm, svd2, tree, tsqr
 
 MEASURED = {f"{cell.table} {cell.name}": cell for cell in cells()}
 #: Cells to which nothing was fitted, and that take little to simulate.
@@ -56,6 +56,42 @@ def test_delayed_writing_is_what_saves_wukong_most():
     )
     assert plain.seconds >= clustering.seconds > 2 * delayed.seconds
     assert delayed.bytes_written < clustering.bytes_written / 10
+
+
+def test_a_block_is_held_for_as_long_as_it_would_take_all_of_them_to_move_theirs():
+    """All inputs come through 0.4 GB/s, for 18 s. Who gives its block up before has it go there and back as well."""
+    work, cluster = experienced(svd2(30_000)), ours(60, zone_per_second=4e8)
+    held = predict(work, cluster)
+    unaware = replace(cluster.policy, tier_bytes_per_second=1e15)
+    given_up = predict(work, replace(cluster, policy=unaware))
+    assert given_up.seconds > 2.5 * held.seconds
+    assert held.bytes_written < 0.2e9 < 3e9 < given_up.bytes_written
+    assert held.lambda_seconds < 0.7 * given_up.lambda_seconds
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_block_is_not_held_for_what_takes_much_longer_than_to_move_it(known):
+    """Of ten minutes that one task takes, the executors of 20 others are paid for a few seconds."""
+    shape = Shape()
+    shape.add("slow", seconds=600.0)
+    wanted = [
+        shape.add(("c", n), [shape.add(("x", n), seconds=1.0, nbytes=200_000_000), "slow"], seconds=1.0)
+        for n in range(20)
+    ]
+    work = shape.workload(wanted)
+    found = predict(experienced(work) if known else work, ours(100))
+    assert found.seconds < 610
+    assert found.lambda_seconds < 600 + 20 * (15 if known else 20)
+
+
+@pytest.mark.parametrize("size", [5_000, 10_000, 15_000])
+def test_products_that_are_won_together_are_shared_at_once(size):
+    """Whose block comes last wins a row of products. Wukong invokes an executor for each, and so do we."""
+    cell = MEASURED[f"GEMM {size // 1_000}k"]
+    mine = predict(
+        experienced(cell.workload()), ours(cell.executors, FARGATE_NODES, zone_per_second=WUKONG_ZONE_PER_SECOND)
+    )
+    assert mine.seconds < 0.7 * predict(cell.workload(), cell.cluster).seconds
 
 
 def test_short_tasks_stay_together_where_that_is_known_to_be_faster():

@@ -157,6 +157,7 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "storage.max-memory": (2**27, 2**28, 2**29),
         "storage.object-bytes-max": (1000, 2000, 3000),
         "storage.bytes-per-second": (1000, 2000, 3000),
+        "storage.shard-bytes-per-second": (1000, 2000, 3000),
         "storage.ttl": (100.0, 200.0, 300.0),
         "storage.patience": (2.0, 3.0, 4.0),
         "storage.allowed-failures": (0, 1, 2),

@@ -218,6 +218,19 @@ def test_a_fan_in_is_at_home_where_the_larger_input_is():
         assert [bool(group.home) for group in groups] == [home == 0, home == 1]
 
 
+@given(graphs(), st.integers(1, 8))
+def test_no_fan_in_is_at_home_with_two(graph, groups):
+    """Both would hold their values back for it, and wait for each other."""
+    homes = [group.home for group in assign_starts(graph, Sharing(groups))]
+    tasks = [
+        task for home in homes for first, end in zip(home[::2], home[1::2], strict=True) for task in range(first, end)
+    ]
+    shared = {task for task in tasks if len(graph.parents[task]) > 1}
+    owner = owners(graph, [group.starts for group in assign_starts(graph, Sharing(groups))])
+    met = [task for task in tasks if task in shared and owner[task] == SHARED]
+    assert len(met) == len(set(met))
+
+
 def test_who_begins_earlier_is_given_more():
     graph = independent(1_000, 1)
     sharing = Sharing(10, estimate_of(graph), slack=0.0, lead=10.0)
