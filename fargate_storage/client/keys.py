@@ -7,6 +7,7 @@ key                                   type     what
 ``CLUSTER:events``                    stream   what executors publish, until the proxy has read it
 ``CLUSTER:ceiling``                   string   how many executors may live, since it was last changed
 ``CLUSTER:notes``                     hash     what the proxy has noted for its successor
+``CLUSTER:shard-map``                 hash     place of a shard -> where it is now, if that has changed: ``gone``
 ``CLUSTER:lingering``                 zset     executors that linger: when each of them leaves, store ms
 ``CLUSTER:generation``                string   of executors: those of an older one do not linger
 ``CLUSTER:mail:NAME``                 list     what was sent to one of them (at most one item)
@@ -64,6 +65,7 @@ class Keys:
         self.ceiling = f"{cluster}:ceiling"
         self.lingering = f"{cluster}:lingering"
         self.notes = f"{cluster}:notes"
+        self.shard_map = f"{cluster}:shard-map"
 
     def of_job(self, job: str, what: str) -> str:
         """Name a key of a job."""

@@ -13,10 +13,11 @@ Rules kept here:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import Counters, Endpoint
 from fargate_storage.client.keys import Keys
 from fargate_storage.client.objects import Objects
+from fargate_storage.client.shard_map import ShardMap, while_shards_go
 from fargate_storage.client.slices import Slices
 from lambda_worker.core.errors import StoreUnavailable
 from lambda_worker.core.schedule import Assignment
@@ -44,6 +46,8 @@ from lambda_worker.ports import Arrival, Claim, Lapsed, Lingering, Reply, Standi
 STEP_ITEMS_MAX = 1_000
 #: What one `listen` returns at most; the rest comes with the next call.
 EVENTS_MAX = 1_000
+#: A cluster may outlive everything else that it has in the store, but it needs its shard map as long as it lives.
+SHARD_MAP_SECONDS = 366 * 86_400
 #: One wait at the server; shorter than a reply may take, so that a vanished server is noticed.
 LISTEN_SECONDS_MAX = 2.0
 
@@ -79,9 +83,13 @@ class RedisStore:
         self._keys = Keys(config.cluster)
         self._counters = Counters()
         self._metadata = Endpoint("metadata", config.metadata, config, self._counters)
-        shards = [Endpoint(f"shard {i}", url, config, self._counters) for i, url in enumerate(config.shards)]
+        self.shard_map = ShardMap(max(1, len(config.shards)), self._read_shard_map, self._close_shard)
+        shards = [
+            Endpoint(f"shard {i}", url, config, self._counters, functools.partial(self.shard_map.is_gone, i))
+            for i, url in enumerate(config.shards)
+        ]
         self._servers = [self._metadata, *shards]
-        self._objects = Objects(shards or [self._metadata], self._keys, config, self._counters)
+        self._objects = Objects(shards or [self._metadata], self._keys, config, self._counters, self.shard_map)
         self._slices = Slices(self._objects, self._keys, config, self._counters)
         self._lease_ms = round(config.lease_seconds * 1000)
         self._listening = threading.Lock()
@@ -376,18 +384,37 @@ class RedisStore:
         if names:
             self._metadata.ask(("HDEL", self._keys.notes, *names))
 
+    @while_shards_go
     def usage(self) -> Mapping[str, int]:
         """See `lambda_worker.ports.JobStore.usage`; counts all clusters that share these servers."""
-        keys = sum(server.ask(("DBSIZE",))[0] for server in self._servers)
-        used = sum(int(server.info("memory")["used_memory"]) for server in self._servers)
+        keys = sum(server.ask(("DBSIZE",))[0] for server in self._servers_left())
+        used = sum(int(server.info("memory")["used_memory"]) for server in self._servers_left())
         return {"store_keys": keys, "store_bytes": used}
 
     # Beyond the port
 
+    @while_shards_go
     def ping(self) -> None:
-        """Raise `StoreUnavailable` unless every server answers."""
-        for server in self._servers:
+        """Raise `StoreUnavailable` unless every server answers that was not given up."""
+        for server in self._servers_left():
             server.ask(("PING",))
+
+    def give_up_shards(self, places: Iterable[int]) -> None:
+        """Have everybody go on without some shards, for good: what they held is missing from now on.
+
+        May be repeated.
+
+        Raises
+        ------
+        StoreUnavailable
+            None would be left.
+        """
+        places = set(places)
+        if places.issuperset(self.shard_map.left()):
+            raise StoreUnavailable("no storage server for values is left: what they held is lost")
+        fields = [part for place in places for part in (place, "gone")]
+        self._metadata.ask(("HSET", self._keys.shard_map, *fields), ("EXPIRE", self._keys.shard_map, SHARD_MAP_SECONDS))
+        self.shard_map.learn(self._read_shard_map())
 
     def close(self) -> None:
         """Close all connections. May be repeated."""
@@ -395,6 +422,16 @@ class RedisStore:
         self._objects.close()
         for server in self._servers:
             server.close()
+
+    def _read_shard_map(self) -> list[int]:
+        (places,) = self._metadata.ask(("HKEYS", self._keys.shard_map))
+        return list(map(int, places))
+
+    def _close_shard(self, place: int) -> None:
+        self._servers[place + 1].close()  # whoever waits for it hears of it
+
+    def _servers_left(self) -> list[Endpoint]:
+        return [self._metadata, *(self._servers[place + 1] for place in self.shard_map.left() if self.config.shards)]
 
     def _run(self, script: scripts.Script, *arguments: Any) -> Any:
         return script.run(self._metadata, self._keys.prefix, *arguments)
