@@ -12,7 +12,7 @@ from pathlib import Path
 import dask
 import pytest
 import redis
-from distributed import Client, fire_and_forget
+from distributed import Client, fire_and_forget, wait
 
 from dask_serverless import ServerlessCluster
 from tests.end_to_end import overnight
@@ -40,8 +40,10 @@ print(futures[2].result(), flush=True)
 
 def submit(client, directory):
     """Ask for the same keys, whoever asks."""
-    quick, everything = client.get(overnight.graph(directory), ["quick-4", "all"], sync=False)
-    return [quick, client.submit(bytes, 300_000, key="large"), everything]
+    quick = client.get(overnight.graph(directory), "quick-4", sync=False)
+    large = client.submit(bytes, 300_000, key="large")
+    wait([quick, large], timeout=SECONDS_MAX)  # before all places are taken by those that wait
+    return [quick, large, client.get(overnight.graph(directory), "all", sync=False)]
 
 
 @pytest.fixture
