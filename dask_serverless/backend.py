@@ -390,10 +390,11 @@ class LocalBackend:
             )
 
     def _give_up_shards(self, backend: Backend, shards: list[int]) -> None:
-        """Go on without some shards that have ended for good: others have what is made again."""
+        """Go on without some shards that have ended for good: others have what is made again.
+
+        Said again at each look, lest the metadata server forgets it.
+        """
         known = backend.store.shard_map.gone
-        if known.issuperset(shards) or self._closed:
-            return
         backend.store.give_up_shards(shards)
         for shard in sorted(backend.store.shard_map.gone - known):
             logger.warning(

@@ -7,7 +7,7 @@ key                                   type     what
 ``CLUSTER:events``                    stream   what executors publish, until the proxy has read it
 ``CLUSTER:ceiling``                   string   how many executors may live, since it was last changed
 ``CLUSTER:notes``                     hash     what the proxy has noted for its successor
-``CLUSTER:shard-map``                 hash     place of a shard -> where it is now, if that has changed: ``gone``
+``CLUSTER:shard-map``                 hash     shard -> what became of it: ``gone``
 ``CLUSTER:lingering``                 zset     executors that linger: when each of them leaves, store ms
 ``CLUSTER:generation``                string   of executors: those of an older one do not linger
 ``CLUSTER:mail:NAME``                 list     what was sent to one of them (at most one item)

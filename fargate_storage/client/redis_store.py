@@ -46,8 +46,6 @@ from lambda_worker.ports import Arrival, Claim, Lapsed, Lingering, Reply, Standi
 STEP_ITEMS_MAX = 1_000
 #: What one `listen` returns at most; the rest comes with the next call.
 EVENTS_MAX = 1_000
-#: A cluster may outlive everything else that it has in the store, but it needs its shard map as long as it lives.
-SHARD_MAP_SECONDS = 366 * 86_400
 #: One wait at the server; shorter than a reply may take, so that a vanished server is noticed.
 LISTEN_SECONDS_MAX = 2.0
 
@@ -399,21 +397,22 @@ class RedisStore:
         for server in self._servers_left():
             server.ask(("PING",))
 
-    def give_up_shards(self, places: Iterable[int]) -> None:
+    def give_up_shards(self, shards: Iterable[int]) -> None:
         """Have everybody go on without some shards, for good: what they held is missing from now on.
 
-        May be repeated.
+        To be repeated as long as the cluster lives: as every key, the map has a time to live.
 
         Raises
         ------
         StoreUnavailable
             None would be left.
         """
-        places = set(places)
-        if places.issuperset(self.shard_map.left()):
+        shards = set(shards)
+        if shards.issuperset(self.shard_map.left()):
             raise StoreUnavailable("no storage server for values is left: what they held is lost")
-        fields = [part for place in places for part in (place, "gone")]
-        self._metadata.ask(("HSET", self._keys.shard_map, *fields), ("EXPIRE", self._keys.shard_map, SHARD_MAP_SECONDS))
+        fields = [part for shard in shards for part in (shard, "gone")]
+        key = self._keys.shard_map
+        self._metadata.ask(("HSET", key, *fields), ("EXPIRE", key, self.config.ttl_seconds))
         self.shard_map.learn(self._read_shard_map())
 
     def close(self) -> None:
@@ -424,14 +423,14 @@ class RedisStore:
             server.close()
 
     def _read_shard_map(self) -> list[int]:
-        (places,) = self._metadata.ask(("HKEYS", self._keys.shard_map))
-        return list(map(int, places))
+        (shards,) = self._metadata.ask(("HKEYS", self._keys.shard_map))
+        return list(map(int, shards))
 
-    def _close_shard(self, place: int) -> None:
-        self._servers[place + 1].close()  # whoever waits for it hears of it
+    def _close_shard(self, shard: int) -> None:
+        self._servers[shard + 1].close()  # whoever waits for it hears of it
 
     def _servers_left(self) -> list[Endpoint]:
-        return [self._metadata, *(self._servers[place + 1] for place in self.shard_map.left() if self.config.shards)]
+        return [self._metadata, *(self._servers[shard + 1] for shard in self.shard_map.left() if self.config.shards)]
 
     def _run(self, script: scripts.Script, *arguments: Any) -> Any:
         return script.run(self._metadata, self._keys.prefix, *arguments)

@@ -1,14 +1,14 @@
-"""Which server has what: the numbered places of a cluster's shards, of which some may have been given up.
+"""Which shard has what, once some of a cluster's shards have been given up. They are known by their numbers.
 
 Rules kept here:
 
 * The metadata server has the map (`Keys.shard_map`). Whoever meets a shard that cannot be reached looks there; nobody
   asks while all goes well. So processes that started earlier learn of a change when it matters to them.
-* A place that was given up stays so: the map only grows, and its size is its version.
-* What belongs to such a place has another one, by its name alone. Among the places that are left, everybody finds the
-  same one; and what was written there is found still when more places are given up, as long as its own is not.
-* What was in a place is not moved: nobody has it any more. Looked for elsewhere, it is missing, which is what a loss
-  looks like everywhere else, and it is made again (decision 0024).
+* A shard that was given up stays so: the map only grows, and its size is its version.
+* What belongs to such a shard has another one, by its name alone. Among those that are left, everybody finds the same
+  one; and what was written there is found still when more are given up, as long as its own is not.
+* What was in it is not moved: nobody has it any more. Looked for elsewhere, it is missing, which is what a loss looks
+  like everywhere else, and it is made again (decision 0024).
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ R = TypeVar("R")
 
 
 class ShardMap:
-    """The places of a cluster, as far as this process knows.
+    """The shards of a cluster, as far as this process knows.
 
     Parameters
     ----------
     count
         How many there are.
     read
-        Returns the places that were given up, from the metadata server.
+        Returns those that were given up, from the metadata server.
     on_gone
-        Called with each place that turns out to have been.
+        Called with each that turns out to have been.
 
     Examples
     --------
-    >>> shards = ShardMap(3, read=lambda: [1])
-    >>> shards.server(1, "job/1"), shards.is_gone(1), shards.server(1, "job/1") in (0, 2), shards
+    >>> shard_map = ShardMap(3, read=lambda: [1])
+    >>> shard_map.server(1, "job/1"), shard_map.is_gone(1), shard_map.server(1, "job/1") in (0, 2), shard_map
     (1, True, True, <ShardMap of 3, without 1>)
     """
 
     def __init__(
-        self, count: int, read: Callable[[], Iterable[int]] = tuple, on_gone: Callable[[int], None] = lambda place: None
+        self, count: int, read: Callable[[], Iterable[int]] = tuple, on_gone: Callable[[int], None] = lambda shard: None
     ) -> None:
         self.count = count
         self.gone: frozenset[int] = frozenset()
@@ -55,44 +55,44 @@ class ShardMap:
         without = f", without {', '.join(map(str, sorted(self.gone)))}" if self.gone else ""
         return f"<ShardMap of {self.count}{without}>"
 
-    def server(self, place: int, name: str) -> int:
-        """Return where something of that name is that belongs to a place."""
-        place %= self.count
-        return place if place not in self.gone else min(self.left(), key=lambda each: _draw(each, name))
+    def server(self, shard: int, name: str) -> int:
+        """Return which shard has something of that name that belongs to a shard."""
+        shard %= self.count
+        return shard if shard not in self.gone else min(self.left(), key=lambda each: _draw(each, name))
 
     def by_name(self, name: str) -> int:
-        """Return where something is that belongs where its name says."""
+        """Return which shard has something that belongs where its name says."""
         return self.server(zlib.crc32(name.encode()), name)
 
     def left(self) -> list[int]:
-        """Return the places that were not given up."""
-        return [place for place in range(self.count) if place not in self.gone]
+        """Return the shards that were not given up."""
+        return [shard for shard in range(self.count) if shard not in self.gone]
 
-    def is_gone(self, place: int) -> bool:
-        """Look at the metadata server whether a place was given up.
+    def is_gone(self, shard: int) -> bool:
+        """Look at the metadata server whether a shard was given up.
 
         Raises
         ------
         StoreUnavailable
             That cannot be reached either.
         """
-        if place not in self.gone:
+        if shard not in self.gone:
             self.learn(self._read())
-        return place in self.gone
+        return shard in self.gone
 
     def learn(self, gone: Iterable[int]) -> None:
-        """Hear which places were given up."""
+        """Hear which shards were given up."""
         news = frozenset(gone) - self.gone
         if not self.gone | news < frozenset(range(self.count)):  # the last one is never: its loss is everybody's end
             return
         self.gone |= news
-        for place in sorted(news):
-            self._on_gone(place)
+        for shard in sorted(news):
+            self._on_gone(shard)
 
 
-def _draw(place: int, name: str) -> tuple[int, int]:
+def _draw(shard: int, name: str) -> tuple[int, int]:
     # The smallest of those that are left stays the smallest when others leave (rendezvous hashing).
-    return zlib.crc32(f"{place} {name}".encode()), place
+    return zlib.crc32(f"{shard} {name}".encode()), shard
 
 
 class _HasMap(Protocol):

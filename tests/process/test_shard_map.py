@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+import redis
 
 from fargate_storage.client.redis_store import RedisStore
 from fargate_storage.service.local import LocalTier
@@ -115,6 +116,17 @@ def test_one_after_the_other_until_one_is_left(tier, open_store):
         proxy.give_up_shards([1])
     with pytest.raises(StoreUnavailable, match="shard 1"):
         executor.get(refs)
+
+
+def test_a_map_that_was_forgotten_is_said_again(tier, open_store):
+    proxy = open_store()
+    kill(tier, 1)
+    proxy.give_up_shards([1])
+    with redis.Redis.from_url(proxy.config.metadata, password=proxy.config.password) as metadata:
+        assert metadata.ttl("demo:shard-map") > 0
+        metadata.flushall()
+    proxy.give_up_shards([1])
+    assert 1 not in {ref.shard for ref in open_store().put(values(0))}
 
 
 def test_a_server_that_nobody_has_given_up_is_an_error_as_before(tier, open_store):

@@ -20,7 +20,7 @@ def map_without(*gone, count=5):
 
 
 def test_nothing_moves_while_nothing_is_lost():
-    assert [map_without().server(place, "x") for place in (0, 4, 5, 7)] == [0, 4, 0, 2]
+    assert [map_without().server(shard, "x") for shard in (0, 4, 5, 7)] == [0, 4, 0, 2]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -61,9 +61,9 @@ def test_a_step_that_meets_a_lost_server_is_done_again_with_the_others():
         calls = 0
 
         @while_shards_go
-        def step(self, place):
+        def step(self, shard):
             self.calls += 1
-            server = self.shard_map.server(place, "x")
+            server = self.shard_map.server(shard, "x")
             if server and self.shard_map.is_gone(server):
                 raise StoreUnavailable("gone")
             return server
