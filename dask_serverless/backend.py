@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -82,7 +82,8 @@ class Backend:
     billed
         Returns what Lambda has billed this cluster until now: GB-seconds, also of what is under way, and requests.
     watch_shards
-        Has something called, on any thread, with the number of each shard that has died and is back, empty.
+        Has something called, on any thread, with the number of each shard that has died and is back, empty, or was
+        given up.
     persistent
         Whether another proxy may go on with what this one has begun.
     epoch
@@ -236,7 +237,7 @@ class LocalBackend:
             service = LocalLambda.adopt(record["lambda"])
         except PlatformError:
             service = None
-        ended = ["its Lambda service"] if service is None else tier.poll()
+        ended = ["its Lambda service"] if service is None else _fatal(tier.names, tier.poll())
         if not ended and not _remembers(StoreConfig.from_json(record["store"])):
             # Nobody was there to write down again what it had known.
             ended = ["its metadata server (which was started again, and knows nothing)"]
@@ -377,16 +378,38 @@ class LocalBackend:
         tier, service = self.tier, self.service
         if self._closed or tier is None or service is None:
             return
-        if ended := tier.poll():
+        ended = tier.poll()
+        fatal = _fatal(tier.names, ended)
+        if ended and not fatal and self.backend is not None:
+            self._give_up_shards(self.backend, [tier.names.index(name) - 1 for name in ended])
+        if fatal:
             if not self._closed:
                 raise StoreUnavailable(
-                    f"the local storage server(s) {', '.join(ended)} have ended: what they held is lost. "
+                    f"the local storage server(s) {', '.join(fatal)} have ended: what they held is lost. "
                     "Close this cluster and start another (too little memory? see storage_max_memory)"
                 )
         elif not service.is_running() and not self._closed:
             raise LambdaUnavailable(
                 "the local Lambda service has ended, and all executors with it: close this cluster and start another"
             )
+
+    def _give_up_shards(self, backend: Backend, shards: list[int]) -> None:
+        """Go on without some shards that have ended for good: others have what is made again.
+
+        Said again at each look, lest the metadata server forgets it.
+        """
+        known = backend.store.shard_map.gone
+        backend.store.give_up_shards(shards)
+        for shard in sorted(backend.store.shard_map.gone - known):
+            logger.warning(
+                "A storage server of this cluster (shard-%d) has ended for good. It goes on with the %d that are left, "
+                "and with less memory for values; what was lost and is still needed is computed again. Too little "
+                "memory? See storage_max_memory",
+                shard,
+                len(backend.store.shard_map.left()),
+            )
+            for hear in self._shard_watchers:
+                hear(shard)
 
     def _server_restarted(self, name: str) -> None:
         """Say what the death of a storage server means, and let those know who can make it good."""
@@ -485,6 +508,18 @@ def _remembers(store_config: StoreConfig) -> bool:
         return store.begin()
     finally:
         store.close()
+
+
+def _fatal(names: Sequence[str], ended: Sequence[str]) -> Sequence[str]:
+    """Return the servers that have ended if the cluster ends with them: the metadata server, or all of the others.
+
+    Examples
+    --------
+    >>> names = ("metadata", "shard-0", "shard-1")
+    >>> _fatal(names, ["shard-1"]), _fatal(names, ["shard-0", "shard-1"]), _fatal(names, ["metadata"])
+    ([], ['shard-0', 'shard-1'], ['metadata'])
+    """
+    return ended if names[0] in ended or set(names[1:]) <= set(ended) else []
 
 
 def heavy_modules(loaded: Iterable[str]) -> list[str]:

@@ -268,6 +268,8 @@ class Settings:
     dask_workers_threads: int = _setting("dask-workers.threads", _count)
     dask_workers_memory: int | None = _setting("dask-workers.memory", _dask_worker_memory)
 
+    client_grace: float = _setting("client-grace", _seconds(0.0))
+
     persistent_timeout: float = _setting("persistent.timeout", _seconds(1.0))
     persistent_directory: str | None = _setting("persistent.directory", _directory)
 

@@ -1,7 +1,7 @@
 """What becomes of what the storage tier has lost, as far as executors cannot make it again themselves.
 
-A shard dies and comes back empty. Inputs that are lost are made again by the executors that need them
-(`lambda_worker.core.lineage`). The rest is the proxy's:
+A shard dies and comes back empty, or is given up, and then others have what is stored again. Inputs that are lost are
+made again by the executors that need them (`lambda_worker.core.lineage`). The rest is the proxy's:
 
 * Segments, constants and the outfit are stored again: from what was kept, or planned once more from the user's graph.
 * Results that somebody holds are given up: the scheduler hears that the fleet worker has them no more, and asks for
@@ -78,7 +78,7 @@ class Losses:
     # -- what is heard --------------------------------------------------------------------------
 
     def shard_lost(self, shard: int) -> None:
-        """A shard has died, and is there again, empty."""
+        """A shard has died, and is there again, empty; or others take its place."""
         self.counts["shards_lost"] += 1
         self._dispatcher.spawn(self._look_after(shard))
 

@@ -29,7 +29,9 @@ from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import PLACEMENTS, JobPlan, Materialised, annotation
 from dask_serverless.dispatch import Dispatcher
 from dask_serverless.fleet_nanny import FleetNanny
+from dask_serverless.grace import Grace
 from dask_serverless.handshake import Handshake
+from dask_serverless.holders import Holders
 from dask_serverless.job_events import Released
 from dask_serverless.placement import prefer_dask_workers
 from dask_serverless.replay import Replay
@@ -87,6 +89,8 @@ class Proxy(SchedulerPlugin):
         self._replay = Replay(self)
         self._handshake = Handshake(scheduler)
         self._successor = Successor(self, FLEET)
+        self.holders = Holders(scheduler)
+        self._grace = Grace(scheduler, self.holders, backend.settings.client_grace)
         self.update_stock: Callable[..., Any] = scheduler.stream_handlers["update-graph"]
         self._stock_gather = scheduler.handlers["gather"]
 
@@ -106,6 +110,7 @@ class Proxy(SchedulerPlugin):
         self.scheduler.handlers["gather"] = self.gather_message
         self._replay.install()
         self._handshake.install()
+        self._grace.install()  # around the handshake: who is refused was never here
         self._successor.install()
         self.scheduler.add_plugin(self)
         if found is not None:
@@ -144,6 +149,7 @@ class Proxy(SchedulerPlugin):
             self.scheduler.stream_handlers["update-graph"] = self.update_stock
             self.scheduler.handlers["gather"] = self._stock_gather
         self._replay.uninstall()
+        self._grace.uninstall()
         self._handshake.uninstall()
         self._successor.uninstall()
         for waiting in (*self._arrivals.values(), *self._plannings_again):
@@ -218,7 +224,7 @@ class Proxy(SchedulerPlugin):
             }
             del found, own  # a million tasks, perhaps: the plan has what it needs of them
         except Exception as error:
-            self.drop_holder(holder)
+            self.holders.drop(holder)
             self._refuse(keys, client, error)
             return
         for key in stubs:
@@ -246,10 +252,10 @@ class Proxy(SchedulerPlugin):
             self.kept.pop(key, None)
             if early:
                 self.dispatcher.feed(Released(key))
-        self._successor.hand_over(keys)
+        self.holders.hand_over(keys)
         if stubs and not lost and not early:
             self.dispatcher.submit(self.dispatcher.new_job(), plan, light=submission.light, again=again)
-        self.drop_holder(holder)
+        self.holders.drop(holder)
 
     def _refuse(self, keys: Collection[Any], client: str, error: Exception) -> None:
         """Tell a client that its graph cannot be computed, as the stock handler would."""
@@ -266,18 +272,6 @@ class Proxy(SchedulerPlugin):
                 client=client,
             )
 
-    def _hold(self, keys: Collection[Any], holder: str) -> None:
-        """Keep keys alive under a name of our own, as variables and queues do."""
-        if keys:
-            self.scheduler.client_desires_keys(keys, holder)
-
-    def drop_holder(self, holder: str) -> None:
-        """Let go what is kept alive under a name of our own."""
-        held = self.scheduler.clients.get(holder)
-        if held is not None:
-            self.scheduler.client_releases_keys([ts.key for ts in held.wants_what], holder)
-            del self.scheduler.clients[holder]
-
     def _show_annotations(self, stubs: Collection[Any], shown: Mapping[str, Mapping[Any, Any]]) -> None:
         """Have plugins of the scheduler find on a stub what the user wrote, and not what holds it to the fleet."""
         for key in stubs:
@@ -292,7 +286,9 @@ class Proxy(SchedulerPlugin):
         arguments = (submission, actors, self.scheduler.tasks.__contains__)
         found = survey(*arguments) if submission.small else await offload(survey, *arguments)
         submission.pinned = found.pinned
-        self._hold([key for key in {*found.seen, *submission.keys, *found.referred} if self._is_known(key)], holder)
+        self.holders.hold(
+            [key for key in {*found.seen, *submission.keys, *found.referred} if self._is_known(key)], holder
+        )
         return found
 
     async def _plan(self, submission: Submission, found: Survey) -> tuple[JobPlan, dict[Any, set[Any]], Replan]:

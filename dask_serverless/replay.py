@@ -106,6 +106,6 @@ class Replay:
             )
             values = await asyncio.gather(*map(self.proxy.value_of, keys))
         finally:
-            self.proxy.drop_holder(client)
+            self.proxy.holders.drop(client)
         decoded = await offload(lambda: [frames_to_value(frames_of(value)) for value in values])
         return {key: DataNode(key, value) for key, value in zip(keys, decoded, strict=True)}

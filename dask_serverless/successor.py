@@ -1,15 +1,13 @@
 """The part of a proxy that knows of other processes: what a dead one has left comes into the scheduler.
 
 The keys that are there, or will be, are held under a name of our own, until a client that has asked for them can hold
-them itself, or for a bounded time. So whoever submits the same graph finds its keys known, as if it had submitted it
-twice; and published datasets are published again.
+them itself, or for a bounded time (`holders`). So whoever submits the same graph finds its keys known, as if it had
+submitted it twice; and published datasets are published again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from dask.utils import stringify
@@ -43,24 +41,18 @@ class Successor:
         self._fleet = fleet
         self._scheduler = proxy.scheduler
         self._notes = proxy.dispatcher.legacy.notes
-        self._end: asyncio.TimerHandle | None = None
         handlers = proxy.scheduler.handlers
         self._stock = {name: handlers[name] for name in ("publish_put", "publish_delete")}
-        self._stock_desires = proxy.scheduler.stream_handlers["client-desires-keys"]
 
     def install(self) -> None:
-        """Hear of what is published, and of who wants keys."""
+        """Hear of what is published."""
         if self._notes is not None:
             self._scheduler.handlers |= {"publish_put": self.put, "publish_delete": self.delete}
-            self._scheduler.stream_handlers["client-desires-keys"] = self.client_desires_keys
 
     def uninstall(self) -> None:
         """Hear no more."""
-        if self._end is not None:
-            self._end.cancel()
         if self._notes is not None:
             self._scheduler.handlers |= self._stock
-            self._scheduler.stream_handlers["client-desires-keys"] = self._stock_desires
 
     async def show(self, found: Found) -> None:
         """Have the scheduler know the keys that a predecessor has left, as if a client had asked for them."""
@@ -86,8 +78,7 @@ class Successor:
                 span_metadata={"collections": []},
                 submitting_task=None,
             )
-            seconds = self._proxy.backend.settings.persistent_timeout
-            self._end = asyncio.get_running_loop().call_later(seconds, self._proxy.drop_holder, HOLDER)
+            self._proxy.holders.wait_for_clients(HOLDER, self._proxy.backend.settings.persistent_timeout)
         extension = self._scheduler.extensions["publish"]
         for dataset in found.datasets:
             if lost := [key for key in dataset.keys if key not in stubs]:
@@ -96,20 +87,6 @@ class Successor:
                 continue
             self._scheduler.client_desires_keys(list(dataset.keys), f"published-{stringify(dataset.name)}")
             extension.datasets[dataset.name] = {"data": dataset.data, "keys": dataset.keys}
-
-    def hand_over(self, keys: Collection[Any]) -> None:
-        """Somebody holds these keys now: they are no longer held on behalf of the predecessor."""
-        held = self._scheduler.clients.get(HOLDER)
-        if held is None:
-            return
-        mine = [ts.key for key in keys if (ts := self._scheduler.tasks.get(key)) is not None and ts in held.wants_what]
-        if mine:
-            self._scheduler.client_releases_keys(mine, HOLDER)
-
-    def client_desires_keys(self, keys: Collection[Any], client: str) -> None:
-        """Handle ``client-desires-keys`` in the scheduler's place."""
-        self._stock_desires(keys=keys, client=client)
-        self.hand_over(keys)
 
     async def put(self, names: Any, keys: Any, data: Any, override: bool, client: str, uid: bytes) -> None:
         """Handle ``publish_put`` in the scheduler's place, then note it for a successor."""

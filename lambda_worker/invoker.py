@@ -9,6 +9,8 @@ Rules kept here:
 * Every wait is bounded: connecting, reading, and the whole time spent on being throttled.
 * One place retries. botocore's own retries are off: they would sleep inside a connection slot, and
   multiply with ours.
+* Credentials are never kept beyond their life. The SDK renews what it can; if AWS refuses what we have nevertheless, a
+  new client reads the configuration anew, once, and then the invocation has failed (`credentials`).
 * A repeated invocation is harmless (leases and fencing answer for doubles), so a connection that
   broke in the middle is simply tried again.
 """
@@ -27,8 +29,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from lambda_worker.core.errors import InvocationRefused
+from lambda_worker.core.errors import CredentialsRefused, InvocationRefused
 from lambda_worker.core.schedule import Assignment
+from lambda_worker.credentials import REFUSED, UNAVAILABLE, code_of, remedy_of
 from lambda_worker.payload import payload_of
 
 CONNECT_SECONDS_MAX = 5.0
@@ -46,12 +49,8 @@ THROTTLED = frozenset({"TooManyRequestsException", "ThrottlingException", "429"}
 _ADVICE = {
     "ResourceNotFoundException": "no such function there: check the name, the region and that the stack is deployed",
     "AccessDeniedException": "these credentials lack lambda:InvokeFunction on it",
-    "UnrecognizedClientException": "AWS does not know these credentials",
-    "InvalidSignatureException": "the credentials are wrong, or this machine's clock is",
-    "ExpiredTokenException": "the credentials have expired: renew them",
     "RequestEntityTooLargeException": "the payload is too large: lower the payload limit in the settings",
     "RequestTooLargeException": "the payload is too large: lower the payload limit in the settings",
-    "NoCredentials": "configure AWS credentials",
     "NoRegion": "name a region (argument region, AWS_REGION or the AWS profile)",
     "TooManyRequestsException": "the concurrency limit is used up: raise it, or lower n_workers",
 }
@@ -310,31 +309,38 @@ class LambdaInvoker:
 
     async def _invoke_all(self, assignments: Sequence[Assignment], line: _Line) -> list[BaseException | None]:
         try:
-            client = await line.client(self._open_client)
+            await line.client(self._open_client)
         except Exception as error:
             refusal = self._refusal(*_code_and_message(error))
             return [refusal] * len(assignments)
-        return list(await asyncio.gather(*(self._invoke_one(each, client, line) for each in assignments)))
+        return list(await asyncio.gather(*(self._invoke_one(each, line) for each in assignments)))
 
     def _open_client(self) -> Any:
         return open_client("lambda", self.endpoint_url, self.region, self.connections_max, self._credentials)
 
-    async def _invoke_one(self, assignment: Assignment, client: Any, line: _Line) -> BaseException | None:
+    async def _invoke_one(self, assignment: Assignment, line: _Line) -> BaseException | None:
         begun = line.loop.time()
         broken = 0
+        stale: Any = None  # a client whose credentials were not good
         backoff = self._backoff_seconds_min
         while True:
             async with line.slots:
                 await self._before(line.loop.time())
                 if not self.is_wanted(assignment):  # its job was cancelled, or has failed, while it waited here
                     return self._refusal("Unwanted", "its job is over", self.functions[assignment.function_class])
-                code, message, again = await self._attempt(assignment, client)
+                code, message, again, client = await self._attempt(assignment, line, stale)
             await self._after(line.loop.time(), code)
             if code is None:
                 self._counters["invocations"] += 1
                 return None
             throttled = code in THROTTLED
             self._counters["throttled"] += throttled
+            if code in REFUSED:
+                again = stale is None
+            elif code in UNAVAILABLE:
+                again = True
+            if remedy_of(code) is not None:
+                stale = client
             broken += again and not throttled
             pause = backoff * (0.5 + 0.5 * self._random())
             waited = line.loop.time() + pause - begun
@@ -345,9 +351,14 @@ class LambdaInvoker:
             await asyncio.sleep(pause)
             backoff = min(2 * backoff, self._backoff_seconds_max)
 
-    async def _attempt(self, assignment: Assignment, client: Any) -> tuple[str | None, str, bool]:
-        """Send one request; return the error's code (None: accepted), its text, and whether to try again."""
+    async def _attempt(self, assignment: Assignment, line: _Line, stale: Any) -> tuple[str | None, str, bool, Any]:
+        """Send one request by another client than `stale`.
+
+        Return the error's code (None: accepted), its text, whether to try again, and the client.
+        """
+        client = stale
         try:
+            client = await line.client(self._open_client, stale)
             # The payload is made here, inside the slot: ten thousand waiting invocations hold none.
             response = await client.invoke(
                 FunctionName=self.functions[assignment.function_class],
@@ -356,10 +367,10 @@ class LambdaInvoker:
             )
             async with response["Payload"] as body:  # unread, it would keep its connection
                 await body.read()
-            return None, "", False
+            return None, "", False, client
         except Exception as error:
             code, message = _code_and_message(error)
-            return code, message, code in THROTTLED or _is_broken(error)
+            return code, message, code in THROTTLED or _is_broken(error), client
 
     async def _before(self, now: float) -> None:
         """Wait until a request may be sent (a hook for a governor)."""
@@ -368,10 +379,11 @@ class LambdaInvoker:
         """Hear how a request ended (a hook for a governor)."""
 
     def _refusal(self, code: str, message: str, function: str | None = None) -> InvocationRefused:
-        advice = _ADVICE.get(code)
+        remedy = remedy_of(code)
+        advice = remedy or _ADVICE.get(code)
         where = f" at {self.endpoint_url}" if self.endpoint_url else f" in {self.region}" if self.region else ""
         text = f"Lambda function {(function or self.function_name)!r}{where} was not invoked: {code}: {message}"
-        return InvocationRefused(f"{text} ({advice})" if advice else text)
+        return (CredentialsRefused if remedy else InvocationRefused)(f"{text} ({advice})" if advice else text)
 
 
 class _Line:
@@ -391,16 +403,31 @@ class _Line:
         self._thread = threading.Thread(target=self._run, name="dask-serverless-invoker", daemon=True)
         self._thread.start()
 
-    async def client(self, opened: Callable[[], Any]) -> Any:
-        """Return the one client; who comes while it is made waits for it. A failure is not kept."""
+    async def client(self, opened: Callable[[], Any], stale: Any = None) -> Any:
+        """Return the one client; who comes while it is made waits for it. A failure is not kept.
+
+        Another one takes its place if it is the `stale` one. What is under way on that breaks, and is sent again.
+        """
+        if stale is not None and self._is_current(stale):
+            self._client = None
+            old, self._stack = self._stack, contextlib.AsyncExitStack()
+            await old.aclose()
         if self._client is None:
             self._client = asyncio.ensure_future(self._stack.enter_async_context(opened()))
+        task = self._client
         try:
             # Shielded: the first caller's cancellation is not everybody's.
-            return await asyncio.shield(self._client)
+            return await asyncio.shield(task)
         except Exception:
-            self._client = None
+            if self._client is task:
+                self._client = None
             raise
+
+    def _is_current(self, client: Any) -> bool:
+        task = self._client
+        if task is None or not task.done() or task.exception() is not None:
+            return False
+        return task.result() is client  # bound: it is done
 
     def close(self) -> None:
         """End everything; safe in any thread, and in a forked child (where there is nothing to end)."""
@@ -439,7 +466,7 @@ def _code_and_message(error: Exception) -> tuple[str, str]:
     if isinstance(response, dict) and "Error" in response:
         code = str(response["Error"].get("Code") or type(error).__name__)
         return code, str(response["Error"].get("Message") or error)
-    return type(error).__name__.removesuffix("Error"), str(error)
+    return code_of(error), str(error)
 
 
 def _is_broken(error: Exception) -> bool:

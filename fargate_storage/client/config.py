@@ -21,7 +21,7 @@ class StoreConfig:
         URL of the server that keeps records and fan-ins (``unix:///path``, ``redis://host:port``, ``rediss://...``).
     shards
         URLs of the servers that keep objects and segments; none: the metadata server keeps them too. Their number and
-        order may not change while the cluster lives.
+        order may not change while the cluster lives; which of them are left is in its `shard_map`.
     password
         Of all servers. Never part of a URL, so that a URL may be shown.
     ttl_seconds

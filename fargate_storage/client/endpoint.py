@@ -121,15 +121,25 @@ class Endpoint:
         Where it is, and how patient to be.
     counters
         Where round trips are counted.
+    is_gone
+        Tells, of a server that cannot be reached, whether it was given up: then it is not tried again.
     """
 
-    def __init__(self, role: str, url: str, config: StoreConfig, counters: Counters) -> None:
+    def __init__(
+        self,
+        role: str,
+        url: str,
+        config: StoreConfig,
+        counters: Counters,
+        is_gone: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.role = role
         parts = urlsplit(url)
         # Say where, never who: user information stays out of messages.
         self.address = parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2]
         self._retry_seconds = config.retry_seconds
         self._counters = counters
+        self._is_gone = is_gone
         self._closed = False
         options: dict[str, Any] = {
             "password": config.password,
@@ -184,6 +194,8 @@ class Endpoint:
                 raise StoreUnavailable(f"the {self.role} server at {self.address} refuses the password")
             if not isinstance(failure, (RedisConnectionError, RedisTimeoutError, OSError)):
                 raise failure
+            if self._is_gone():
+                raise StoreUnavailable(f"the {self.role} server at {self.address} was given up")
             pause = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)] * (0.5 + random.random())
             if time.monotonic() + pause > deadline:
                 raise StoreUnavailable(f"the {self.role} server at {self.address} cannot be reached: {failure}")

@@ -8,6 +8,7 @@ key                                   type     what
 ``CLUSTER:ceiling``                   string   how many executors may live, since it was last changed
 ``CLUSTER:mark``                      string   by which the proxy knows that this server has forgotten nothing
 ``CLUSTER:notes``                     hash     what the proxy has noted for its successor
+``CLUSTER:shard-map``                 hash     shard -> what became of it: ``gone``
 ``CLUSTER:lingering``                 zset     executors that linger: when each of them leaves, store ms
 ``CLUSTER:generation``                string   of executors: those of an older one do not linger
 ``CLUSTER:mail:NAME``                 list     what was sent to one of them (at most one item)
@@ -66,6 +67,7 @@ class Keys:
         self.lingering = f"{cluster}:lingering"
         self.mark = f"{cluster}:mark"
         self.notes = f"{cluster}:notes"
+        self.shard_map = f"{cluster}:shard-map"
 
     def of_job(self, job: str, what: str) -> str:
         """Name a key of a job."""

@@ -9,7 +9,6 @@ one transaction) may be repeated even while somebody reads.
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from redis.exceptions import ResponseError
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import Command, Counters, Endpoint
 from fargate_storage.client.keys import Keys, job_of, stripe_name
+from fargate_storage.client.shard_map import ShardMap, while_shards_go
 from lambda_worker.core.errors import ValueLost, ValueTooLarge
 from lambda_worker.core.wire import Frame, Frames, Ref, frames_nbytes, pack, unpack
 
@@ -156,14 +156,23 @@ def batches(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]
 class Objects:
     """Values and segments on all shards of a cluster; safe to use from several threads."""
 
-    def __init__(self, shards: Sequence[Endpoint], keys: Keys, config: StoreConfig, counters: Counters) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Endpoint],
+        keys: Keys,
+        config: StoreConfig,
+        counters: Counters,
+        shard_map: ShardMap | None = None,
+    ) -> None:
         self.shards = tuple(shards)
+        self.shard_map = shard_map or ShardMap(len(self.shards))
         self._keys = keys
         self._config = config
         self._counters = counters
         # Threads only help where there are several servers to wait for. They start when they are needed.
         self._threads = ThreadPoolExecutor(min(len(shards), 8), "storage") if len(shards) > 1 else None
 
+    @while_shards_go
     def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
         """Write values; see `lambda_worker.ports.Store.put`."""
         refs = []
@@ -179,7 +188,7 @@ class Objects:
                 raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
             pieces = cut(frames, self._config.stripe_bytes)
             # By name, not by chance: writing twice must write to the same place.
-            ref = Ref(name, zlib.crc32(name.encode()) % len(self.shards), nbytes, len(pieces))
+            ref = Ref(name, self.shard_map.by_name(name), nbytes, len(pieces))
             refs.append(ref)
             for stripe, shard in self._places(ref):
                 stripes.setdefault(shard, []).append((name, stripe, pieces[stripe]))
@@ -187,11 +196,12 @@ class Objects:
         self._counters.add(objects_written=len(refs), bytes_written=sum(ref.nbytes for ref in refs))
         return refs
 
+    @while_shards_go
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
         """Read values; see `lambda_worker.ports.Store.get`."""
         wanted: dict[int, dict[str, int]] = {}
         for ref in refs:  # of a value in stripes, only the first one, which tells how large the frames are
-            wanted.setdefault(ref.shard % len(self.shards), {})[ref.name] = ref.nbytes // ref.stripes
+            wanted.setdefault(self._places(ref)[0][1], {})[ref.name] = ref.nbytes // ref.stripes
         firsts: dict[str, list[Frame]] = {}
         by_shard = {shard: [((name, 0), size) for name, size in items.items()] for shard, items in wanted.items()}
         for part in self.on_each(by_shard, self._get_stripes):
@@ -201,6 +211,7 @@ class Objects:
         self._counters.add(bytes_read=sum(ref.nbytes for ref in refs))
         return values
 
+    @while_shards_go
     def free(self, refs: Sequence[Ref]) -> None:
         """Remove values."""
         stripes: dict[int, list[tuple[str, int]]] = {}
@@ -218,6 +229,7 @@ class Objects:
 
         self.on_each(stripes, remove)
 
+    @while_shards_go
     def missing(self, refs: Sequence[Ref]) -> list[Ref]:
         """Return those values of which a stripe is not there."""
         stripes: dict[int, list[tuple[Ref, int]]] = {}
@@ -236,6 +248,7 @@ class Objects:
         absent = set().union(*self.on_each(stripes, look))
         return [ref for ref in refs if ref in absent]
 
+    @while_shards_go
     def touch(self, refs: Sequence[Ref]) -> None:
         """Renew values' time to live."""
         stripes: dict[int, list[str]] = {}
@@ -249,11 +262,12 @@ class Objects:
 
         self.on_each(stripes, renew)
 
+    @while_shards_go
     def put_segments(self, job: str, segments: Mapping[int, bytes]) -> None:
         """Write a job's sealed segments."""
         by_shard: dict[int, list[tuple[int, bytes]]] = {}
         for number, segment in segments.items():
-            by_shard.setdefault(number % len(self.shards), []).append((number, segment))
+            by_shard.setdefault(self._segment_place(job, number), []).append((number, segment))
         key = self._keys.of_job(job, "segments")
 
         def write(shard: int, items: list[tuple[int, bytes]]) -> None:
@@ -264,11 +278,12 @@ class Objects:
         self.on_each(by_shard, write)
         self._counters.add(bytes_written=sum(map(len, segments.values())))
 
+    @while_shards_go
     def get_segments(self, job: str, numbers: Sequence[int]) -> list[bytes]:
         """Read sealed segments; raises `ValueLost` naming the first that is missing."""
         by_shard: dict[int, list[int]] = {}
         for number in dict.fromkeys(numbers):
-            by_shard.setdefault(number % len(self.shards), []).append(number)
+            by_shard.setdefault(self._segment_place(job, number), []).append(number)
         key = self._keys.of_job(job, "segments")
 
         def read(shard: int, wanted: list[int]) -> list[tuple[int, bytes | None]]:
@@ -288,6 +303,7 @@ class Objects:
         self._counters.add(bytes_read=sum(map(len, values)))
         return values
 
+    @while_shards_go
     def forget_job(self, job: str, keep: Sequence[Ref]) -> None:
         """Remove what a job left on the shards, except some values. May be repeated, also after half of it."""
         kept = {stripe_name(ref.name, stripe) for ref in keep for stripe in range(ref.stripes)}
@@ -311,7 +327,7 @@ class Objects:
             if found:  # most jobs store no value
                 server.ask(*before, ("UNLINK", listed))
 
-        self.on_each(dict.fromkeys(range(len(self.shards))), forget)
+        self.on_each(dict.fromkeys(self.shard_map.left()), forget)
 
     def close(self) -> None:
         """Let threads end. The shards are closed by whoever made them."""
@@ -319,7 +335,11 @@ class Objects:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _places(self, ref: Ref) -> list[tuple[int, int]]:
-        return [(stripe, (ref.shard + stripe) % len(self.shards)) for stripe in range(ref.stripes)]
+        where = self.shard_map.server
+        return [(stripe, where(ref.shard + stripe, stripe_name(ref.name, stripe))) for stripe in range(ref.stripes)]
+
+    def _segment_place(self, job: str, number: int) -> int:
+        return self.shard_map.server(number, f"{job}/segments/{number}")
 
     def on_each(self, work: Mapping[int, T], do: Callable[[int, T], R]) -> list[R]:
         """Do something with each shard's part of some work, at the same time."""

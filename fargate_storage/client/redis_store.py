@@ -13,11 +13,12 @@ Rules kept here:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import Counters, Endpoint
 from fargate_storage.client.keys import Keys
 from fargate_storage.client.objects import Objects
+from fargate_storage.client.shard_map import ShardMap, while_shards_go
 from fargate_storage.client.slices import Slices
 from lambda_worker.core.errors import StoreForgot, StoreUnavailable
 from lambda_worker.core.schedule import Assignment
@@ -80,9 +82,13 @@ class RedisStore:
         self._keys = Keys(config.cluster)
         self._counters = Counters()
         self._metadata = Endpoint("metadata", config.metadata, config, self._counters)
-        shards = [Endpoint(f"shard {i}", url, config, self._counters) for i, url in enumerate(config.shards)]
+        self.shard_map = ShardMap(max(1, len(config.shards)), self._read_shard_map, self._close_shard)
+        shards = [
+            Endpoint(f"shard {i}", url, config, self._counters, functools.partial(self.shard_map.is_gone, i))
+            for i, url in enumerate(config.shards)
+        ]
         self._servers = [self._metadata, *shards]
-        self._objects = Objects(shards or [self._metadata], self._keys, config, self._counters)
+        self._objects = Objects(shards or [self._metadata], self._keys, config, self._counters, self.shard_map)
         self._slices = Slices(self._objects, self._keys, config, self._counters)
         self._lease_ms = round(config.lease_seconds * 1000)
         self._listening = threading.Lock()
@@ -389,18 +395,38 @@ class RedisStore:
         if names:
             self._metadata.ask(("HDEL", self._keys.notes, *names))
 
+    @while_shards_go
     def usage(self) -> Mapping[str, int]:
         """See `lambda_worker.ports.JobStore.usage`; counts all clusters that share these servers."""
-        keys = sum(server.ask(("DBSIZE",))[0] for server in self._servers)
-        used = sum(int(server.info("memory")["used_memory"]) for server in self._servers)
+        keys = sum(server.ask(("DBSIZE",))[0] for server in self._servers_left())
+        used = sum(int(server.info("memory")["used_memory"]) for server in self._servers_left())
         return {"store_keys": keys, "store_bytes": used}
 
     # Beyond the port
 
+    @while_shards_go
     def ping(self) -> None:
-        """Raise `StoreUnavailable` unless every server answers."""
-        for server in self._servers:
+        """Raise `StoreUnavailable` unless every server answers that was not given up."""
+        for server in self._servers_left():
             server.ask(("PING",))
+
+    def give_up_shards(self, shards: Iterable[int]) -> None:
+        """Have everybody go on without some shards, for good: what they held is missing from now on.
+
+        To be repeated as long as the cluster lives: as every key, the map has a time to live.
+
+        Raises
+        ------
+        StoreUnavailable
+            None would be left.
+        """
+        shards = set(shards)
+        if shards.issuperset(self.shard_map.left()):
+            raise StoreUnavailable("no storage server for values is left: what they held is lost")
+        fields = [part for shard in shards for part in (shard, "gone")]
+        key = self._keys.shard_map
+        self._metadata.ask(("HSET", key, *fields), ("EXPIRE", key, self.config.ttl_seconds))
+        self.shard_map.learn(self._read_shard_map())
 
     def close(self) -> None:
         """Close all connections. May be repeated."""
@@ -408,6 +434,16 @@ class RedisStore:
         self._objects.close()
         for server in self._servers:
             server.close()
+
+    def _read_shard_map(self) -> list[int]:
+        (shards,) = self._metadata.ask(("HKEYS", self._keys.shard_map))
+        return list(map(int, shards))
+
+    def _close_shard(self, shard: int) -> None:
+        self._servers[shard + 1].close()  # whoever waits for it hears of it
+
+    def _servers_left(self) -> list[Endpoint]:
+        return [self._metadata, *(self._servers[shard + 1] for shard in self.shard_map.left() if self.config.shards)]
 
     def _run(self, script: scripts.Script, *arguments: Any) -> Any:
         return script.run(self._metadata, self._keys.prefix, *arguments)

@@ -9,7 +9,6 @@ A field holds a slice's frames, packed; a large frame is in fields of its own, s
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import JOIN_BYTES_MAX, Argument, Command, Counters
 from fargate_storage.client.keys import Keys
 from fargate_storage.client.objects import BATCH_BYTES_MAX, Objects, batches, flat
+from fargate_storage.client.shard_map import while_shards_go
 from lambda_worker.core.errors import ValueLost, ValueTooLarge
 from lambda_worker.core.wire import Frame, Frames, frames_nbytes, pack, unpack
 
@@ -85,10 +85,12 @@ class Slices:
     def __init__(self, objects: Objects, keys: Keys, config: StoreConfig, counters: Counters) -> None:
         self._objects = objects
         self._shards = objects.shards
+        self.shard_map = objects.shard_map
         self._keys = keys
         self._config = config
         self._counters = counters
 
+    @while_shards_go
     def put(self, job: str, shuffle: str, source: int, slices: Mapping[int, Frames]) -> None:
         """Write slices; see `lambda_worker.ports.Store.put_slices`."""
         by_shard: dict[int, list[tuple[str, Frames, int]]] = {}
@@ -101,7 +103,7 @@ class Slices:
                     "make the partitions smaller, or raise that limit"
                 )
             name = _name(job, shuffle, target)
-            by_shard.setdefault(self._shard_of(name), []).append((name, frames, nbytes))
+            by_shard.setdefault(self.shard_map.by_name(name), []).append((name, frames, nbytes))
         ttl = self._config.ttl_seconds
         listed = self._keys.of_job(job, "objects")
 
@@ -118,11 +120,12 @@ class Slices:
         written = sum(nbytes for items in by_shard.values() for _, _, nbytes in items)
         self._counters.add(slices_written=len(slices), bytes_written=written)
 
+    @while_shards_go
     def get(self, job: str, shuffle: str, target: int, nbytes: int) -> dict[int, list[Frame]]:
         """Read slices; see `lambda_worker.ports.Store.get_slices`."""
         name = _name(job, shuffle, target)
         key = self._keys.of_object(name)
-        shard = self._shards[self._shard_of(name)]
+        shard = self._shards[self.shard_map.by_name(name)]
         renew = ("EXPIRE", key, self._config.ttl_seconds)
         if nbytes <= BATCH_BYTES_MAX:
             reply, _ = shard.call(("HGETALL", key), renew)
@@ -146,12 +149,13 @@ class Slices:
         self._counters.add(bytes_read=sum(map(frames_nbytes, slices.values())))
         return slices
 
+    @while_shards_go
     def remove(self, job: str, shuffle: str, targets: Iterable[int]) -> None:
         """Remove all slices of some output partitions."""
         by_shard: dict[int, list[str]] = {}
         for target in targets:
             name = _name(job, shuffle, target)
-            by_shard.setdefault(self._shard_of(name), []).append(name)
+            by_shard.setdefault(self.shard_map.by_name(name), []).append(name)
         listed = self._keys.of_job(job, "objects")
 
         def unlink(shard: int, names: list[str]) -> None:
@@ -159,10 +163,6 @@ class Slices:
                 self._shards[shard].ask(("UNLINK", *map(self._keys.of_object, batch)), ("SREM", listed, *batch))
 
         self._objects.on_each(by_shard, unlink)
-
-    def _shard_of(self, name: str) -> int:
-        # By name, not by chance: who reads must look where was written.
-        return zlib.crc32(name.encode()) % len(self._shards)
 
 
 def _name(job: str, shuffle: str, target: int) -> str:

@@ -56,6 +56,10 @@ class InvocationRefused(PlatformError):
     """Lambda would not accept an invocation (permission, missing function, payload size)."""
 
 
+class CredentialsRefused(InvocationRefused):
+    """The AWS credentials have ended or are not accepted, and no new ones were to be had."""
+
+
 class BudgetExceeded(ServerlessError):
     """The cluster has spent what it may, or a job has run its tasks too often: nothing more is started for it."""
 

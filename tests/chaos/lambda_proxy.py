@@ -14,6 +14,8 @@ from tests.chaos.fault_proxy import Loop
 #: What may happen to an invocation: refused with 429; failed with 500; accepted, but the connection breaks before the
 #: answer; accepted twice; accepted later than those after it (and answered at once).
 FAULTS = ("throttled", "failed", "broken", "doubled", "late")
+#: What does not pass by itself, so that nobody draws it: the credentials have ended.
+EXPIRED = "expired"
 LATE_SECONDS_MAX = 1.0
 
 
@@ -66,6 +68,8 @@ class LambdaProxy:
                 return _refusal(429, "TooManyRequestsException", "Rate Exceeded.")
             case "failed":
                 return _refusal(500, "ServiceException", "The service failed.")
+            case "expired":
+                return _refusal(403, "ExpiredTokenException", "The security token included in the request is expired")
             case "broken":
                 await self._pass_on(request)
                 return None

@@ -12,9 +12,10 @@ import pytest
 from dask import delayed
 from distributed import Client, wait
 
-from lambda_worker.core.errors import StoreFull, StoreUnavailable
+from lambda_worker.core.errors import CredentialsRefused, StoreFull, StoreUnavailable
 from tests.chaos.fault_proxy import DIRECTIONS
 from tests.chaos.harness import SIDES, ChaosCluster
+from tests.chaos.lambda_proxy import EXPIRED
 from tests.chaos.workloads import agree, answer, svd, tree
 from tests.waiting import until
 
@@ -96,6 +97,17 @@ def test_invocations_are_refused_and_no_task_is_blamed(cluster, client, chance, 
         agree(client.compute(x).result(timeout=SECONDS_MAX), answer(x))
     assert cluster.chaos.lambdas.happened["throttled"]
     assert lost(cluster) == before
+
+
+@pytest.mark.fault(44)
+def test_ended_credentials_fail_what_is_asked_for_by_name_until_there_are_new_ones(cluster, client):
+    cluster.chaos.lambdas.chances[EXPIRED] = 1.0
+    with pytest.raises(CredentialsRefused, match="Renew them"):
+        client.compute(fresh()).result(timeout=SECONDS_MAX)
+    assert 2 <= cluster.chaos.lambdas.happened[EXPIRED] <= 2 * 3, "nobody goes on asking"
+    cluster.chaos.heal()
+    x = fresh()
+    agree(client.compute(x).result(timeout=SECONDS_MAX), answer(x))
 
 
 @pytest.mark.fault(10)

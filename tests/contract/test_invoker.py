@@ -42,6 +42,8 @@ class Aws:
         self.deleted = []
         self.sqs_errors = 0
         self.polled = threading.Event()
+        self.is_good = lambda key: True  # whether an access key has not ended
+        self.refusals = 0
         started = threading.Event()
 
         async def main():
@@ -72,12 +74,30 @@ class Aws:
         return sorted(assignments_of(SECRET, event)[0].executor for _, event in self.invoked)
 
 
-class _Invoke(RequestHandler):
+class _Signed(RequestHandler):
     def initialize(self, aws):
         self.aws = aws
 
+    def refuses(self):
+        """Answer as AWS does when a key has ended."""
+        key = self.request.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
+        if self.aws.is_good(key):
+            return False
+        self.aws.refusals += 1
+        self.set_status(403)
+        self.set_header("x-amzn-ErrorType", "ExpiredTokenException")
+        self.set_header("Content-Type", "application/json")
+        self.write(
+            {"__type": "ExpiredTokenException", "message": "The security token included in the request is expired"}
+        )
+        return True
+
+
+class _Invoke(_Signed):
     async def post(self, name):
         aws = self.aws
+        if self.refuses():
+            return
         aws.under_way += 1
         aws.under_way_max = max(aws.under_way_max, aws.under_way)
         await asyncio.sleep(aws.delay_seconds)
@@ -96,12 +116,11 @@ class _Invoke(RequestHandler):
         self.write({"Type": "User", "message": f"because {name}"})
 
 
-class _Sqs(RequestHandler):
-    def initialize(self, aws):
-        self.aws = aws
-
+class _Sqs(_Signed):
     async def post(self):
         aws = self.aws
+        if self.refuses():
+            return
         aws.polled.set()
         if aws.sqs_errors:
             aws.sqs_errors -= 1

@@ -78,8 +78,8 @@ ROWS: dict[int, Row] = {
     ),
     18: Row(
         "A server is gone for good",
-        "An error that names it, in bounded time; nothing hangs",
-        "keys are not moved to the servers that are left: the number of servers is fixed until the tier is elastic",
+        "The cluster goes on with the data servers that are left, and makes again what is needed. If none is, or it is "
+        "the metadata server: an error that names it, in bounded time; nothing hangs",
     ),
     19: Row(
         "A failover forgets the last writes",
@@ -111,8 +111,8 @@ ROWS: dict[int, Row] = {
     ),
     26: Row(
         "A client goes away",
-        "As with Dask: what nobody else wants is cancelled; `fire_and_forget` goes on",
-        "there is no grace: a connection that closes cancels at once, as under `LocalCluster`",
+        "If it closes, as with Dask: what nobody else wants is cancelled. If it falls silent, nothing is, for 30 s: "
+        "who submits the same graph finds it done or under way. `fire_and_forget` goes on",
     ),
     27: Row("A client cancels", "Tasks that have not begun never run; what runs changes nothing any more"),
     28: Row(
@@ -155,8 +155,8 @@ ROWS: dict[int, Row] = {
     43: Row("A deployment that is half there", "", "there is no deployment to AWS yet"),
     44: Row(
         "AWS credentials expire in the middle of a run",
-        "",
-        "there is no deployment to AWS yet",
+        "They are renewed where they can be, also keys in a file that somebody replaces. Otherwise, within some "
+        "seconds, an error of their own (`CredentialsRefused`) says so and what to do; with new ones, work goes on",
     ),
     45: Row(
         "A storage server accepts no more connections",

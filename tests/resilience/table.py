@@ -2,8 +2,8 @@
 
     python -m tests.resilience.table > docs/resilience.md
 
-A test says with `@pytest.mark.fault(17)` that it shows what row 17 promises. Marks are read from the sources; nothing
-is imported or run here.
+A test says with `@pytest.mark.fault(17)` that it shows what row 17 promises, or a module with `pytestmark`. Marks are
+read from the sources; nothing is imported or run here.
 """
 
 from __future__ import annotations
@@ -45,14 +45,21 @@ def marks(decorators: list[ast.expr]) -> Iterator[int]:
             yield from (ast.literal_eval(row) for row in each.args)
 
 
+def names(assignment: ast.Assign) -> str:
+    """Return what an assignment gives a value."""
+    return ", ".join(map(ast.unparse, assignment.targets))
+
+
 def shown() -> dict[int, list[tuple[str, str]]]:
     """Return, for each row that is marked, its tests: their file below `tests`, and their name."""
     found: dict[int, list[tuple[str, str]]] = {}
     for path in sorted(TESTS.rglob("test_*.py")):
         file = path.relative_to(TESTS).as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                for row in marks(node.decorator_list):
+        tree = ast.parse(path.read_text())
+        all_of_it = [each.value for each in tree.body if isinstance(each, ast.Assign) and names(each) == "pytestmark"]
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
+                for row in marks([*node.decorator_list, *all_of_it]):
                     found.setdefault(row, []).append((file, node.name))
     return found
 

@@ -35,6 +35,7 @@ def test_defaults_are_the_documented_ones():
     assert (settings.executor_lease, settings.executor_linger) == (15, 0.2)
     assert (settings.dask_workers_count, settings.dask_workers_threads) == (0, 1)
     assert settings.dask_workers_memory is None
+    assert settings.client_grace == 30
     assert (settings.persistent_timeout, settings.persistent_directory) == (600, None)
     assert settings.lambda_price_gb_second == pytest.approx(1.66667e-5)
     assert settings.lambda_price_request == pytest.approx(2e-7)
@@ -109,6 +110,7 @@ def test_units_are_accepted_as_dask_accepts_them():
         ("dask_workers_count", 1000, "dask-workers.count"),
         ("dask_workers_threads", 0, "dask-workers.threads"),
         ("dask_workers_memory", "1 KiB", "dask-workers.memory"),
+        ("client_grace", "-1 s", "client-grace"),
         ("persistent_timeout", 0, "persistent.timeout"),
         ("persistent_directory", "here", "persistent.directory"),
     ],
@@ -180,6 +182,7 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "dask-workers.count": (1, 2, 3),
         "dask-workers.threads": (2, 3, 4),
         "dask-workers.memory": (2**27, 2**28, 2**29),
+        "client-grace": (1.0, 0.0, 3.0),
         "persistent.timeout": (1.0, 2.0, 3.0),
         "persistent.directory": ("/a", "/b", "/c"),
     }
@@ -187,8 +190,11 @@ def test_the_whole_precedence_for_every_key(tmp_path):
     assert set(items) == set(other)
     mine: dict = {}
     for key, (in_file, _, _) in other.items():
-        section, name = key.split(".")
-        mine.setdefault(section, {})[name] = in_file
+        *sections, name = key.split(".")
+        place = mine
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = in_file
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"serverless": mine}))
     names = {key: "DASK_SERVERLESS__" + key.replace(".", "__").replace("-", "_").upper() for key in other}
 
