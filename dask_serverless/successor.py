@@ -1,8 +1,8 @@
 """The part of a proxy that knows of other processes: what a dead one has left comes into the scheduler.
 
 The keys that are there, or will be, and data that was scattered, are held under a name of our own, until a client that
-has asked for them can hold them itself, or for a bounded time. So whoever submits the same graph finds its keys known, as if it had submitted it
-twice; and published datasets are published again.
+has asked for them can hold them itself, or for a bounded time. So whoever submits the same graph finds its keys known,
+as if it had submitted it twice; and published datasets are published again.
 """
 
 from __future__ import annotations

@@ -46,13 +46,13 @@ def kill_the_shard(cluster):
 
 @pytest.mark.fault(20)
 def test_an_array_that_is_larger_than_the_storage_tier():
-    with make(storage_max_memory="24 MiB") as cluster, Client(cluster) as client:
-        x = da.random.default_rng(1).random((4_000, 2_000), chunks=(500, 500))  # 64 MB
+    with make(storage_max_memory="16 MiB") as cluster, Client(cluster) as client:
+        x = da.random.default_rng(1).random((2_500, 2_000), chunks=(500, 500))  # 40 MB
         expected = (x @ x.T).sum(axis=0).compute(scheduler="threads")
         held = x.persist()
         wait(held, timeout=SECONDS_MAX)
         assert {future.status for future in client.futures_of(held)} == {"finished"}
-        assert cluster.stats()["objects_overflowed"] > 0 and cluster.stats()["overflow_bytes"] > 20 * MIB
+        assert cluster.stats()["objects_overflowed"] > 0 and cluster.stats()["overflow_bytes"] > 16 * MIB
         np.testing.assert_allclose(client.compute((held @ held.T).sum(axis=0)).result(SECONDS_MAX), expected)
         assert cluster.stats()["executors_lost"] == 0
         del held
@@ -75,7 +75,7 @@ def test_when_the_overflow_is_full_too_the_task_is_named_and_others_go_on(tmp_pa
         fine = [future for future in values if future.status == "finished"]
         assert len(fine) > 5
         assert client.submit(first, *fine).result(SECONDS_MAX) == sum(int(each.key[6:]) for each in fine)
-        del values, fine, future
+        del values, fine
         until(lambda: not cluster.stats()["overflow_bytes"], "there is room again")
         assert client.submit(first, *[client.submit(large, n) for n in range(8)]).result(SECONDS_MAX) == 28
     assert not list(tmp_path.iterdir()), "nothing is left"

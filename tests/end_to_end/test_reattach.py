@@ -175,12 +175,12 @@ def test_scattered_data_that_nobody_was_given_is_there_still(start, tmp_path):
         tasks = cluster.scheduler.tasks
         assert {"small", "direct", name} <= tasks.keys() and "gone" not in tasks
         large, small = Future(name, client), Future("small", client)
+        open_gate(tmp_path)
         assert client.submit(len, large).result(SECONDS_MAX) == 1_000_000  # read by an executor
         assert large.result(SECONDS_MAX) == data
         assert Future(f"bytearray-{tokenize(bytearray(300_000))}", client).result(SECONDS_MAX) == bytearray(300_000)
         pinned = client.submit(len, small, workers=["serverless"], pure=False)
         assert (pinned.result(SECONDS_MAX), small.result(SECONDS_MAX)) == (10, list(range(10)))
-        open_gate(tmp_path)
         waiting = client.submit(overnight.step, str(tmp_path), "W", "", large, small, key="waiting")
         assert waiting.result(SECONDS_MAX) == "W(2)"
         assert [each.result(SECONDS_MAX) for each in client.get_dataset("data")] == [list(range(10)), "D" * 200_000]
@@ -201,7 +201,7 @@ def test_scattered_data_outlives_one_process_after_the_other(start, tmp_path):
     second = start("idle")
     second.kill()
     with take_over() as cluster, Client(cluster) as client:
-        assert cluster.settings.storage_overflow
+        open_gate(tmp_path)
         assert client.submit(sum, Future(name, client)).result(SECONDS_MAX) == sum(range(250)) * 4_000
 
 
@@ -210,8 +210,8 @@ def test_without_an_overflow_scattered_data_dies_with_the_process(start, tmp_pat
     start("with_untouched_data", **{"serverless.storage.overflow": False}).kill()
     with take_over() as cluster, Client(cluster) as client:
         assert "small" not in cluster.scheduler.tasks
-        with pytest.raises(FutureCancelledError, match="small"):
-            Future("small", client).result(SECONDS_MAX)
+        with pytest.raises(FutureCancelledError, match="len"):
+            client.submit(len, Future("small", client), key="len").result(SECONDS_MAX)
 
 
 @pytest.mark.fault(25)
