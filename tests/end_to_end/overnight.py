@@ -122,7 +122,8 @@ def with_scattered_data(client, directory):
 def with_untouched_data(client, directory):
     """Data that the client has brought and no executor was given, small and large; some of it it has let go again."""
     small = client.scatter({"small": list(range(10))})["small"]
-    large, array = client.scatter([bytes(range(250)) * 4_000, bytearray(300_000)], hash=True)
+    large = client.scatter(bytes(range(250)) * 4_000, hash=True)
+    array = client.scatter({"array": bytearray(300_000)})["array"]
     direct = client.scatter({"direct": "D" * 200_000}, direct=True)["direct"]
     gone = client.scatter({"gone": bytes(500_000)})["gone"]
     gone.release()

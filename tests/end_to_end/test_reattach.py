@@ -178,7 +178,7 @@ def test_scattered_data_that_nobody_was_given_is_there_still(start, tmp_path):
         open_gate(tmp_path)
         assert client.submit(len, large).result(SECONDS_MAX) == 1_000_000  # read by an executor
         assert large.result(SECONDS_MAX) == data
-        assert Future(f"bytearray-{tokenize(bytearray(300_000))}", client).result(SECONDS_MAX) == bytearray(300_000)
+        assert client.submit(bytes, Future("array", client)).result(SECONDS_MAX) == bytes(300_000)
         pinned = client.submit(len, small, workers=["serverless"], pure=False)
         assert (pinned.result(SECONDS_MAX), small.result(SECONDS_MAX)) == (10, list(range(10)))
         waiting = client.submit(overnight.step, str(tmp_path), "W", "", large, small, key="waiting")
