@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from dask_serverless.config import Settings
@@ -205,17 +206,32 @@ class LocalBackend:
         if self._local_directory is not None:
             os.makedirs(self._local_directory, exist_ok=True)
             self.directory = tempfile.mkdtemp(prefix="dask-serverless-", dir=self._local_directory)
-        if (place := self._rendezvous) is not None:
-            leftovers = (str(place.path), *(() if self.directory is None else (self.directory,)))
-            keep = Keep(place.owner_lock, place.keeper_lock, settings.persistent_timeout, leftovers)
+        if (meeting := self._rendezvous) is not None:
+            leftovers = (str(meeting.path), *(() if self.directory is None else (self.directory,)))
+            keep = Keep(meeting.owner_lock, meeting.keeper_lock, settings.persistent_timeout, leftovers)
+        overflow = self.directory  # None: inside the tier's directory
+        if settings.storage_overflow and settings.storage_overflow_directory is not None:
+            os.makedirs(settings.storage_overflow_directory, exist_ok=True)
+            overflow = tempfile.mkdtemp(prefix="dask-serverless-", dir=settings.storage_overflow_directory)
         self.tier = LocalTier(
             shards=settings.storage_shards,
             maxmemory_bytes=settings.storage_max_memory,
             server=settings.storage_server,
             on_restart=self._server_restarted,
             keep=keep,
+            remove=[each for each in dict.fromkeys((overflow, self.directory)) if each is not None],
         )
         self.tier.start()
+        place: dict[str, Any] = {}
+        if settings.storage_overflow:
+            path = os.path.join(overflow or str(self.tier.directory), "overflow")
+            os.mkdir(path, 0o700)
+            free = shutil.disk_usage(path).free
+            bytes_max = settings.storage_overflow_max
+            place = {
+                "overflow": Path(path).as_uri(),
+                "overflow_bytes_max": free // 2 if bytes_max is None else bytes_max,
+            }
         if self.directory is None:
             # Inside the tier's directory (mode 0700), which goes even if this process is killed.
             self.directory = os.path.join(str(self.tier.directory), "executors")
@@ -225,6 +241,7 @@ class LocalBackend:
             lease_seconds=settings.executor_lease,
             object_bytes_max=settings.storage_object_bytes_max,
             ttl_seconds=round(settings.storage_ttl),
+            **place,
         )
 
     def _keeper(self) -> int | None:
@@ -270,7 +287,8 @@ class LocalBackend:
         """End what cannot be taken over, so that a new cluster of this name can begin."""
         record = place.remains()
         place.begin_anew()
-        for directory in () if record is None else (record["tier"]["directory"], record["directory"]):
+        tier = {} if record is None else record["tier"]
+        for directory in () if record is None else (tier["directory"], record["directory"], *tier["remove"]):
             shutil.rmtree(directory, ignore_errors=True)
 
     def note_scheduler(self, address: str) -> None:

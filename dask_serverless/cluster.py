@@ -71,6 +71,7 @@ STATS = (
     "executors_restarted",
     "executors_backed_up",
     "objects_written",
+    "objects_overflowed",
     "slices_written",
     "bytes_written",
     "bytes_read",
@@ -80,11 +81,20 @@ STATS = (
     "proxy_bytes",
     "store_keys",
     "store_bytes",
+    "overflow_bytes",
     "gb_seconds",
     "dollars",
 )
 #: What Lambda itself counts counts; an invocation that was sent and lost is not one.
-_LAMBDA_STATS = ("invocations", "sandboxes_cold", "sandboxes_warm", "gb_seconds", "store_keys", "store_bytes")
+_LAMBDA_STATS = (
+    "invocations",
+    "sandboxes_cold",
+    "sandboxes_warm",
+    "gb_seconds",
+    "store_keys",
+    "store_bytes",
+    "overflow_bytes",
+)
 
 
 class ServerlessCluster(InquirableCluster):
@@ -498,13 +508,13 @@ class ServerlessCluster(InquirableCluster):
 
         ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_planned``,
         ``tasks_run``, ``tasks_rerun``, ``executors_lost``,
-        ``executors_restarted``, ``executors_backed_up``, ``objects_written``, ``slices_written`` (parts of shuffled
-        partitions), ``bytes_written``, ``bytes_read``, ``round_trips``; ``gb_seconds`` as Lambda would
-        bill them, and ``dollars``: what they and the invocations cost (``serverless.lambda.price-...``). As they are
-        now: ``store_keys`` and ``store_bytes``; and what this process holds for
-        graphs, namely ``graphs_kept`` (those with a future somewhere), ``tasks_under_way`` (whose edges
-        are in memory, some 400 bytes each) and ``proxy_bytes`` (kept messages, small values, segments
-        on their way).
+        ``executors_restarted``, ``executors_backed_up``, ``objects_written``, ``objects_overflowed`` (those of
+        them that went to disk), ``slices_written`` (parts of shuffled partitions), ``bytes_written``,
+        ``bytes_read``, ``round_trips``; ``gb_seconds`` as Lambda would bill them, and ``dollars``: what they and
+        the invocations cost (``serverless.lambda.price-...``). As they are now: ``store_keys``, ``store_bytes``
+        and ``overflow_bytes``; and what this process holds for graphs, namely ``graphs_kept`` (those with a future
+        somewhere), ``tasks_under_way`` (whose edges are in memory, some 400 bytes each) and ``proxy_bytes`` (kept
+        messages, small values, segments on their way).
         """
         return self.sync(self._stats)
 

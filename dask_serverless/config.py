@@ -180,6 +180,10 @@ def _storage_memory(value: Any) -> int:
     return _bytes(16 * MiB)(value)
 
 
+def _overflow_max(value: Any) -> int | None:
+    return None if value is None else _bytes(MiB)(value)
+
+
 def _allowed_failures(value: Any) -> int:
     return _whole(dask.config.get("distributed.scheduler.allowed-failures") if value is None else value)
 
@@ -241,6 +245,9 @@ class Settings:
     storage_shards: int = _setting("storage.shards", _count)
     storage_max_memory: int = _setting("storage.max-memory", _storage_memory)
     storage_object_bytes_max: int = _setting("storage.object-bytes-max", _bytes(1))
+    storage_overflow: bool = _setting("storage.overflow", _switch)
+    storage_overflow_directory: str | None = _setting("storage.overflow-directory", _directory)
+    storage_overflow_max: int | None = _setting("storage.overflow-max", _overflow_max)
     storage_bytes_per_second: int = _setting("storage.bytes-per-second", _bytes(1))
     storage_shard_bytes_per_second: int = _setting("storage.shard-bytes-per-second", _bytes(1))
     storage_ttl: float = _setting("storage.ttl", _seconds(1.0))

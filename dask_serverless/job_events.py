@@ -113,6 +113,14 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A key made elsewhere, for which nobody need have asked, has its value in the storage tier."""
+
+    key: Key
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
 class ImportFailed:
     """A key made elsewhere has no value to offer; `error` is encoded."""
 
@@ -142,6 +150,7 @@ Event: TypeAlias = (
     | Lost
     | JobFailed
     | Imported
+    | Kept
     | ImportFailed
     | Released
     | Room

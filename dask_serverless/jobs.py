@@ -41,6 +41,7 @@ from dask_serverless.job_events import (
     ImportFailed,
     Instruction,
     JobFailed,
+    Kept,
     Key,
     Launch,
     Lost,
@@ -164,6 +165,9 @@ class Ledger:
                 if job is not None:
                     self._fail_job(job, error, out)
             case Imported(key, location):
+                self._on_imported(key, location, out)
+            case Kept(key, location):
+                self.keys.setdefault(key, Entry(None))
                 self._on_imported(key, location, out)
             case ImportFailed(key, error):
                 if key in self.keys and self.keys[key].pending and self.keys[key].job is None:

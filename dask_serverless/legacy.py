@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dask_serverless.dask_graph import JobPlan
-from dask_serverless.job_events import Event, Released, Submitted
+from dask_serverless.job_events import Event, Kept, Released, Submitted
 from dask_serverless.notes import Found, Given, JobNote, Notes
 from dask_serverless.prefixes import prefixes_of
 from dask_serverless.preparation import Preparation
@@ -159,7 +159,9 @@ class Legacy:
             note = found.jobs[job]
             preparation = Preparation(job, note.plan, dict(note.segments), prefixes_of(note.plan))
             dispatcher.adopt(preparation, note.again, note.constants)
-        for event in resume(found.pasts):
+        for data in found.data:
+            dispatcher.feed(Kept(data.key, data.location))
+        for event in resume(found.pasts, {data.key for data in found.data}):
             if isinstance(event, Submitted):
                 notes.keep_only(event.job, event.visible)
             dispatcher.feed(event)

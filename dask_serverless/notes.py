@@ -8,6 +8,7 @@ Notes are in the store, by name, sealed under that name: nothing foreign is ever
 ``heard:JOB:N``     what an executor said of values, errors and mail, as it was sealed: before the store forgets it
 ``error:JOB:N``     an error that the proxy itself found
 ``dataset:NAME``    a published dataset
+``data:KEY``        where scattered data is
 =================== ==========================================================================================
 
 All that has to do with a job goes when the job is over and none of its keys is held any more. What is large lies on a
@@ -78,14 +79,24 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
+class Data:
+    """Scattered data: its key, its size as the scheduler knew it, and where it is."""
+
+    key: Any
+    nbytes: int
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What a predecessor has left: its jobs, in order; what is noted of each that had begun; what it had published;
-    and what executors have said since its death."""
+    what executors have said since its death; and data that was scattered."""
 
     jobs: Mapping[str, JobNote]
     pasts: Sequence[Past]
     datasets: Sequence[Dataset]
     unheard: Sequence[Any]
+    data: Sequence[Data] = ()
 
 
 @dataclass(slots=True)
@@ -114,6 +125,7 @@ class Notes:
         self._jobs: dict[str, _Noted] = {}
         self._job_of: dict[Hashable, str] = {}
         self._begun: set[str] = set()
+        self._data: dict[Hashable, str] = {}  # the note of each key that was scattered
         self._struck: list[str] = []
         self._freed: list[Ref] = []
         self._written: dict[str, bytes] = {}  # what is in the store, should that forget it
@@ -197,6 +209,16 @@ class Notes:
         """A dataset is published no more."""
         self._strike([_dataset_note(name)])
 
+    def note_data(self, key: Hashable, nbytes: int, location: Location) -> None:
+        """Note where scattered data is, until its key is let go."""
+        name = f"data:{_digest(key)}"
+        with self._lock:
+            self._data[key] = name
+        body = dask_pickle.dumps((key, nbytes, location_to_wire(location)))
+        self._write({name: seal(self._secret, name, body)})
+        if key not in self._data:  # let go meanwhile
+            self._strike([name])
+
     def keep_alive(self) -> None:
         """Renew the time to live of all that is noted."""
         with self._lock:
@@ -224,6 +246,8 @@ class Notes:
     def let_go(self, key: Hashable) -> bool:
         """Nobody holds a key any more; tell whether there is something to `flush`."""
         with self._lock:
+            if (name := self._data.pop(key, None)) is not None:
+                self._struck.append(name)
             job = self._job_of.pop(key, "")
             if job in self._jobs:
                 self._jobs[job].keys.discard(key)
@@ -323,7 +347,7 @@ class Notes:
         unheard = list(self._drain())
         blobs = self._written = self._store.noted()
         pasts = {job: Past(job, note.plan, live[job]) for job, note in jobs.items() if job in live}
-        datasets = []
+        datasets, data = [], []
         for name in sorted(blobs, key=_serial):
             kind, _, rest = name.partition(":")
             job = rest.partition(":")[0]
@@ -332,6 +356,10 @@ class Notes:
             try:
                 if kind == "dataset":
                     datasets.append(_dataset_from_bytes(bytes(unseal(self._secret, name, blobs[name]))))
+                elif kind == "data":
+                    key, nbytes, where = pickle.loads(unseal(self._secret, name, blobs[name]))
+                    self._data[key] = name
+                    data.append(Data(key, nbytes, location_from_wire(where)))
                 elif job not in pasts:
                     self._struck.append(name)
                 elif kind == "heard":
@@ -354,11 +382,16 @@ class Notes:
             except Exception as error:
                 logger.warning("what another process has noted under %r cannot be read: %s", name, error)
         refs = [ref for past in pasts.values() for ref in past.refs()]
+        refs += [each.location for each in data if isinstance(each.location, Ref)]
         missing = set(self._store.missing(refs))
+        for lost in [each for each in data if each.location in missing]:
+            logger.warning("the scattered data %r is lost", lost.key)
+            self.let_go(lost.key)
+        data = [each for each in data if each.location not in missing]
         for past in pasts.values():
             past.missing = missing
         self.flush()
-        return Found(jobs, list(pasts.values()), datasets, unheard)
+        return Found(jobs, list(pasts.values()), datasets, unheard, data)
 
     def _drain(self) -> Iterator[Any]:
         """Read what executors have said since the predecessor died."""
@@ -416,7 +449,11 @@ def _job_from_bytes(body: bytes) -> JobNote:
 
 
 def _dataset_note(name: Hashable) -> str:
-    return f"dataset:{hashlib.sha256(dask_pickle.dumps(name)).hexdigest()[:32]}"
+    return f"dataset:{_digest(name)}"
+
+
+def _digest(name: Hashable) -> str:
+    return hashlib.sha256(dask_pickle.dumps(name)).hexdigest()[:32]
 
 
 def _dataset_from_bytes(body: bytes) -> Dataset:

@@ -28,6 +28,7 @@ from dask_serverless.backend import Backend
 from dask_serverless.collector import collector_paused
 from dask_serverless.dask_graph import PLACEMENTS, JobPlan, Materialised, annotation
 from dask_serverless.dispatch import Dispatcher
+from dask_serverless.durable import Durable
 from dask_serverless.fleet_nanny import FleetNanny
 from dask_serverless.grace import Grace
 from dask_serverless.handshake import Handshake
@@ -91,6 +92,7 @@ class Proxy(SchedulerPlugin):
         self._successor = Successor(self, FLEET)
         self.holders = Holders(scheduler)
         self._grace = Grace(scheduler, self.holders, backend.settings.client_grace)
+        self.durable = Durable(self)
         self.update_stock: Callable[..., Any] = scheduler.stream_handlers["update-graph"]
         self._stock_gather = scheduler.handlers["gather"]
 
@@ -112,6 +114,7 @@ class Proxy(SchedulerPlugin):
         self._handshake.install()
         self._grace.install()  # around the handshake: who is refused was never here
         self._successor.install()
+        self.durable.install()
         self.scheduler.add_plugin(self)
         if found is not None:
             await self._successor.show(found)
@@ -151,6 +154,7 @@ class Proxy(SchedulerPlugin):
         self._replay.uninstall()
         self._grace.uninstall()
         self._handshake.uninstall()
+        self.durable.uninstall()
         self._successor.uninstall()
         for waiting in (*self._arrivals.values(), *self._plannings_again):
             waiting.cancel()
@@ -437,6 +441,7 @@ class Proxy(SchedulerPlugin):
         """Pass on that a key has a value."""
         if not self.attendant.errands.finish(key, result) and self.fleet is not None:
             self.fleet.finish(key, result)
+            self.durable.finished(key)
 
     def fail(self, key: Hashable, error: bytes) -> None:
         """Pass on that a key has erred."""
@@ -512,6 +517,7 @@ class Proxy(SchedulerPlugin):
             self.fleet.forget(key, for_good=finish == "forgotten")
         if finish == "forgotten":
             self.kept.pop(key, None)
+            self.durable.forget(key)
 
     def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[Any]) -> list[Any]:
         """Keep the fleet worker out of it when Dask asks which workers could go."""

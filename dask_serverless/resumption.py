@@ -5,13 +5,14 @@ Rules kept here:
 * A key whose value is stored has it, and nothing of it is run again.
 * A job that has keys pending goes on, with whoever works on it; starts that nobody was given are launched.
 * What cannot go on is left out: values that are lost, errors, and what waits for a value that died with the
-  predecessor's process. Whoever asks for such a key has it computed anew.
+  predecessor's process (scattered data did not, if there is an overflow). Whoever asks for such a key has it computed
+  anew.
 * A key that several jobs have made is the last one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -89,8 +90,8 @@ class Past:
         return tasks
 
 
-def resume(pasts: Sequence[Past]) -> list[Event]:
-    """Return what a ledger is to be told, in order.
+def resume(pasts: Sequence[Past], there: Collection[Key] = ()) -> list[Event]:
+    """Return what a ledger is to be told, in order. What is `there` was made elsewhere, and has its value.
 
     Examples
     --------
@@ -106,7 +107,7 @@ def resume(pasts: Sequence[Past]) -> list[Event]:
     ({'x': 0, 'y': 1}, {0: None}, ['1-0'], True)
     """
     last = {key: past.job for past in pasts for key in past.plan.visible}
-    known: set[Key] = set()  # keys that have a value, or will have one
+    known: set[Key] = set(there)  # keys that have a value, or will have one
     events: list[Event] = []
     for past in pasts:
         plan = past.plan

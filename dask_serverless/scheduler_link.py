@@ -263,7 +263,7 @@ class FleetWorker(Worker):
         """Store the value of a key that a Dask worker or a client made, once it is there."""
         try:
             value = await self.proxy.value_of(key)
-            location = await self.proxy.dispatcher.call(self._store_value, value)
+            location = await self.proxy.dispatcher.call(self.store_value, value)
         except Exception as error:
             if not isinstance(error, ServerlessError):
                 error = ValueLost(f"the value of {key!r}, made on a Dask worker, cannot be stored: {error}")
@@ -271,14 +271,16 @@ class FleetWorker(Worker):
         else:
             self.proxy.dispatcher.feed(Imported(key, location))
 
-    def _store_value(self, value: Any) -> Location:
+    def store_value(self, value: Any, keep: bool = False) -> Location:
+        """Store a value where executors find it; if told so, where it outlives servers and this process."""
         backend = self.proxy.backend
         name = f"{EXPORTS}/{self.proxy.dispatcher.new_number()}"
         frames = frames_of(value)
         if frames_nbytes(frames) <= backend.settings.executor_inline_bytes_max:
             return pack_inline(name, seal_frames(backend.secret, name, frames))
         lean = self.proxy.dispatcher.compressor.shrink(frames)
-        (ref,) = backend.store.put([(name, seal_frames(backend.secret, name, lean))])
+        write = backend.store.keep if keep else backend.store.put
+        (ref,) = write([(name, seal_frames(backend.secret, name, lean))])
         return ref
 
     # -- plugins, functions, logs: executors' affairs -------------------------------------------

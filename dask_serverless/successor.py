@@ -1,8 +1,8 @@
 """The part of a proxy that knows of other processes: what a dead one has left comes into the scheduler.
 
-The keys that are there, or will be, are held under a name of our own, until a client that has asked for them can hold
-them itself, or for a bounded time (`holders`). So whoever submits the same graph finds its keys known, as if it had
-submitted it twice; and published datasets are published again.
+The keys that are there, or will be, and data that was scattered, are held under a name of our own, until a client that
+has asked for them can hold them itself, or for a bounded time (`holders`). So whoever submits the same graph finds its
+keys known, as if it had submitted it twice; and published datasets are published again.
 """
 
 from __future__ import annotations
@@ -58,16 +58,23 @@ class Successor:
         """Have the scheduler know the keys that a predecessor has left, as if a client had asked for them."""
         ledger, kept = self._proxy.dispatcher.ledger, self._proxy.kept
         published = {key for dataset in found.datasets for key in dataset.keys}
+        there = {data.key for data in found.data}
         sources: dict[Any, set[Any]] = {}
         for note in found.jobs.values():
             for key, above in note.plan.sources().items():
                 entry = ledger.keys.get(key)
                 is_there = entry is not None and entry.error is None
-                can_be_made = (note.waits or key in published) and above <= sources.keys()
+                can_be_made = (note.waits or key in published) and above <= sources.keys() | there
                 if is_there or can_be_made:
                     sources[key] = above
                     kept[key] = note.again.submission
-        stubs = stub_graph(sources, {key: above & sources.keys() for key, above in sources.items()})
+        stubs = stub_graph(sources, {key: above & (sources.keys() | there) for key, above in sources.items()})
+        if found.data and self._proxy.fleet is not None:  # as if it had them in its memory
+            self._scheduler.update_data(
+                who_has={data.key: [self._proxy.fleet.address] for data in found.data},
+                nbytes={data.key: data.nbytes for data in found.data},
+                client=HOLDER,
+            )
         if stubs:
             await self._proxy.update_stock(
                 client=HOLDER,
@@ -78,15 +85,17 @@ class Successor:
                 span_metadata={"collections": []},
                 submitting_task=None,
             )
+        if stubs or there:
             self._proxy.holders.wait_for_clients(HOLDER, self._proxy.backend.settings.persistent_timeout)
         extension = self._scheduler.extensions["publish"]
         for dataset in found.datasets:
-            if lost := [key for key in dataset.keys if key not in stubs]:
+            if lost := [key for key in dataset.keys if key not in stubs and key not in there]:
                 logger.warning("the dataset %r is lost: %r died with the process that held it", dataset.name, lost[0])
                 await self._note("strike_dataset", dataset.name)
                 continue
             self._scheduler.client_desires_keys(list(dataset.keys), f"published-{stringify(dataset.name)}")
             extension.datasets[dataset.name] = {"data": dataset.data, "keys": dataset.keys}
+            self._proxy.durable.publish(dataset.keys)
 
     async def put(self, names: Any, keys: Any, data: Any, override: bool, client: str, uid: bytes) -> None:
         """Handle ``publish_put`` in the scheduler's place, then note it for a successor."""

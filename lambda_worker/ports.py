@@ -189,7 +189,7 @@ class Store(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Return what this client did since it was made: ``round_trips``, ``objects_written``,
-        ``slices_written``, ``bytes_written``, ``bytes_read``."""
+        ``objects_overflowed``, ``slices_written``, ``bytes_written``, ``bytes_read``."""
         ...
 
 
@@ -280,6 +280,12 @@ class JobStore(Store, Protocol):
         """Remove everything a job left behind (records, fan-ins, segments, objects) except `keep`."""
         ...
 
+    def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """Write values as `put` does, but where the death of a server does not reach, if the tier has such a place: a
+        new one, or a copy of one that is stored already under that name. Who reads the latter where it was finds the
+        copy once it is lost there."""
+        ...
+
     def free(self, refs: Sequence[Ref]) -> None:
         """Remove stored values."""
         ...
@@ -310,7 +316,7 @@ class JobStore(Store, Protocol):
         ...
 
     def usage(self) -> Mapping[str, int]:
-        """Return ``store_keys`` and ``store_bytes`` of the whole tier now."""
+        """Return ``store_keys``, ``store_bytes`` and ``overflow_bytes`` of the whole tier now."""
         ...
 
 

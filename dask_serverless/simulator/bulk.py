@@ -16,7 +16,14 @@ class Bulk:
     def __init__(self, tier: Tier, object_bytes_max: int) -> None:
         self.tier = tier
         self.object_bytes_max = object_bytes_max
-        names = ("round_trips", "objects_written", "slices_written", "bytes_written", "bytes_read")
+        names = (
+            "round_trips",
+            "objects_written",
+            "objects_overflowed",
+            "slices_written",
+            "bytes_written",
+            "bytes_read",
+        )
         self._counters = dict.fromkeys(names, 0)
 
     def load(self, job: str, segments: Sequence[int]) -> list[bytes]:
@@ -57,6 +64,10 @@ class Bulk:
             refs.append(ref)
         self._count(objects_written=len(refs), bytes_written=sum(sizes))
         return refs
+
+    def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """See `lambda_worker.ports.JobStore.keep`. There is no overflow here."""
+        return self.put(objects)
 
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
         """See `lambda_worker.ports.Store.get`."""

@@ -520,4 +520,5 @@ class SimStore(Bulk):
         return {
             "store_keys": len(self.tier.keys()) + len(self.tier.mail) + len(self.tier.taken),
             "store_bytes": sum(shard.nbytes for shard in self.tier.shards),
+            "overflow_bytes": 0,
         }

@@ -29,7 +29,7 @@ class StoreConfig:
     lease_seconds
         An executor that was silent for this long has lapsed.
     object_bytes_max
-        A larger value is refused with `ValueTooLarge`.
+        A larger value goes to the overflow; without one it is refused with `ValueTooLarge`.
     stripe_bytes
         A larger value is cut into stripes of this size, spread over the shards.
     wait_seconds
@@ -38,6 +38,10 @@ class StoreConfig:
         For how long a step that met a broken connection is tried again.
     ca_file
         Certificate authority to trust with ``rediss://``; None: the system's.
+    overflow
+        URL of where values go that find no room (``file:///path``); None: they are refused.
+    overflow_bytes_max
+        Bound on all that is kept there.
 
     Examples
     --------
@@ -59,6 +63,8 @@ class StoreConfig:
     wait_seconds: float = 4.0
     retry_seconds: float = 2.0
     ca_file: str | None = None
+    overflow: str | None = None
+    overflow_bytes_max: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", tuple(self.shards))

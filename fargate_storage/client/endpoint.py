@@ -59,7 +59,14 @@ class Counters:
     """What a client did since it was made; safe to use from several threads."""
 
     def __init__(self) -> None:
-        names = ("round_trips", "objects_written", "slices_written", "bytes_written", "bytes_read")
+        names = (
+            "round_trips",
+            "objects_written",
+            "objects_overflowed",
+            "slices_written",
+            "bytes_written",
+            "bytes_read",
+        )
         self._counts = dict.fromkeys(names, 0)
         self._lock = threading.Lock()
 

@@ -4,11 +4,15 @@ A value is a Redis list of its frames, so that large buffers are sent as they ar
 ``stripe_bytes`` it is cut into stripes, lists of their own on one shard after the other; the first element of the
 first stripe then tells the lengths of the frames. Names are unique to one write, so writing (delete, then push, in
 one transaction) may be repeated even while somebody reads.
+
+What finds no room on a shard, or is too large for one, goes to the overflow, if there is one; its `Ref` says so.
+Whatever is missing on a shard is looked for there, too: values that are to outlive it have a copy under their name.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -18,13 +22,16 @@ from redis.exceptions import ResponseError
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import Command, Counters, Endpoint
 from fargate_storage.client.keys import Keys, job_of, stripe_name
+from fargate_storage.client.overflow import OVERFLOW, Overflow
 from fargate_storage.client.shard_map import ShardMap, while_shards_go
-from lambda_worker.core.errors import ValueLost, ValueTooLarge
+from lambda_worker.core.errors import StoreFull, ValueLost, ValueTooLarge
 from lambda_worker.core.wire import Frame, Frames, Ref, frames_nbytes, pack, unpack
 
 #: Bounds of one round trip: what a server must hold at once, and what is lost when it must be repeated.
 BATCH_BYTES_MAX = 64 * 2**20
 BATCH_ITEMS_MAX = 512
+#: After a shard has said that it is full, it is not sent any values for so long: each would cross the network in vain.
+FULL_SECONDS = 1.0
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -163,32 +170,68 @@ class Objects:
         config: StoreConfig,
         counters: Counters,
         shard_map: ShardMap | None = None,
+        overflow: Overflow | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self.shard_map = shard_map or ShardMap(len(self.shards))
         self._keys = keys
         self._config = config
         self._counters = counters
+        self._overflow = overflow
+        self._full_until = float("-inf")
         # Threads only help where there are several servers to wait for. They start when they are needed.
         self._threads = ThreadPoolExecutor(min(len(shards), 8), "storage") if len(shards) > 1 else None
 
     @while_shards_go
     def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
         """Write values; see `lambda_worker.ports.Store.put`."""
+        bytes_max = self._config.object_bytes_max
+        sizes = {name: frames_nbytes(frames) for name, frames in objects}
+        if self._overflow is None:
+            for nbytes in sizes.values():
+                if nbytes > bytes_max:
+                    raise ValueTooLarge(
+                        f"a value of {nbytes:,} bytes is larger than {bytes_max:,} "
+                        "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
+                    )
+        fitting = [each for each in objects if sizes[each[0]] <= bytes_max and time.monotonic() >= self._full_until]
+        try:
+            refs = {ref.name: ref for ref in self._put(fitting)}
+        except StoreFull as error:
+            if self._overflow is None:
+                raise StoreFull(f"{error}, or have values overflow to a disk (serverless.storage.overflow)") from None
+            self._full_until = time.monotonic() + FULL_SECONDS
+            # Some of them may have been written, or a part of one.
+            self._unlink([self._ref(name, sizes[name]) for name, _ in fitting])
+            refs = {}
+        refs.update((ref.name, ref) for ref in self.keep([each for each in objects if each[0] not in refs]))
+        return [refs[name] for name, _ in objects]
+
+    def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """Write values to the overflow; without one, to the shards."""
+        if self._overflow is None:
+            return self.put(objects)
+        refs = []
+        for name, frames in objects:
+            nbytes = frames_nbytes(frames)
+            self._overflow.write(name, frames)
+            self._counters.add(objects_written=1, objects_overflowed=1, bytes_written=nbytes)
+            refs.append(Ref(name, OVERFLOW, nbytes))
+        return refs
+
+    def _ref(self, name: str, nbytes: int) -> Ref:
+        # By name, not by chance: writing twice must write to the same place.
+        stripes = max(1, -(-nbytes // self._config.stripe_bytes))
+        return Ref(name, self.shard_map.by_name(name), nbytes, stripes)
+
+    def _put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
         refs = []
         stripes: dict[int, list[tuple[str, int, list[bytes | memoryview]]]] = {}
         for name, frames in objects:
-            nbytes = frames_nbytes(frames)
-            if nbytes > self._config.object_bytes_max:
-                raise ValueTooLarge(
-                    f"a value of {nbytes:,} bytes is larger than {self._config.object_bytes_max:,} "
-                    "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
-                )
             if not frames:
                 raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
             pieces = cut(frames, self._config.stripe_bytes)
-            # By name, not by chance: writing twice must write to the same place.
-            ref = Ref(name, self.shard_map.by_name(name), nbytes, len(pieces))
+            ref = self._ref(name, frames_nbytes(frames))
             refs.append(ref)
             for stripe, shard in self._places(ref):
                 stripes.setdefault(shard, []).append((name, stripe, pieces[stripe]))
@@ -201,19 +244,25 @@ class Objects:
         """Read values; see `lambda_worker.ports.Store.get`."""
         wanted: dict[int, dict[str, int]] = {}
         for ref in refs:  # of a value in stripes, only the first one, which tells how large the frames are
-            wanted.setdefault(self._places(ref)[0][1], {})[ref.name] = ref.nbytes // ref.stripes
+            if ref.shard != OVERFLOW:
+                wanted.setdefault(self._places(ref)[0][1], {})[ref.name] = ref.nbytes // ref.stripes
         firsts: dict[str, list[Frame]] = {}
         by_shard = {shard: [((name, 0), size) for name, size in items.items()] for shard, items in wanted.items()}
         for part in self.on_each(by_shard, self._get_stripes):
             firsts.update((name, pieces) for (name, _), pieces in part.items())
-        distinct = {ref.name: self._value(ref, firsts[ref.name]) for ref in dict.fromkeys(refs)}
+        distinct = {ref.name: self._value(ref, firsts.get(ref.name, [])) for ref in dict.fromkeys(refs)}
         values = [distinct[ref.name] for ref in refs]
         self._counters.add(bytes_read=sum(ref.nbytes for ref in refs))
         return values
 
     @while_shards_go
     def free(self, refs: Sequence[Ref]) -> None:
-        """Remove values."""
+        """Remove values, and their copies."""
+        self._unlink(refs)
+        if self._overflow is not None:
+            self._overflow.delete([ref.name for ref in refs])
+
+    def _unlink(self, refs: Sequence[Ref]) -> None:
         stripes: dict[int, list[tuple[str, int]]] = {}
         for ref in refs:
             for stripe, shard in self._places(ref):
@@ -231,7 +280,7 @@ class Objects:
 
     @while_shards_go
     def missing(self, refs: Sequence[Ref]) -> list[Ref]:
-        """Return those values of which a stripe is not there."""
+        """Return those values of which a stripe is not there, and that are not in the overflow."""
         stripes: dict[int, list[tuple[Ref, int]]] = {}
         for ref in refs:
             for stripe, shard in self._places(ref):
@@ -245,7 +294,9 @@ class Objects:
                 absent.update(ref for (ref, _), found in zip(batch, there, strict=True) if not found)
             return absent
 
-        absent = set().union(*self.on_each(stripes, look))
+        absent = set().union(*self.on_each(stripes, look)).union(ref for ref in refs if ref.shard == OVERFLOW)
+        if self._overflow is not None:
+            absent = {ref for ref in absent if not self._overflow.has(ref.name)}
         return [ref for ref in refs if ref in absent]
 
     @while_shards_go
@@ -261,6 +312,8 @@ class Objects:
                 self.shards[shard].ask(*[("EXPIRE", key, self._config.ttl_seconds) for key in batch])
 
         self.on_each(stripes, renew)
+        if self._overflow is not None:
+            self._overflow.touch([ref.name for ref in refs])
 
     @while_shards_go
     def put_segments(self, job: str, segments: Mapping[int, bytes]) -> None:
@@ -273,7 +326,13 @@ class Objects:
         def write(shard: int, items: list[tuple[int, bytes]]) -> None:
             for batch in batches(items, lambda item: len(item[1])):
                 fields = [part for item in batch for part in item]
-                self.shards[shard].transaction([("HSET", key, *fields), ("EXPIRE", key, self._config.ttl_seconds)])
+                try:
+                    self.shards[shard].transaction([("HSET", key, *fields), ("EXPIRE", key, self._config.ttl_seconds)])
+                except StoreFull:
+                    if self._overflow is None:
+                        raise
+                    for number, segment in batch:
+                        self._overflow.write(_segment_name(job, number), [segment])
 
         self.on_each(by_shard, write)
         self._counters.add(bytes_written=sum(map(len, segments.values())))
@@ -297,6 +356,8 @@ class Objects:
         values = []
         for number in numbers:
             segment = segments[number]
+            if segment is None and self._overflow is not None:
+                segment = b"".join(self._overflow.read(_segment_name(job, number)) or ()) or None
             if segment is None:
                 raise ValueLost(f"segment {number} of job {job!r} is not in the storage tier")
             values.append(segment)
@@ -328,6 +389,8 @@ class Objects:
                 server.ask(*before, ("UNLINK", listed))
 
         self.on_each(dict.fromkeys(self.shard_map.left()), forget)
+        if self._overflow is not None:
+            self._overflow.forget(job, [ref.name for ref in keep])
 
     def close(self) -> None:
         """Let threads end. The shards are closed by whoever made them."""
@@ -335,6 +398,8 @@ class Objects:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _places(self, ref: Ref) -> list[tuple[int, int]]:
+        if ref.shard == OVERFLOW:
+            return []
         where = self.shard_map.server
         return [(stripe, where(ref.shard + stripe, stripe_name(ref.name, stripe))) for stripe in range(ref.stripes)]
 
@@ -379,8 +444,12 @@ class Objects:
             frames = first if ref.stripes == 1 else self._striped(ref, first)
         except (ValueError, TypeError):  # not written by `cut`
             frames = []
+        if (not frames or frames_nbytes(frames) != ref.nbytes) and self._overflow is not None:
+            frames = self._overflow.read(ref.name) or []
         if not frames or frames_nbytes(frames) != ref.nbytes:
-            where = f"the {self.shards[ref.shard % len(self.shards)].role} server"
+            where = "the overflow"
+            if ref.shard != OVERFLOW:
+                where = f"the {self.shards[ref.shard % len(self.shards)].role} server"
             raise ValueLost(f"value {ref.name!r} ({ref.nbytes:,} bytes) is not in {where} as it was written")
         return frames
 
@@ -398,3 +467,7 @@ class Objects:
 
         self.on_each(others, read)
         return value.frames()
+
+
+def _segment_name(job: str, number: int) -> str:
+    return f"{job}/segments/{number}"

@@ -27,6 +27,7 @@ from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import Counters, Endpoint
 from fargate_storage.client.keys import Keys
 from fargate_storage.client.objects import Objects
+from fargate_storage.client.overflow import open_overflow
 from fargate_storage.client.shard_map import ShardMap, while_shards_go
 from fargate_storage.client.slices import Slices
 from lambda_worker.core.errors import StoreForgot, StoreUnavailable
@@ -88,7 +89,11 @@ class RedisStore:
             for i, url in enumerate(config.shards)
         ]
         self._servers = [self._metadata, *shards]
-        self._objects = Objects(shards or [self._metadata], self._keys, config, self._counters, self.shard_map)
+        self._overflow = None
+        if config.overflow is not None:
+            self._overflow = open_overflow(config.overflow, config.overflow_bytes_max, config.ttl_seconds)
+        on = shards or [self._metadata]
+        self._objects = Objects(on, self._keys, config, self._counters, self.shard_map, self._overflow)
         self._slices = Slices(self._objects, self._keys, config, self._counters)
         self._lease_ms = round(config.lease_seconds * 1000)
         self._listening = threading.Lock()
@@ -182,7 +187,7 @@ class RedisStore:
         return self._objects.get_segments(job, segments)
 
     def put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
-        """See `lambda_worker.ports.Store.put`; raises `ValueTooLarge` above ``object_bytes_max``."""
+        """See `lambda_worker.ports.Store.put`; raises `ValueTooLarge` above ``object_bytes_max`` (no overflow)."""
         return self._objects.put(objects)
 
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
@@ -357,6 +362,10 @@ class RedisStore:
             pass
         self._objects.forget_job(job, keep)
 
+    def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        """See `lambda_worker.ports.JobStore.keep`."""
+        return self._objects.keep(objects)
+
     def free(self, refs: Sequence[Ref]) -> None:
         """See `lambda_worker.ports.JobStore.free`."""
         self._objects.free(refs)
@@ -400,7 +409,8 @@ class RedisStore:
         """See `lambda_worker.ports.JobStore.usage`; counts all clusters that share these servers."""
         keys = sum(server.ask(("DBSIZE",))[0] for server in self._servers_left())
         used = sum(int(server.info("memory")["used_memory"]) for server in self._servers_left())
-        return {"store_keys": keys, "store_bytes": used}
+        kept = 0 if self._overflow is None else self._overflow.usage()
+        return {"store_keys": keys, "store_bytes": used, "overflow_bytes": kept}
 
     # Beyond the port
 

@@ -1,11 +1,11 @@
 """Runs local servers for an owner, and sees to it that nothing is left when the owner is gone.
 
 A program of its own (``python -I -S launcher.py``), because an owner that is killed cannot clean up. It reads one
-line of JSON from its standard input (``directory``, ``owner``: a process id, ``servers``: for each ``command``,
-``config``, ``environment``, ``restarts_max``), starts the servers, answers with one line (``pids``, or ``error``), and
-waits. It stops them and removes the directory when its input ends, when its parent is no longer the owner (a fork of
-the owner may hold the input open), or on SIGTERM. Should it be killed itself, the kernel kills the servers (Linux:
-PR_SET_PDEATHSIG).
+line of JSON from its standard input (``directory``, ``owner``: a process id, ``remove``: further directories,
+``servers``: for each ``command``, ``config``, ``environment``, ``restarts_max``), starts the servers, answers with one
+line (``pids``, or ``error``), and waits. It stops them and removes the directories when its input ends, when its parent
+is no longer the owner (a fork of the owner may hold the input open), or on SIGTERM. Should it be killed itself, the
+kernel kills the servers (Linux: PR_SET_PDEATHSIG).
 The input must not be inherited by others for the end to be noticed at once; the parent is checked once a second.
 
 With a ``keep`` in the order it outlives the owner: it is the *keeper* of what another process may take over. The owner,
@@ -176,7 +176,7 @@ def main() -> None:
             server.kill()  # nothing of what it holds is to be saved
         for server in servers:
             server.wait()  # bound: it was killed
-        for directory in (order["directory"], *(keep.remove if keep is not None else ())):
+        for directory in (order["directory"], *order["remove"], *(keep.remove if keep is not None else ())):
             shutil.rmtree(directory, ignore_errors=True)
 
 

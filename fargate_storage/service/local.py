@@ -135,6 +135,8 @@ class LocalTier:
         (of a kept one: in `poll`).
     keep
         How the servers outlive this process, if it does not close them.
+    remove
+        Directories that go with the servers.
 
     Examples
     --------
@@ -156,6 +158,7 @@ class LocalTier:
         restarts_max: int = RESTARTS_MAX,
         on_restart: Callable[[str], None] = lambda name: None,
         keep: Keep | None = None,
+        remove: Sequence[str] = (),
     ) -> None:
         if shards < 1:
             raise ValueError("a tier needs at least one shard")
@@ -166,6 +169,7 @@ class LocalTier:
         self.pids: dict[str, int] = {}
         self.directory: Path | None = None
         self.keep = keep
+        self.remove = tuple(remove)
         self.keeper: int | None = None  # process id of the launcher
         self._heard_bytes = 0
         self._server = server
@@ -218,6 +222,7 @@ class LocalTier:
             "restarts_max": self._restarts_max,
             "keep": asdict(self.keep) if self.keep is not None else None,
             "keeper": self.keeper,
+            "remove": self.remove,
         }
 
     @classmethod
@@ -236,6 +241,7 @@ class LocalTier:
         tier.limits, tier.pids = dict(record["limits"]), dict(record["pids"])
         tier.directory, tier.keeper = Path(record["directory"]), record["keeper"]
         tier._password = record["password"]
+        tier.remove = tuple(record["remove"])
         tier._hear(tell=False)
         return tier
 
@@ -290,6 +296,7 @@ class LocalTier:
         order = {
             "directory": str(self.directory),
             "owner": os.getpid(),
+            "remove": self.remove,
             "servers": [
                 {
                     "command": [program, "-"],
@@ -427,10 +434,12 @@ class LocalTier:
             self._watcher.join(CLOSE_SECONDS_MAX)  # it ends with the launcher
         if process is not None and process.stdout:
             process.stdout.close()
+        leftovers = list(self.remove)
         if directory is not None:
-            for leftover in (str(directory), *(self.keep.remove if self.keep is not None else ())):
-                shutil.rmtree(leftover, ignore_errors=True)  # the launcher did; unless it was killed
+            leftovers += [str(directory), *(self.keep.remove if self.keep is not None else ())]
             self.directory = None
+        for leftover in leftovers:
+            shutil.rmtree(leftover, ignore_errors=True)  # the launcher did; unless it was killed
 
     def _end_keeper(self, keep: Keep, keeper: int) -> None:
         """Have the keeper end; as it holds its lock, its process id is still its own."""

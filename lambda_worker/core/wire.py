@@ -31,7 +31,7 @@ Frames: TypeAlias = Sequence[Frame]
 
 
 class Ref(NamedTuple):
-    """Where a stored value is: its name (unique to one write), first shard, size and stripes."""
+    """Where a stored value is: its name (unique to one write), first shard (-1: the overflow), size and stripes."""
 
     name: str
     shard: int

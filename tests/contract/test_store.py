@@ -553,7 +553,7 @@ def test_close_job_removes_all_but_kept_objects(store, leftovers):
 
 def test_usage_and_counters(store):
     before, at_first = store.usage(), store.counters()
-    assert before.keys() == {"store_keys", "store_bytes"}
+    assert before.keys() == {"store_keys", "store_bytes", "overflow_bytes"}
     (ref,) = store.put([("job/1/a/1", [b"tag", b"x" * 1_000])])
     store.get([ref])
     assert store.usage()["store_keys"] > before["store_keys"]
@@ -768,3 +768,12 @@ def test_notes_are_kept_by_name_for_whoever_comes_next(make_store, leftovers):
     first.strike(["job:j1"])
     assert first.noted() == {}
     assert leftovers(first) == []
+
+
+def test_what_is_kept_is_read_and_removed_like_anything_else(make_store):
+    store = make_store()
+    (ref, other) = store.keep([("exports/1", [b"tag", b"one"]), ("exports/2", [b"tag", b"two"])])
+    assert make_store().get([other, ref]) == [[b"tag", b"two"], [b"tag", b"one"]]
+    assert store.missing([ref, other]) == []
+    store.free([ref])
+    assert store.missing([ref, other]) == [ref]

@@ -131,6 +131,22 @@ def with_scattered_data(client, directory):
     return data, running, later
 
 
+def with_untouched_data(client, directory):
+    """Data that the client has brought and no executor was given, small and large; some of it it has let go again."""
+    small = client.scatter({"small": list(range(10))})["small"]
+    large = client.scatter(bytes(range(250)) * 4_000, hash=True)
+    array = client.scatter({"array": bytearray(300_000)})["array"]
+    direct = client.scatter({"direct": "D" * 200_000}, direct=True)["direct"]
+    gone = client.scatter({"gone": bytes(500_000)})["gone"]
+    gone.release()
+    blocked = client.get(graph(directory), "all", sync=False)
+    _wait_for_slow(directory)
+    waiting = client.submit(step, str(directory), "W", "", large, small, key="waiting")
+    client.publish_dataset(data=[small, direct])
+    _wait_for(lambda: "gone" not in client.cluster.scheduler.tasks, directory)
+    return small, large, array, direct, blocked, waiting
+
+
 def with_a_large_graph(client, directory):
     """Hundreds of tasks share a constant; one is at work, and what is asked for has pieces that are stored."""
     future = client.get(large_graph(directory), "total", sync=False)
@@ -143,5 +159,13 @@ def idle(client, directory):
     client.cluster.scale(3)
 
 
-_STORIES = (in_the_middle, forgotten, with_datasets, with_scattered_data, with_a_large_graph, idle)
+_STORIES = (
+    in_the_middle,
+    forgotten,
+    with_datasets,
+    with_scattered_data,
+    with_untouched_data,
+    with_a_large_graph,
+    idle,
+)
 STORIES = {each.__name__: each for each in _STORIES}

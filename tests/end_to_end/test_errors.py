@@ -578,7 +578,7 @@ def processes_of(cluster, what):
 @pytest.mark.fault(35)
 def test_a_value_larger_than_the_limit_names_task_size_and_limit():
     with (
-        dask.config.set({"serverless.storage.object-bytes-max": "1 MiB"}),
+        dask.config.set({"serverless.storage.object-bytes-max": "1 MiB", "serverless.storage.overflow": False}),
         ServerlessCluster(n_workers=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):

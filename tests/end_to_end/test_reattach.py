@@ -14,7 +14,9 @@ from pathlib import Path
 import dask
 import psutil
 import pytest
-from distributed import Client
+from dask.base import tokenize
+from distributed import Client, Future
+from distributed.client import FutureCancelledError
 
 from dask_serverless import ServerlessCluster
 from dask_serverless.errors import ClusterInUse
@@ -162,6 +164,54 @@ def test_what_builds_on_scattered_data_goes_on_or_begins_again_with_it(start, tm
         later = client.submit(overnight.step, str(tmp_path), "L", "", data, running, key="later")
         assert later.result(SECONDS_MAX) == "L(2)"
         assert Counter(overnight.runs(tmp_path)) == {"R0": 1, "R1": 1, "L": 1}
+
+
+@pytest.mark.fault(24, 25)
+def test_scattered_data_that_nobody_was_given_is_there_still(start, tmp_path):
+    start("with_untouched_data").kill()
+    data = bytes(range(250)) * 4_000
+    name = f"bytes-{tokenize(data)}"
+    with take_over() as cluster, Client(cluster) as client:
+        tasks = cluster.scheduler.tasks
+        assert {"small", "direct", name} <= tasks.keys() and "gone" not in tasks
+        large, small = Future(name, client), Future("small", client)
+        open_gate(tmp_path)
+        assert client.submit(len, large).result(SECONDS_MAX) == 1_000_000  # read by an executor
+        assert large.result(SECONDS_MAX) == data
+        assert client.submit(bytes, Future("array", client)).result(SECONDS_MAX) == bytes(300_000)
+        pinned = client.submit(len, small, workers=["serverless"], pure=False)
+        assert (pinned.result(SECONDS_MAX), small.result(SECONDS_MAX)) == (10, list(range(10)))
+        waiting = client.submit(overnight.step, str(tmp_path), "W", "", large, small, key="waiting")
+        assert waiting.result(SECONDS_MAX) == "W(2)"
+        assert [each.result(SECONDS_MAX) for each in client.get_dataset("data")] == [list(range(10)), "D" * 200_000]
+        dispatcher = cluster._proxy.dispatcher
+        assert cluster.stats()["overflow_bytes"] > 1_500_000
+        client.unpublish_dataset("data")
+        for each in (large, small, waiting, pinned):
+            each.release()
+        cluster._proxy.drop_holder("serverless-predecessor")
+        until(lambda: not dispatcher.backend.store.noted(), "no note is left of it")
+        until(lambda: not cluster.stats()["overflow_bytes"], "nor any of the data")
+
+
+@pytest.mark.fault(24, 25)
+def test_scattered_data_outlives_one_process_after_the_other(start, tmp_path):
+    start("with_untouched_data").kill()
+    name = f"bytes-{tokenize(bytes(range(250)) * 4_000)}"
+    second = start("idle")
+    second.kill()
+    with take_over() as cluster, Client(cluster) as client:
+        open_gate(tmp_path)
+        assert client.submit(sum, Future(name, client)).result(SECONDS_MAX) == sum(range(250)) * 4_000
+
+
+@pytest.mark.fault(24)
+def test_without_an_overflow_scattered_data_dies_with_the_process(start, tmp_path):
+    start("with_untouched_data", **{"serverless.storage.overflow": False}).kill()
+    with take_over() as cluster, Client(cluster) as client:
+        assert "small" not in cluster.scheduler.tasks
+        with pytest.raises(FutureCancelledError, match="len"):
+            client.submit(len, Future("small", client), key="len").result(SECONDS_MAX)
 
 
 @pytest.mark.fault(25)

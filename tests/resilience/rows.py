@@ -88,8 +88,9 @@ ROWS: dict[int, Row] = {
     ),
     20: Row(
         "A storage server is full",
-        "An error that names the task and the limit; executors can still beat, retire and be cancelled",
-        "nothing overflows to disk or S3 yet",
+        "Values overflow to a disk. Without an overflow, or when that is full too: an error that names the task, the "
+        "limit and what to do. Executors can still beat, retire and be cancelled",
+        "slices of shuffles do not overflow, nor does the metadata server; there is no overflow to S3 yet",
     ),
     21: Row(
         "A data server evicts values by itself (another `maxmemory-policy`)",
@@ -102,12 +103,16 @@ ROWS: dict[int, Row] = {
         "records are not rebuilt from values: what lies between finished keys runs again",
     ),
     23: Row("Values are gone, the store's records are not", "Who reads one makes it again"),
-    24: Row("Scattered data is lost in the tier", "It is copied there again from where it lies"),
+    24: Row(
+        "Scattered data, or a published result, is lost in the tier",
+        "Published results and a persistent cluster's scattered data are read from their place in the overflow. Other "
+        "scattered data is copied there again from where it lies; what is nowhere any more is an error that names its "
+        "key",
+    ),
     25: Row(
         "The scheduler's process ends",
         "A persistent cluster (`persistent=True`) goes on and is taken over by its name: finished keys are served, the "
-        "rest goes on. Any other ends with the process that made it",
-        "scattered data that no executor was given yet dies with the process",
+        "rest goes on; scattered data is in the overflow. Any other ends with the process that made it",
     ),
     26: Row(
         "A client goes away",
@@ -164,8 +169,8 @@ ROWS: dict[int, Row] = {
     ),
     46: Row(
         "The disk is full",
-        "Executors go on without their log, and without the note of which task they run",
-        "nothing overflows to disk yet",
+        "Executors go on without their log, and without the note of which task they run. A value that would overflow "
+        "there is an error that names the task, the place and how much of it is used; others go on",
     ),
     47: Row(
         "Two clients, or clusters, use the same keys",

@@ -1,0 +1,141 @@
+"""What nobody could make again has a place that outlives servers and processes: the overflow.
+
+* The results of a published dataset, in any cluster that has an overflow: a copy, written beside, under the name that
+  the value has. Whoever misses it on its shard reads the copy; nothing is computed again.
+* Data that clients scatter, in a persistent cluster: stored in the overflow (small ones in their note) before `scatter`
+  returns, so that what it returned survives the process. In any other cluster the process has the data as long as
+  there is a cluster, and the tier has copies only.
+
+Without an overflow nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Hashable
+from typing import TYPE_CHECKING, Any
+
+from dask_serverless.job_events import Kept, Released
+from lambda_worker.core.errors import ServerlessError, ValueLost
+from lambda_worker.core.wire import Ref
+
+if TYPE_CHECKING:
+    from dask_serverless.proxy import Proxy
+
+logger = logging.getLogger("dask_serverless.proxy")
+
+
+class Durable:
+    """Keeps published results and scattered data of one proxy.
+
+    Parameters
+    ----------
+    proxy
+        Whose scheduler this is.
+    """
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._handlers: dict[str, Any] = proxy.scheduler.handlers
+        self._stock: dict[str, Any] = {}
+        self._notes = proxy.dispatcher.legacy.notes
+        self._has_overflow = proxy.backend.store_config.overflow is not None
+        self._published: set[Hashable] = set()
+
+    def install(self) -> None:
+        """Hear of what is published and scattered."""
+        own: dict[str, Any] = {}
+        if self._has_overflow:
+            own["publish_put"] = self.publish_put
+            if self._notes is not None:
+                own |= {"scatter": self.scatter, "update_data": self.update_data}
+        self._stock = {name: self._handlers[name] for name in own}
+        self._handlers |= own
+
+    def uninstall(self) -> None:
+        """Hear no more."""
+        self._handlers |= self._stock
+
+    # -- published results ----------------------------------------------------------------------
+
+    async def publish_put(self, names: Any, keys: Any, **message: Any) -> None:
+        """Handle ``publish_put`` in the scheduler's place, then copy what is there."""
+        await self._stock["publish_put"](names=names, keys=keys, **message)
+        self.publish([key for each in keys for key in each])
+
+    def publish(self, keys: Collection[Hashable]) -> None:
+        """Have results copied: those that are there now, the others when they are."""
+        if self._has_overflow:
+            self._published.update(keys)
+            for key in keys:
+                self.finished(key)
+
+    def finished(self, key: Hashable) -> None:
+        """A key may have a value now."""
+        if key in self._published and isinstance(where := self._proxy.location(key), Ref):
+            self._proxy.dispatcher.spawn(self._copy(key, where))
+
+    def forget(self, key: Hashable) -> None:
+        """Nobody knows a key any more."""
+        self._published.discard(key)
+
+    async def _copy(self, key: Hashable, ref: Ref) -> None:
+        dispatcher, store = self._proxy.dispatcher, self._proxy.backend.store
+
+        def copy() -> None:
+            store.keep([(ref.name, store.get([ref])[0])])
+
+        try:
+            await dispatcher.call(copy)
+            if ref not in dispatcher.ledger.held():  # freed meanwhile, so that nobody would free the copy
+                await dispatcher.call(store.free, [ref])
+        except ValueLost:  # as above; or else it is made again, and this is called again
+            pass
+        except ServerlessError as error:
+            logger.warning(
+                "of the published result %r there is no copy, it is made again should it be lost: %s", key, error
+            )
+
+    # -- scattered data -------------------------------------------------------------------------
+
+    async def scatter(self, **message: Any) -> Any:
+        """Handle ``scatter`` in the scheduler's place, then keep the data."""
+        keys = await self._stock["scatter"](**message)
+        await self._keep(keys)
+        return keys
+
+    async def update_data(self, **message: Any) -> None:
+        """Handle ``update_data``, which comes after data that a client has sent to workers itself; then keep it."""
+        self._stock["update_data"](**message)
+        await self._keep(list(message["who_has"]))
+
+    async def _keep(self, keys: Collection[Any]) -> None:
+        proxy = self._proxy
+        fleet, dispatcher, notes = proxy.fleet, proxy.dispatcher, self._notes
+        assert notes is not None
+        for key in keys:
+            if fleet is None or proxy.is_stub(key):
+                continue
+            try:
+                value = await proxy.value_of(key)
+                where = await dispatcher.call(fleet.store_value, value, True)
+            except Exception as error:  # whatever becomes of the copy, the data is where it was
+                logger.warning("the scattered data %r will not survive this process: %s", key, error)
+                continue
+            ts = proxy.scheduler.tasks.get(key)
+            if ts is None or ts.state != "memory":  # let go meanwhile
+                await self._free(where)
+                continue
+            if proxy.location(key) is not None:  # another value under the same name takes its place
+                dispatcher.feed(Released(key))
+            dispatcher.feed(Kept(key, where))
+            if proxy.location(key) != where:
+                continue
+            try:
+                await dispatcher.call(notes.note_data, key, ts.nbytes, where)
+            except ServerlessError as error:
+                logger.warning("the scattered data %r will not survive this process: %s", key, error)
+
+    async def _free(self, where: Any) -> None:
+        if isinstance(where, Ref):
+            await self._proxy.dispatcher.call(self._proxy.backend.store.free, [where])

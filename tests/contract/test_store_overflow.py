@@ -1,0 +1,159 @@
+"""The storage tier with an overflow: what finds no room on the servers, and what outlives them."""
+
+import pytest
+import redis
+
+from fargate_storage.client import RedisStore
+from fargate_storage.client.overflow import OVERFLOW
+from fargate_storage.service import LocalTier
+from lambda_worker.core.errors import StoreFull, ValueLost
+from tests.contract.stories import opened
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def small_tier():
+    """Two shards, which are full soon; every test has a cluster of its own."""
+    with LocalTier(shards=2, maxmemory_bytes=24 * MIB) as tier:
+        yield tier
+
+
+@pytest.fixture
+def make_store(small_tier, tmp_path, request):
+    stores = []
+
+    def make(**options):
+        place = {"overflow": (tmp_path / "overflow").as_uri(), "overflow_bytes_max": 100 * MIB} | options
+        stores.append(RedisStore(small_tier.config(request.node.name, **place)))
+        return stores[-1]
+
+    yield make
+    flush(small_tier)
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(make_store):
+    return make_store()
+
+
+def flush(tier):
+    """The shards lose what they have."""
+    config = tier.config("")
+    for url in config.shards:
+        redis.Redis.from_url(url, password=config.password).flushall()
+
+
+def fill(store, many=40):
+    """Write more than the shards hold."""
+    return store.put([(f"job/{number}/a/1", [b"tag", bytes([number]) * MIB]) for number in range(many)])
+
+
+def there(store, refs):
+    return [[bytes(frame) for frame in frames] for frames in store.get(refs)]
+
+
+@pytest.mark.fault(20)
+def test_what_finds_no_room_on_a_shard_is_read_like_anything_else(store, make_store):
+    refs = [ref for number in range(4) for ref in store.put([(f"job/{number}/b/1", [b"tag", b"%d" % number])])]
+    refs += [ref for number in range(40) for ref in store.put([(f"job/{number}/a/1", [b"tag", bytes([number]) * MIB])])]
+    on_disk = [ref for ref in refs if ref.shard == OVERFLOW]
+    assert 10 < len(on_disk) < 40 and not any(ref in on_disk for ref in refs[:4])
+    assert store.counters()["objects_overflowed"] == len(on_disk) and store.counters()["objects_written"] == len(refs)
+    expected = [[b"tag", b"%d" % number] for number in range(4)]
+    expected += [[b"tag", bytes([number]) * MIB] for number in range(40)]
+    assert there(make_store(), refs) == expected
+    assert store.missing(refs) == []
+    store.touch(refs)
+    assert store.put([("job/39/a/1", expected[-1])]) == [refs[-1]]
+    assert store.usage()["overflow_bytes"] > len(on_disk) * MIB
+    store.free(refs)
+    assert store.missing(refs) == refs and store.usage()["overflow_bytes"] == 0
+    with pytest.raises(ValueLost, match=rf"'{on_disk[0].name}' \(1,048,579 bytes\) is not in the overflow"):
+        store.get(on_disk)
+
+
+@pytest.mark.fault(20)
+def test_several_at_once_go_where_there_is_room(store):
+    refs = fill(store)
+    assert {ref.shard for ref in refs} == {OVERFLOW}
+    assert there(store, refs) == [[b"tag", bytes([number]) * MIB] for number in range(40)]
+
+
+@pytest.mark.fault(20)
+def test_a_job_that_is_closed_leaves_nothing_in_the_overflow(store):
+    opened(store, "a")
+    refs = fill(store)
+    store.close_job("job", keep=refs[:1])
+    assert store.missing(refs) == refs[1:]
+    store.close_job("job", keep=[])
+    assert store.usage()["overflow_bytes"] == 0
+
+
+@pytest.mark.fault(20)
+def test_pieces_of_a_graph_find_room_too(store):
+    fill(store)
+    numbers = range(20)
+    while True:  # what values have left is less than a piece
+        try:
+            redis.Redis.from_url(store.config.shards[0], password=store.config.password).set(
+                "x" * 100, bytes(100_000), nx=True
+            )
+            redis.Redis.from_url(store.config.shards[0], password=store.config.password).append(
+                "x" * 100, bytes(100_000)
+            )
+        except redis.exceptions.OutOfMemoryError:
+            break
+    store.open_job("job", {number: bytes([number]) * 100_000 for number in numbers})
+    assert store.load("job", list(numbers)) == [bytes([number]) * 100_000 for number in numbers]
+    assert store.usage()["overflow_bytes"] > 40 * MIB + 100_000
+    store.close_job("job", keep=[])
+    assert store.usage()["overflow_bytes"] == 0
+    with pytest.raises(ValueLost):
+        store.load("job", [0])
+
+
+@pytest.mark.fault(35)
+def test_what_is_too_large_for_a_shard_goes_to_the_overflow(make_store):
+    store = make_store(object_bytes_max=MIB)
+    refs = store.put([("job/1/a/1", [b"tag"]), ("job/2/a/1", [b"tag", *[bytes(MIB)] * 3])])
+    assert [ref.shard == OVERFLOW for ref in refs] == [False, True]
+    assert there(store, refs) == [[b"tag"], [b"tag", *[bytes(MIB)] * 3]]
+
+
+@pytest.mark.fault(20, 46)
+def test_when_the_overflow_is_full_too_it_says_where_and_how_much(make_store, tmp_path):
+    store = make_store(overflow_bytes_max=5 * MIB)
+    with pytest.raises(StoreFull, match=rf"overflow at {tmp_path}/overflow is full: 4,194,.* of 5,242,880 bytes"):
+        fill(store)
+    opened(store, "a")
+    store.close_job("job", keep=[])
+    assert store.usage()["overflow_bytes"] == 0
+    assert len(fill(store, 3)) == 3
+
+
+@pytest.mark.fault(20)
+def test_without_an_overflow_it_says_that_there_could_be_one(make_store):
+    with pytest.raises(StoreFull, match=r"shard \d server .* is full .*serverless\.storage\.overflow\)"):
+        fill(make_store(overflow=None))
+
+
+@pytest.mark.fault(17, 24)
+@pytest.mark.parametrize("nbytes", [100, 5 * MIB])
+def test_what_is_kept_outlives_its_shards(make_store, small_tier, nbytes):
+    """A copy of what is stored already, in stripes or not, and what was never on a shard."""
+    store = make_store(stripe_bytes=2 * MIB)
+    frames = [b"tag", bytes(range(250)) * (nbytes // 250), b"end"]
+    (copied, lost) = store.put([("job/1/a/1", frames), ("job/2/a/1", frames)])
+    (alone,) = store.keep([("exports/1", frames)])
+    store.keep([("job/1/a/1", store.get([copied])[0])])
+    assert copied.shard != OVERFLOW and alone.shard == OVERFLOW
+    flush(small_tier)
+    assert store.missing([copied, lost, alone]) == [lost]
+    assert there(make_store(stripe_bytes=2 * MIB), [copied, alone]) == [frames, frames]
+    with pytest.raises(ValueLost, match="'job/2/a/1'"):
+        store.get([copied, lost])
+    store.free([copied, alone])
+    assert store.missing([copied, alone]) == [copied, alone] and store.usage()["overflow_bytes"] == 0

@@ -1,0 +1,152 @@
+"""More than the storage tier holds, and what outlives it: values go to a disk instead of being refused or lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client, wait
+
+from dask_serverless import ServerlessCluster
+from dask_serverless.errors import StoreFull
+from tests.waiting import until
+
+SECONDS_MAX = 60.0
+MIB = 2**20
+
+
+def make(**options):
+    return ServerlessCluster(n_workers=2, dashboard_address=None, **options)
+
+
+def large(number):
+    return np.full(250_000, float(number))
+
+
+def first(*values):
+    return sum(float(value[0]) for value in values)
+
+
+def noted_random(path):
+    with open(path, "a") as file:
+        file.write("x")
+    return np.full(250_000, random.random())
+
+
+def kill_the_shard(cluster):
+    before = cluster.stats()["shards_lost"]
+    os.kill(cluster._local.tier.pids["shard-0"], signal.SIGKILL)
+    until(lambda: cluster.stats()["shards_lost"] > before, "the cluster has noticed")
+
+
+@pytest.mark.fault(20)
+def test_an_array_that_is_larger_than_the_storage_tier():
+    with make(storage_max_memory="16 MiB") as cluster, Client(cluster) as client:
+        x = da.random.default_rng(1).random((2_500, 2_000), chunks=(500, 500))  # 40 MB
+        expected = (x @ x.T).sum(axis=0).compute(scheduler="threads")
+        held = x.persist()
+        wait(held, timeout=SECONDS_MAX)
+        assert {future.status for future in client.futures_of(held)} == {"finished"}
+        assert cluster.stats()["objects_overflowed"] > 0 and cluster.stats()["overflow_bytes"] > 16 * MIB
+        np.testing.assert_allclose(client.compute((held @ held.T).sum(axis=0)).result(SECONDS_MAX), expected)
+        assert cluster.stats()["executors_lost"] == 0
+        del held
+        until(lambda: not cluster.stats()["overflow_bytes"], "what nobody holds is removed")
+
+
+@pytest.mark.fault(20, 46)
+def test_when_the_overflow_is_full_too_the_task_is_named_and_others_go_on(tmp_path):
+    options = {"serverless.storage.overflow-max": "8 MiB", "serverless.storage.overflow-directory": str(tmp_path)}
+    with dask.config.set(options), make(storage_max_memory="16 MiB") as cluster, Client(cluster) as client:
+        values = [client.submit(large, n, key=f"large-{n}") for n in range(30)]
+        wait(values, timeout=SECONDS_MAX)
+        errors = {future.key: future.exception() for future in values if future.status == "error"}
+        assert errors and all(isinstance(error, StoreFull) for error in errors.values())
+        (place,) = tmp_path.iterdir()
+        for key, error in errors.items():
+            said = str(error)
+            assert f"'{key}'" in said and f"{place}/overflow is full" in said and "of 8,388,608 bytes" in said, said
+            assert "overflow-max" in said
+        fine = [future for future in values if future.status == "finished"]
+        assert len(fine) > 5
+        assert client.submit(first, *fine).result(SECONDS_MAX) == sum(int(each.key[6:]) for each in fine)
+        del values, fine
+        until(lambda: not cluster.stats()["overflow_bytes"], "there is room again")
+        assert client.submit(first, *[client.submit(large, n) for n in range(8)]).result(SECONDS_MAX) == 28
+    assert not list(tmp_path.iterdir()), "nothing is left"
+
+
+@pytest.mark.fault(20)
+def test_without_an_overflow_a_full_tier_is_an_error_that_says_so():
+    with (
+        dask.config.set({"serverless.storage.overflow": False}),
+        make(storage_max_memory="16 MiB") as cluster,
+        Client(cluster) as client,
+    ):
+        values = [client.submit(large, n, key=f"large-{n}") for n in range(20)]
+        wait(values, timeout=SECONDS_MAX)
+        error = next(future.exception() for future in values if future.status == "error")
+        assert isinstance(error, StoreFull) and "'large-" in str(error)
+        assert "storage_max_memory=" in str(error) and "serverless.storage.overflow" in str(error)
+        assert client.submit(sum, [1, 2]).result(SECONDS_MAX) == 3
+
+
+@pytest.mark.fault(35)
+def test_a_value_above_the_limit_of_one_goes_to_the_overflow():
+    with (
+        dask.config.set({"serverless.storage.object-bytes-max": "1 MiB"}),
+        make() as cluster,
+        Client(cluster) as client,
+    ):
+        value = client.submit(large, 3)
+        assert client.submit(first, value).result(SECONDS_MAX) == 3
+        assert value.result(SECONDS_MAX)[-1] == 3
+        assert cluster.stats()["objects_overflowed"] == 1
+
+
+@pytest.mark.fault(24)
+def test_published_results_outlive_their_shard_and_are_not_made_again(tmp_path):
+    """Those that were there when they were published, and those that came later."""
+    with dask.config.set({"serverless.policy.cache": False}), make() as cluster, Client(cluster) as client:
+        early, plain = (client.submit(noted_random, str(tmp_path / name), key=name) for name in ("early", "plain"))
+        wait([early, plain], timeout=SECONDS_MAX)
+        late = client.submit(noted_random, str(tmp_path / "late"), key="late")
+        client.publish_dataset(results=[early, late])
+        before = [float(future.result(SECONDS_MAX)[0]) for future in (early, late)]
+        until(lambda: cluster.stats()["overflow_bytes"] > 4_000_000, "both are copied")
+        del early, late
+        kill_the_shard(cluster)
+        until(lambda: cluster.stats()["results_lost"] == 1, "what was not published is lost")
+        found = client.get_dataset("results")
+        assert [client.submit(first, each).result(SECONDS_MAX) for each in found] == before
+        assert [float(each.result(SECONDS_MAX)[0]) for each in found] == before
+        plain.result(SECONDS_MAX)
+        ran = {path.name: path.read_text() for path in tmp_path.iterdir()}
+        assert ran == {"early": "x", "late": "x", "plain": "xx"}
+        client.unpublish_dataset("results")
+        del found
+        until(lambda: not cluster.stats()["overflow_bytes"], "nobody needs the copies any more")
+
+
+@pytest.mark.fault(17, 24)
+def test_scattered_data_outlives_a_shard(tmp_path):
+    """In a persistent cluster it is in the overflow; executors read it there, before and after."""
+    options = {"serverless.persistent.directory": str(tmp_path), "serverless.policy.cache": False}
+    with dask.config.set(options), make(name="night", persistent=True) as cluster, Client(cluster) as client:
+        data = client.scatter(large(7))
+        assert cluster.stats()["overflow_bytes"] > 2_000_000  # when `scatter` returns
+        assert client.submit(first, data, pure=False).result(SECONDS_MAX) == 7
+        kill_the_shard(cluster)
+        assert client.submit(first, data, pure=False).result(SECONDS_MAX) == 7
+        assert cluster.stats()["results_lost"] == 0
+        client.scatter({"named": large(1)})
+        client.scatter({"named": large(2)})
+        named = client.submit(first, client.scatter({"named": large(3)})["named"])
+        assert named.result(SECONDS_MAX) == 3  # the last value under a name
+        del data, named
+        until(lambda: not cluster.stats()["overflow_bytes"], "it is removed")
