@@ -11,6 +11,9 @@ from distributed import default_client, get_task_stream, performance_report
 
 from tests.compatibility.programs import program
 
+#: What is not over by then hangs. A report alone takes seconds where others use the machine.
+WAIT_SECONDS_MAX = 60.0
+
 
 def inc(n):
     return n + 1
@@ -25,7 +28,7 @@ def awaited(cluster, work):
 
     async def main():
         async with Client(cluster.scheduler_address, asynchronous=True) as client:
-            return await asyncio.wait_for(work(client), 10)
+            return await asyncio.wait_for(work(client), WAIT_SECONDS_MAX)
 
     return asyncio.run(main())
 
@@ -205,7 +208,7 @@ def callbacks(cluster):
             loop.call_soon_threadsafe(called.set)
 
         client.submit(inc, 1, pure=False).add_done_callback(callback)
-        await asyncio.wait_for(called.wait(), 5)
+        await asyncio.wait_for(called.wait(), WAIT_SECONDS_MAX)
         return seen
 
     return awaited(cluster, work)
