@@ -84,8 +84,8 @@ ROWS: dict[int, Row] = {
     19: Row("A failover forgets the last writes", "As if those values were lost: they are made again"),
     20: Row(
         "A storage server is full",
-        "Values overflow to a disk. Without an overflow, or when that is full too: an error that names the task, the limit "
-        "and what to do. Executors can still beat, retire and be cancelled",
+        "Values overflow to a disk. Without an overflow, or when that is full too: an error that names the task, the "
+        "limit and what to do. Executors can still beat, retire and be cancelled",
         "slices of shuffles do not overflow, nor does the metadata server; there is no overflow to S3 yet",
     ),
     21: Row(
@@ -101,7 +101,7 @@ ROWS: dict[int, Row] = {
     24: Row(
         "Scattered data, or a published result, is lost in the tier",
         "Published results and a persistent cluster's scattered data are read from their place in the overflow. Other "
-        "scattered data is copied there again from where it lies; what is nowhere any more is an error that names its key",
+        "scattered data is copied there again from where it lies; what is nowhere any more is a typed error",
     ),
     25: Row(
         "The scheduler's process ends",
