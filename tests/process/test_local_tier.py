@@ -170,7 +170,7 @@ def test_a_server_that_dies_again_and_again_is_given_up(name):
 OWNER = """
 import sys, threading
 from fargate_storage.service import LocalTier
-tier = LocalTier(shards=2)
+tier = LocalTier(shards=2, remove=sys.argv[2:])
 if sys.argv[1] == "thread":
     thread = threading.Thread(target=tier.start)
     thread.start()
@@ -191,9 +191,12 @@ def owner():
     """Start a process that owns a tier; return it, the directory, and the process ids of launcher and servers."""
     processes = []
 
-    def start(how):
+    def start(how, *remove):
         process = subprocess.Popen(
-            [sys.executable, "-c", OWNER, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-c", OWNER, how, *remove],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         processes.append(process)
         directory, *pids = process.stdout.readline().decode().split()
@@ -216,6 +219,16 @@ def test_nothing_is_left_when_the_owner_is_killed(owner, how):
     assert all(map(exists, pids)) and os.path.isdir(directory)
     process.kill()
     eventually(gone(pids, directory))
+
+
+@linux
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_directories_elsewhere_go_with_the_servers(owner, tmp_path, end):
+    (tmp_path / "place" / "overflow").mkdir(parents=True)
+    process, directory, pids = owner("plain", str(tmp_path / "place"))
+    process.kill() if end == "killed" else process.stdin.close()
+    eventually(gone(pids, directory))
+    eventually(lambda: not (tmp_path / "place").exists())
 
 
 @linux

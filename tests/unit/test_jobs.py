@@ -26,6 +26,7 @@ from dask_serverless.job_events import (
     Imported,
     ImportFailed,
     JobFailed,
+    Kept,
     Launch,
     Lost,
     Released,
@@ -772,3 +773,17 @@ def test_in_any_story_every_key_is_answered_once_and_nothing_stays(seed, ceiling
     except BaseException as error:
         error.add_note("\n".join(map(repr, model.story[-40:])))
         raise
+
+
+@pytest.mark.fault(24)
+def test_data_that_is_kept_has_a_place_before_anybody_asks():
+    ledger = Ledger()
+    kept = Ref("exports/1", -1, 100_000)
+    assert ledger.handle(Kept("data", kept)) == []
+    assert ledger.held() == [kept]
+    out = ledger.handle(submitted("j1", {"x": ("data",)}, ["x"], externals=["data"]))
+    assert [type(each) for each in out] == [Launch]  # nobody is asked for it
+    assert ledger.handle(Kept("data", Ref("exports/2", -1, 100_000))) == [Free([Ref("exports/2", -1, 100_000)])]
+    assert ledger.handle(Released("data")) == []  # the job may read it once more
+    out = ledger.handle(Released("x"))
+    assert Free([kept]) in out and ledger.held() == []

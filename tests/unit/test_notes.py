@@ -167,6 +167,26 @@ def test_datasets_are_found_until_they_are_struck(store, notes):
     assert (dataset.name, dataset.keys, dataset.data.frames) == (("my", "data"), ("x", "y"), [b"frame"])
 
 
+@pytest.mark.fault(24, 25)
+def test_scattered_data_is_found_until_its_key_is_let_go(store, notes, caplog):
+    stored, lost = store.keep([("exports/1", [b"tag"]), ("exports/2", [b"tag"])])
+    for key, where in ((("x", 1), stored), ("small", b"inline"), ("gone", b"inline"), ("lost", lost)):
+        notes.note_data(key, 7, where)
+    assert notes.let_go("gone")
+    notes.flush()
+    assert not notes.let_go("never noted")
+    store.free([lost])
+    successor = Notes(store, SECRET, 1001)
+    found = {data.key: data for data in successor.read().data}
+    assert {key: data.location for key, data in found.items()} == {("x", 1): stored, "small": b"inline"}
+    assert found["small"].nbytes == 7 and "'lost'" in caplog.text
+    assert len(store.noted()) == 2
+    for key in found:
+        assert successor.let_go(key)
+    successor.flush()
+    assert store.noted() == {}
+
+
 class Trap:
     sprung = False
 
@@ -177,11 +197,13 @@ class Trap:
 @pytest.mark.fault(31, 42)
 def test_nothing_foreign_is_unpickled(store, notes, caplog):
     forged = seal(b"another secret", "job:j1", pack([None, pickle.dumps(Trap())]))
-    store.note({"job:j1": forged, "dataset:1": forged, "heard:j2:1": forged, "given:j3:1": b"nothing"})
+    store.note(
+        {"job:j1": forged, "dataset:1": forged, "data:1": forged, "heard:j2:1": forged, "given:j3:1": b"nothing"}
+    )
     moved = seal(SECRET, "job:j8", pack([None, pickle.dumps(Trap())]))  # ours, but under another name
     store.note({"job:j9": moved})
     found = Notes(store, SECRET, 1001).read()
-    assert not found.jobs and not found.datasets and not Trap.sprung
+    assert not found.jobs and not found.datasets and not found.data and not Trap.sprung
     assert "j1" in caplog.text and "j9" in caplog.text
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dask_serverless.job_events import Close, Done, Erred, Finish, Free, Import, Launch, Result
+from dask_serverless.job_events import Close, Done, Erred, Finish, Free, Import, Kept, Launch, Result
 from dask_serverless.jobs import Ledger
 from dask_serverless.plan import number
 from dask_serverless.resumption import Past, resume
@@ -123,3 +123,17 @@ def test_an_alias_goes_where_its_target_goes():
     ledger, _ = restored(first, second)
     assert ledger.keys["same"].result == ledger.keys["x"].result
     assert "lost" not in ledger.keys
+
+
+@pytest.mark.fault(24)
+def test_what_waits_for_scattered_data_goes_on_if_that_is_there():
+    """1. A job waits for room; 2. the process dies; 3. its input was kept."""
+    one = plan({"x": ("data",)}, ["x"], externals=["data"])
+    past = Past("j1", one, [], {})
+    ledger = Ledger()
+    ledger.handle(Kept("data", ref("exports", 1)))
+    asked = [each for event in resume([past], ["data"]) for each in ledger.handle(event)]
+    (launch,) = [each for each in asked if isinstance(each, Launch)]
+    assert launch.starts == [(one.externals["data"], ref("exports", 1))]
+    assert not any(isinstance(each, Import) for each in asked)
+    assert list(restored(past)[0].keys) == []  # without it, whoever asks for x has it planned again
