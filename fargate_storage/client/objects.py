@@ -204,7 +204,8 @@ class Objects:
             # Some of them may have been written, or a part of one.
             self._unlink([self._ref(name, sizes[name]) for name, _ in fitting])
             refs = {}
-        refs.update((ref.name, ref) for ref in self.keep([each for each in objects if each[0] not in refs]))
+        if beside := [each for each in objects if each[0] not in refs]:
+            refs.update((ref.name, ref) for ref in self.keep(beside))
         return [refs[name] for name, _ in objects]
 
     def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:

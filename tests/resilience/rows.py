@@ -140,7 +140,10 @@ ROWS: dict[int, Row] = {
     ),
     33: Row("A package is missing in executors", "`ModuleNotFoundError` at the task, without a second try"),
     34: Row("A giant graph", "Linear in time and memory, nothing recurses"),
-    35: Row("A huge value", "It is cut into stripes; above the limit it is refused, with task, size and limit"),
+    35: Row(
+        "A huge value",
+        "It is cut into stripes; above the limit it goes to the overflow, or is refused, with task, size and limit",
+    ),
     36: Row("Very many small results", "They are read in batches, each in one round trip"),
     37: Row("One value is read by everybody", "Each warm process reads it once"),
     38: Row(
