@@ -615,7 +615,7 @@ def test_a_full_store_names_task_and_limit(make_fleet):
 
 @pytest.mark.fault(18, 28)
 def test_a_store_that_dies_ends_the_executor_with_a_typed_error_soon(make_fleet):
-    with start_tier(shards=1, maxmemory_bytes=2**26) as mortal:
+    with start_tier(shards=1, maxmemory_bytes=2**26, restarts_max=0) as mortal:
         fleet = make_fleet(tier=mortal, retry_seconds=0.2)
         opened = gate("dying")
         job, plan, assignments = fleet.begin({"x": (wait_for, "dying")}, ["x"])
