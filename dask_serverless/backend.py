@@ -46,7 +46,7 @@ EPOCH_NUMBERS = 10**9
 #: Settings of what runs already when a cluster is taken over.
 _OF_THE_PLATFORM = ("lambda_", "storage_", "executor_", "policy_", "persistent_timeout")
 #: Settings that executors' decisions take as they are.
-POLICY_SWITCHES = ("hold", "group", "split", "prefetch", "locality")
+POLICY_SWITCHES = ("hold", "group", "split", "prefetch", "compress", "locality")
 _MIB = 2**20
 
 

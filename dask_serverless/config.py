@@ -268,6 +268,7 @@ class Settings:
     policy_split: bool = _setting("policy.split", _switch)
     policy_cache: bool = _setting("policy.cache", _switch)
     policy_prefetch: bool = _setting("policy.prefetch", _switch)
+    policy_compress: bool = _setting("policy.compress", _switch)
     policy_inline: bool = _setting("policy.inline", _switch)
     policy_locality: bool = _setting("policy.locality", _switch)
     policy_speculation: bool = _setting("policy.speculation", _switch)

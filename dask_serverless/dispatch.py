@@ -123,6 +123,7 @@ class Dispatcher:
         settings = backend.settings
         policy = Policy(
             bytes_per_second=settings.storage_bytes_per_second,
+            compress=settings.policy_compress,
             request_seconds=settings.request_gb_seconds * 2**30 / settings.lambda_memory,
         )
         self.compressor = Compressor(policy, time.perf_counter)

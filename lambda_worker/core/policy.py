@@ -83,6 +83,8 @@ class Policy:
         Whether ready tasks are shared with other executors.
     prefetch
         Whether inputs are read while a task runs.
+    compress
+        Whether what is stored is compressed where that was measured to pay.
     locality
         Whether an executor goes on with the children of what it ran. Otherwise every value goes through the store,
         and its children to whoever arrives last: what the other decisions are compared with.
@@ -123,6 +125,7 @@ class Policy:
     group: bool = True
     split: bool = True
     prefetch: bool = True
+    compress: bool = True
     locality: bool = True
     bytes_per_second: float = 1024 * 1024 * 1024
     tier_bytes_per_second: float = math.inf
@@ -301,7 +304,7 @@ class Policy:
         True
         """
         bytes_per_second = self.bytes_per_second if bandwidth is None else bandwidth / 2  # that is there and back
-        return saved / bytes_per_second > seconds_per_byte + 1 / self.expand_bytes_per_second
+        return self.compress and saved / bytes_per_second > seconds_per_byte + 1 / self.expand_bytes_per_second
 
     def invoke_here(self, executors: int, warm: bool) -> bool:
         """Decide who invokes new executors: the one that delegates, or the proxy on its behalf.

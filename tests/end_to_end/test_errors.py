@@ -491,9 +491,10 @@ def test_a_cancelled_key_may_be_submitted_again(client, tmp_path):
 def test_released_futures_free_the_store(cluster, client):
     client.submit(inc, 1, pure=False).result(timeout=SECONDS_MAX)
     before = cluster.stats()
-    futures = client.map(lambda n: np.full(1_000_000, n), range(8), pure=False)
+    # Random, and so the same size in the store, however slow that was found to be.
+    futures = client.map(lambda n: np.random.default_rng(n).random(1_000_000), range(8), pure=False)
     sums = [client.submit(np.sum, future) for future in futures]
-    assert client.gather(sums) == [1_000_000 * n for n in range(8)]
+    assert client.gather(sums) == [np.random.default_rng(n).random(1_000_000).sum() for n in range(8)]
     assert cluster.stats()["store_bytes"] > before["store_bytes"] + 50_000_000
     del futures, sums
 

@@ -55,7 +55,7 @@ def test_what_is_cached_never_costs_an_executor_its_memory(squeezed):
     assert cluster.stats()["executors_lost"] == 0
 
 
-@pytest.mark.parametrize("switch", ["hold", "group", "split", "cache", "prefetch", "inline", "locality"])
+@pytest.mark.parametrize("switch", ["hold", "group", "split", "cache", "prefetch", "compress", "inline", "locality"])
 def test_every_decision_may_be_switched_off(switch):
     with (
         dask.config.set({f"serverless.policy.{switch}": False}),

@@ -20,6 +20,13 @@ SECONDS_MAX = 60.0
 MIB = 2**20
 
 
+@pytest.fixture(autouse=True)
+def values_take_the_room_that_they_take():
+    """Where the way to the store is found to be slow, arrays of one number would become nothing."""
+    with dask.config.set({"serverless.policy.compress": False}):
+        yield
+
+
 def make(**options):
     return ServerlessCluster(n_workers=2, dashboard_address=None, **options)
 

@@ -180,6 +180,7 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "policy.split": (False, True, False),
         "policy.cache": (False, True, False),
         "policy.prefetch": (False, True, False),
+        "policy.compress": (False, True, False),
         "policy.inline": (False, True, False),
         "policy.locality": (False, True, False),
         "policy.speculation": (True, False, True),
