@@ -415,6 +415,7 @@ def run(
         "serverless.executor.allowed-failures": 50,
         "serverless.executor.lease": "5 s",
         "serverless.storage.shards": shards,
+        "serverless.policy.compress": False,  # what crosses the lines shall be as large as it is
         "serverless.storage.allowed-failures": 50,
         "serverless.lambda.preload": preload,
     }

@@ -30,6 +30,7 @@ def module_cluster():
     options = {
         "serverless.executor.lease": LEASE_SECONDS,
         "serverless.policy.cache": False,  # what is read is read from the store
+        "serverless.policy.compress": False,  # and is as large there as it is
         "serverless.executor.linger": "0 ms",  # every job is begun by an invocation
     }
     with dask.config.set(options), ChaosCluster(n_workers=3, dashboard_address=None) as cluster:
