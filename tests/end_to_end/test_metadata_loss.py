@@ -56,12 +56,20 @@ def kill(cluster, seen=True):
 
 
 def left(cluster):
-    """Name what is in the store, but for what is always there (constants stay for a while when nobody uses them)."""
+    """Name what is in the store, but for what is always there.
+
+    Constants stay for a while when nobody uses them; there is an outfit if this process has a configuration of its own.
+    """
     tier, found = cluster._local.tier, []
     for name in tier.names:
         server = redis.Redis(unix_socket_path=str(tier._socket(name)), password=tier._password)
         found += [key.decode() for key in server.scan_iter()]
-    return [key for key in found if key.rpartition(":")[2] not in KEYS_OF_ITS_OWN and "{constants}" not in key]
+    return [
+        key
+        for key in found
+        if key.rpartition(":")[2] not in KEYS_OF_ITS_OWN
+        and not {"{constants}", "{outfit}"}.intersection(key.split(":"))
+    ]
 
 
 def until_empty(cluster):
