@@ -190,26 +190,42 @@ class DirectoryOverflow:
                 used = [before]
                 yield used
                 if used[0] != before or not text:
-                    os.pwrite(descriptor, b"%-31d\n" % max(0, used[0]), 0)
+                    self._note(descriptor, used[0], promised=used[0] > before)
             finally:
                 os.close(descriptor)
 
+    @staticmethod
+    def _note(descriptor: int, used: int, promised: bool) -> None:
+        try:
+            os.pwrite(descriptor, b"%-31d\n" % max(0, used), 0)
+        except OSError as error:
+            # A number that is not noted, or too high, is counted again when it matters. One that is too low is not.
+            if promised or error.errno not in NO_ROOM:
+                raise
+
     def _promise(self, nbytes: int) -> tuple[int, str]:
         """Promise room, and begin a file that is locked as long as it is being written."""
-        with self._used() as used:
-            if used[0] + nbytes > self._bytes_max:
-                used[0] = self._count()
-            if used[0] + nbytes > self._bytes_max:
-                raise StoreFull(
-                    f"the overflow at {self.path} is full: {used[0]:,} of {self._bytes_max:,} bytes are used, and "
-                    f"{nbytes:,} more were to be written. Let go of futures that are not needed any more, or raise "
-                    "serverless.storage.overflow-max"
-                )
-            temporary = os.path.join(self._writing, f"{os.getpid()}-{threading.get_ident()}-{next(_numbers)}")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            # Not `lockf`: threads of one process are to be told apart here.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # bound: nobody else has it
-            used[0] += nbytes
+        temporary = os.path.join(self._writing, f"{os.getpid()}-{threading.get_ident()}-{next(_numbers)}")
+        descriptor = None
+        try:
+            with self._used() as used:
+                if used[0] + nbytes > self._bytes_max:
+                    used[0] = self._count()
+                if used[0] + nbytes > self._bytes_max:
+                    raise StoreFull(
+                        f"the overflow at {self.path} is full: {used[0]:,} of {self._bytes_max:,} bytes are used, and "
+                        f"{nbytes:,} more were to be written. Let go of futures that are not needed any more, or raise "
+                        "serverless.storage.overflow-max"
+                    )
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                # Not `lockf`: threads of one process are to be told apart here.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # bound: nobody else has it
+                used[0] += nbytes
+        except BaseException:
+            if descriptor is not None:
+                os.unlink(temporary)
+                os.close(descriptor)
+            raise
         return descriptor, temporary
 
     def _take_back(self, nbytes: int) -> None:
@@ -263,6 +279,14 @@ class DirectoryOverflow:
             if freed:
                 self._take_back(freed)
 
+    def _noted(self) -> str:
+        """Say what is used without counting, locking or writing: the disk has just refused something."""
+        try:
+            with open(os.path.join(self.path, "used"), "rb") as file:
+                return f"{int(file.read(32)):,}"
+        except (OSError, ValueError):
+            return "an unknown number"
+
     @contextmanager
     def _errors(self, nbytes: int) -> Iterator[None]:
         """Have callers see our errors, not the system's."""
@@ -272,7 +296,7 @@ class DirectoryOverflow:
             if error.errno in NO_ROOM:
                 raise StoreFull(
                     f"the disk of the overflow at {self.path} refuses {nbytes:,} bytes ({error.strerror}): "
-                    f"{self.usage():,} of {self._bytes_max:,} bytes are used. Make room there, or name another place "
+                    f"{self._noted()} of {self._bytes_max:,} bytes are used. Make room there, or name another place "
                     "in serverless.storage.overflow-directory"
                 ) from None
             raise StoreUnavailable(f"the overflow at {self.path} cannot be used: {error}") from None

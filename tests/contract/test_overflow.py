@@ -7,6 +7,8 @@ import signal
 import stat
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -201,19 +203,46 @@ def test_who_is_killed_while_writing_leaves_nothing_that_counts(tmp_path):
 def test_a_disk_without_room_is_an_error_with_path_and_usage_and_leaves_nothing(tmp_path):
     overflow = DirectoryOverflow(str(tmp_path / "overflow"), 100 * MIB)
     overflow.write("job/1", [bytes(1_000)])
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))  # refused by the kernel in the middle of the file
-    try:
+    with full_disk(MIB):  # refused in the middle of the file
         with pytest.raises(
             StoreFull, match=rf"{tmp_path}/overflow refuses 2,[\d,]+ bytes \(.*\): 1,0\d\d of 104,857,600"
         ):
             overflow.write("job/2", [bytes(2_000_000)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "overflow" / "writing").iterdir()) == [] and not overflow.has("job/2")
     assert 1_000 <= overflow.usage() <= 1_100
     overflow.write("job/2", [bytes(2_000_000)])
     assert read(overflow, "job/2") == [bytes(2_000_000)]
+
+
+@contextmanager
+def full_disk(bytes_left=0):
+    """The kernel refuses whatever a file grows beyond that."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda used: used.write_bytes(b"")])
+def test_a_full_disk_where_not_even_the_count_fits(tmp_path, spoil):
+    overflow = DirectoryOverflow(str(tmp_path), MIB)
+    overflow.write("job/1", [bytes(1_000)])
+    overflow.write("job/2", [bytes(1_000)])
+    spoil(tmp_path / "used")
+    with full_disk():
+        assert 2_000 <= overflow.usage() <= 2_100
+        with pytest.raises(
+            StoreFull, match=rf"{tmp_path} refuses 1,0\d\d bytes .* an unknown number of 1,048,576 bytes"
+        ):
+            overflow.write("job/3", [bytes(1_000)])
+        overflow.delete(["job/1"])
+        assert 1_000 <= overflow.usage() <= 1_100
+    assert list((tmp_path / "writing").iterdir()) == []
+    overflow.write("job/3", [bytes(1_000)])
+    assert 2_000 <= overflow.usage() <= 2_100 and read(overflow, "job/3") == [bytes(1_000)]
 
 
 def test_a_place_that_cannot_be_used_says_so(tmp_path):
