@@ -32,6 +32,7 @@ BATCH_BYTES_MAX = 64 * 2**20
 BATCH_ITEMS_MAX = 512
 #: After a shard has said that it is full, it is not sent any values for so long: each would cross the network in vain.
 FULL_SECONDS = 1.0
+_OVERFLOW_HINT = "or have values overflow to a disk (serverless.storage.overflow)"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -199,7 +200,7 @@ class Objects:
             refs = {ref.name: ref for ref in self._put(fitting)}
         except StoreFull as error:
             if self._overflow is None:
-                raise StoreFull(f"{error}, or have values overflow to a disk (serverless.storage.overflow)") from None
+                raise StoreFull(f"{error}, {_OVERFLOW_HINT}") from None
             self._full_until = time.monotonic() + FULL_SECONDS
             # Some of them may have been written, or a part of one.
             self._unlink([self._ref(name, sizes[name]) for name, _ in fitting])
@@ -212,13 +213,40 @@ class Objects:
         """Write values to the overflow; without one, to the shards."""
         if self._overflow is None:
             return self.put(objects)
-        refs = []
-        for name, frames in objects:
-            nbytes = frames_nbytes(frames)
-            self._overflow.write(name, frames)
-            self._counters.add(objects_written=1, objects_overflowed=1, bytes_written=nbytes)
-            refs.append(Ref(name, OVERFLOW, nbytes))
-        return refs
+        return [self._keep(name, frames, frames_nbytes(frames)) for name, frames in objects]
+
+    @while_shards_go
+    def put_again(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
+        """Write values where their refs say; see `lambda_worker.ports.JobStore.put_again`."""
+        for ref, frames in objects:
+            if frames_nbytes(frames) != ref.nbytes:
+                raise ValueError(f"{ref.name!r} had {ref.nbytes:,} bytes, and cannot be written with another size")
+        on_shards = [each for each in objects if each[0].shard != OVERFLOW]
+        beside = [each for each in objects if each[0].shard == OVERFLOW]
+        try:
+            self._write(on_shards)
+        except StoreFull as error:
+            if self._overflow is None:
+                raise StoreFull(f"{error}, {_OVERFLOW_HINT}") from None
+            self._unlink([ref for ref, _ in on_shards])
+            beside = list(objects)  # under their names, where readers look for what is not on its shard
+        for ref, frames in beside:
+            self._replace(ref, frames)
+
+    def _replace(self, ref: Ref, frames: Frames) -> None:
+        """Have a value in the overflow, instead of anything else under its name."""
+        if self._overflow is None:
+            raise ValueLost(f"value {ref.name!r} was in an overflow, and there is none (serverless.storage.overflow)")
+        if self._overflow.read(ref.name) != [flat(frame) for frame in frames]:
+            # The first complete write stays, so what is spoiled goes first. What is good stays: it may be being read.
+            self._overflow.delete([ref.name])
+            self._keep(ref.name, frames, ref.nbytes)
+
+    def _keep(self, name: str, frames: Frames, nbytes: int) -> Ref:
+        assert self._overflow is not None
+        self._overflow.write(name, frames)
+        self._counters.add(objects_written=1, objects_overflowed=1, bytes_written=nbytes)
+        return Ref(name, OVERFLOW, nbytes)
 
     def _ref(self, name: str, nbytes: int) -> Ref:
         # By name, not by chance: writing twice must write to the same place.
@@ -226,19 +254,20 @@ class Objects:
         return Ref(name, self.shard_map.by_name(name), nbytes, stripes)
 
     def _put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
-        refs = []
-        stripes: dict[int, list[tuple[str, int, list[bytes | memoryview]]]] = {}
-        for name, frames in objects:
-            if not frames:
-                raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
-            pieces = cut(frames, self._config.stripe_bytes)
-            ref = self._ref(name, frames_nbytes(frames))
-            refs.append(ref)
-            for stripe, shard in self._places(ref):
-                stripes.setdefault(shard, []).append((name, stripe, pieces[stripe]))
-        self.on_each(stripes, self._put_stripes)
-        self._counters.add(objects_written=len(refs), bytes_written=sum(ref.nbytes for ref in refs))
+        refs = [self._ref(name, frames_nbytes(frames)) for name, frames in objects]
+        self._write([(ref, frames) for ref, (_, frames) in zip(refs, objects, strict=True)])
         return refs
+
+    def _write(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
+        stripes: dict[int, list[tuple[str, int, list[bytes | memoryview]]]] = {}
+        for ref, frames in objects:
+            if not frames:
+                raise ValueError(f"{ref.name!r} has no frames: a sealed value has at least its tag")
+            pieces = cut(frames, self._config.stripe_bytes)
+            for stripe, shard in self._places(ref):
+                stripes.setdefault(shard, []).append((ref.name, stripe, pieces[stripe]))
+        self.on_each(stripes, self._put_stripes)
+        self._counters.add(objects_written=len(objects), bytes_written=sum(ref.nbytes for ref, _ in objects))
 
     @while_shards_go
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
