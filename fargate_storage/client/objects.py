@@ -195,7 +195,9 @@ class Objects:
                         f"a value of {nbytes:,} bytes is larger than {bytes_max:,} "
                         "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
                     )
-        fitting = [each for each in objects if sizes[each[0]] <= bytes_max and time.monotonic() >= self._full_until]
+        # Asked in vain a moment ago, maybe for something larger: then a shard is only asked when nobody else has room.
+        asked = time.monotonic() >= self._full_until
+        fitting = [each for each in objects if asked and sizes[each[0]] <= bytes_max]
         try:
             refs = {ref.name: ref for ref in self._put(fitting)}
         except StoreFull as error:
@@ -205,9 +207,24 @@ class Objects:
             # Some of them may have been written, or a part of one.
             self._unlink([self._ref(name, sizes[name]) for name, _ in fitting])
             refs = {}
-        if beside := [each for each in objects if each[0] not in refs]:
-            refs.update((ref.name, ref) for ref in self.keep(beside))
+        for name, frames in objects:
+            if name not in refs:
+                refs[name] = self._put_beside(name, frames, sizes[name])
         return [refs[name] for name, _ in objects]
+
+    def _put_beside(self, name: str, frames: Frames, nbytes: int) -> Ref:
+        """Write a value to the overflow; if that is full too, to a shard: it may fit where more did not."""
+        try:
+            return self._keep(name, frames, nbytes)
+        except StoreFull as error:
+            if nbytes > self._config.object_bytes_max:
+                raise
+            try:
+                (ref,) = self._put([(name, frames)])
+            except StoreFull:
+                self._unlink([self._ref(name, nbytes)])
+                raise error from None
+            return ref
 
     def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
         """Write values to the overflow; without one, to the shards."""

@@ -198,6 +198,18 @@ def test_when_the_overflow_is_full_too_it_says_where_and_how_much(make_store, tm
     assert len(fill(store, 3)) == 3
 
 
+@pytest.mark.fault(20, 46)
+def test_what_fits_on_a_shard_does_not_fail_because_something_larger_did_not(make_store, small_tier):
+    """The overflow is full, and a shard has just refused: a large value, or several at once."""
+    store = make_store(overflow_bytes_max=MIB)
+    stuff(small_tier)
+    with pytest.raises(StoreFull, match="overflow at"):
+        fill(store, 3)
+    flush(small_tier)  # within the second for which shards are not asked
+    refs = store.put([("job/1/b/1", [b"tag", bytes(MIB)]), ("job/2/b/1", [b"tag", bytes(MIB)])])
+    assert there(store, refs) == [[b"tag", bytes(MIB)]] * 2 and OVERFLOW not in {ref.shard for ref in refs}
+
+
 @pytest.mark.fault(20)
 def test_without_an_overflow_it_says_that_there_could_be_one(make_store):
     with pytest.raises(StoreFull, match=r"shard \d server .* is full .*serverless\.storage\.overflow\)"):
