@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
@@ -458,7 +458,9 @@ class Objects:
         if len(work) <= 1 or self._threads is None:
             return [do(shard, part) for shard, part in work.items()]
         futures = [self._threads.submit(do, shard, part) for shard, part in work.items()]
-        return [future.result() for future in futures]  # bound: each step at a shard has one
+        # All of them, also when one has failed: what a caller then removes must not be written after that.
+        wait(futures)  # bound: each step at a shard has one
+        return [future.result() for future in futures]
 
     def _put_stripes(self, shard: int, stripes: list[tuple[str, int, list[bytes | memoryview]]]) -> None:
         ttl = self._config.ttl_seconds
