@@ -305,9 +305,11 @@ class Objects:
     @while_shards_go
     def free(self, refs: Sequence[Ref]) -> None:
         """Remove values, and their copies."""
-        self._unlink(refs)
-        if self._overflow is not None:
-            self._overflow.delete([ref.name for ref in refs])
+        try:
+            self._unlink(refs)
+        finally:  # one place that cannot be reached is no reason to leave something in the other
+            if self._overflow is not None:
+                self._overflow.delete([ref.name for ref in refs])
 
     def _unlink(self, refs: Sequence[Ref]) -> None:
         stripes: dict[int, list[tuple[str, int]]] = {}

@@ -11,7 +11,7 @@ from fargate_storage.client.directory import DirectoryOverflow
 from fargate_storage.client.endpoint import Counters
 from fargate_storage.client.keys import Keys
 from fargate_storage.client.objects import Objects
-from lambda_worker.core.errors import StoreFull
+from lambda_worker.core.errors import StoreFull, StoreUnavailable
 
 #: How long a shard waits for what must not happen.
 NEVER_SECONDS = 0.3
@@ -80,3 +80,18 @@ def test_what_is_still_being_written_when_a_shard_refuses_is_removed_as_well(mak
     assert ref.shard == -1 and overflow.has(ref.name)
     objects._threads.shutdown()  # nothing is under way
     assert slow.keys == set()
+
+
+class LostShard(Shard):
+    def ask(self, *commands):
+        raise StoreUnavailable("the shard 0 server cannot be reached")
+
+
+@pytest.mark.fault(20)
+def test_copies_are_removed_also_when_a_shard_cannot_be_reached(make_objects):
+    objects, overflow = make_objects(LostShard())
+    (ref,) = objects.put([("job/1/a/1", [b"tag"])])
+    objects.keep([(ref.name, [b"tag"])])
+    with pytest.raises(StoreUnavailable, match="shard 0"):
+        objects.free([ref])
+    assert not overflow.has(ref.name)
