@@ -39,6 +39,9 @@ LAMBDA_EVENT_BYTES_MAX = 1_000_000
 DASK_WORKERS_MAX = 256
 #: Below this an executor that is merely slow (garbage collection, a page fault storm) looks dead.
 LEASE_SECONDS_MIN = 1.0
+#: Everything that a cluster uses is renewed in time; the mark in the metadata server, say, whenever `listen` returns. Less
+#: than this, and a pause of the proxy looks as if the servers had forgotten everything.
+STORAGE_TTL_SECONDS_MIN = 10.0
 #: Waiting is paid for: beyond this, invocations are cheaper.
 LINGER_SECONDS_MAX = 2.0
 #: Room in a payload beside one inlined value: the edges of a segment, names, tags.
@@ -250,7 +253,7 @@ class Settings:
     storage_overflow_max: int | None = _setting("storage.overflow-max", _overflow_max)
     storage_bytes_per_second: int = _setting("storage.bytes-per-second", _bytes(1))
     storage_shard_bytes_per_second: int = _setting("storage.shard-bytes-per-second", _bytes(1))
-    storage_ttl: float = _setting("storage.ttl", _seconds(1.0))
+    storage_ttl: float = _setting("storage.ttl", _seconds(STORAGE_TTL_SECONDS_MIN))
     storage_patience: float = _setting("storage.patience", _seconds(1.0))
     storage_allowed_failures: int = _setting("storage.allowed-failures", _whole)
     executor_inline_bytes_max: int = _setting("executor.inline-bytes-max", _bytes(0))

@@ -101,6 +101,7 @@ def test_units_are_accepted_as_dask_accepts_them():
         ("storage_server", "/nowhere/redis-server", "storage.server"),
         ("storage_overflow", "yes", "storage.overflow"),
         ("storage_overflow_directory", "here", "storage.overflow-directory"),
+        ("storage_ttl", "9 s", "storage.ttl"),
         ("storage_overflow_max", "1 KiB", "storage.overflow-max"),
         ("executor_payload_bytes_max", "6 MiB", "executor.payload-bytes-max"),
         ("executor_lease", 0, "executor.lease"),
@@ -128,7 +129,7 @@ def test_values_are_checked_against_each_other():
     with pytest.raises(ValueError, match="executor.inline-bytes-max .* must not exceed .*payload-bytes-max"):
         Settings.load(executor_inline_bytes_max="512 KiB")
     with pytest.raises(ValueError, match="executor.lease .* must not exceed .*storage.ttl"):
-        Settings.load(storage_ttl="2 s")
+        Settings.load(storage_ttl="12 s")
 
 
 def test_unknown_names_are_refused_or_warned_of():
