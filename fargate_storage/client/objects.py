@@ -238,8 +238,8 @@ class Objects:
         for ref, frames in objects:
             if frames_nbytes(frames) != ref.nbytes:
                 raise ValueError(f"{ref.name!r} had {ref.nbytes:,} bytes, and cannot be written with another size")
-        on_shards = [each for each in objects if each[0].shard != OVERFLOW]
-        beside = [each for each in objects if each[0].shard == OVERFLOW]
+        on_shards = [each for each in objects if not each[0].overflowed]
+        beside = [each for each in objects if each[0].overflowed]
         try:
             self._write(on_shards)
         except StoreFull as error:
@@ -291,7 +291,7 @@ class Objects:
         """Read values; see `lambda_worker.ports.Store.get`."""
         wanted: dict[int, dict[str, int]] = {}
         for ref in refs:  # of a value in stripes, only the first one, which tells how large the frames are
-            if ref.shard != OVERFLOW:
+            if not ref.overflowed:
                 wanted.setdefault(self._places(ref)[0][1], {})[ref.name] = ref.nbytes // ref.stripes
         firsts: dict[str, list[Frame]] = {}
         by_shard = {shard: [((name, 0), size) for name, size in items.items()] for shard, items in wanted.items()}
@@ -343,7 +343,7 @@ class Objects:
                 absent.update(ref for (ref, _), found in zip(batch, there, strict=True) if not found)
             return absent
 
-        absent = set().union(*self.on_each(stripes, look)).union(ref for ref in refs if ref.shard == OVERFLOW)
+        absent = set().union(*self.on_each(stripes, look)).union(ref for ref in refs if ref.overflowed)
         if self._overflow is not None:
             absent = {ref for ref in absent if not self._overflow.has(ref.name)}
         return [ref for ref in refs if ref in absent]
@@ -447,7 +447,7 @@ class Objects:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _places(self, ref: Ref) -> list[tuple[int, int]]:
-        if ref.shard == OVERFLOW:
+        if ref.overflowed:
             return []
         where = self.shard_map.server
         return [(stripe, where(ref.shard + stripe, stripe_name(ref.name, stripe))) for stripe in range(ref.stripes)]
@@ -499,7 +499,7 @@ class Objects:
             frames = self._overflow.read(ref.name) or []
         if not frames or frames_nbytes(frames) != ref.nbytes:
             where = "the overflow"
-            if ref.shard != OVERFLOW:
+            if not ref.overflowed:
                 where = f"the {self.shards[ref.shard % len(self.shards)].role} server"
             raise ValueLost(f"value {ref.name!r} ({ref.nbytes:,} bytes) is not in {where} as it was written")
         return frames

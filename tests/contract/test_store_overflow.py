@@ -85,7 +85,7 @@ def there(store, refs):
 def test_what_finds_no_room_on_a_shard_is_read_like_anything_else(store, make_store):
     refs = [ref for number in range(4) for ref in store.put([(f"job/{number}/b/1", [b"tag", b"%d" % number])])]
     refs += [ref for number in range(40) for ref in store.put([(f"job/{number}/a/1", [b"tag", bytes([number]) * MIB])])]
-    on_disk = [ref for ref in refs if ref.shard == OVERFLOW]
+    on_disk = [ref for ref in refs if ref.overflowed]
     assert 10 < len(on_disk) < 40 and not any(ref in on_disk for ref in refs[:4])
     assert store.counters()["objects_overflowed"] == len(on_disk) and store.counters()["objects_written"] == len(refs)
     expected = [[b"tag", b"%d" % number] for number in range(4)]
@@ -117,7 +117,7 @@ def test_what_is_written_again_is_where_its_ref_says(make_store, small_tier, tmp
     store.free([on_shards])
     stuff(small_tier)
     (beside,) = store.put([("job/2/a/1", frames)])
-    assert on_shards.stripes > 1 and beside.shard == OVERFLOW
+    assert on_shards.stripes > 1 and beside.overflowed
     store.put_again([(on_shards, frames)])
     assert there(make_store(stripe_bytes=MIB), [on_shards, beside]) == [frames, frames]
     assert store.missing([on_shards]) == []
@@ -183,7 +183,7 @@ def test_pieces_of_a_graph_find_room_too(store, small_tier):
 def test_what_is_too_large_for_a_shard_goes_to_the_overflow(make_store):
     store = make_store(object_bytes_max=MIB)
     refs = store.put([("job/1/a/1", [b"tag"]), ("job/2/a/1", [b"tag", *[bytes(MIB)] * 3])])
-    assert [ref.shard == OVERFLOW for ref in refs] == [False, True]
+    assert [ref.overflowed for ref in refs] == [False, True]
     assert there(store, refs) == [[b"tag"], [b"tag", *[bytes(MIB)] * 3]]
 
 
@@ -225,7 +225,7 @@ def test_what_is_kept_outlives_its_shards(make_store, small_tier, nbytes):
     (copied, lost) = store.put([("job/1/a/1", frames), ("job/2/a/1", frames)])
     (alone,) = store.keep([("exports/1", frames)])
     store.keep([("job/1/a/1", store.get([copied])[0])])
-    assert copied.shard != OVERFLOW and alone.shard == OVERFLOW
+    assert not copied.overflowed and alone.overflowed
     flush(small_tier)
     assert store.missing([copied, lost, alone]) == [lost]
     assert there(make_store(stripe_bytes=2 * MIB), [copied, alone]) == [frames, frames]

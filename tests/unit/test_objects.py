@@ -77,7 +77,7 @@ def test_what_is_still_being_written_when_a_shard_refuses_is_removed_as_well(mak
     slow = SlowShard()
     objects, overflow = make_objects(FullShard(), slow)
     (ref,) = objects.put([("job/1/a/1", [b"tag", bytes(15)])])
-    assert ref.shard == -1 and overflow.has(ref.name)
+    assert ref.overflowed and overflow.has(ref.name)
     objects._threads.shutdown()  # nothing is under way
     assert slow.keys == set()
 
