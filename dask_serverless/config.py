@@ -39,6 +39,9 @@ LAMBDA_EVENT_BYTES_MAX = 1_000_000
 DASK_WORKERS_MAX = 256
 #: Below this an executor that is merely slow (garbage collection, a page fault storm) looks dead.
 LEASE_SECONDS_MIN = 1.0
+#: What a cluster uses is renewed in time: the mark in the metadata server, say, whenever `listen` returns. With less
+#: than this, a pause of the proxy looks as if the servers had forgotten everything.
+STORAGE_TTL_SECONDS_MIN = 10.0
 #: Waiting is paid for: beyond this, invocations are cheaper.
 LINGER_SECONDS_MAX = 2.0
 #: Room in a payload beside one inlined value: the edges of a segment, names, tags.
@@ -168,6 +171,17 @@ def _directory(value: Any) -> str | None:
     return os.path.expanduser(os.fspath(value))
 
 
+def _own_directory(value: Any) -> str | None:
+    path = _directory(value)
+    if path is not None:
+        there = path
+        while not os.path.exists(there) and there != os.path.dirname(there):
+            there = os.path.dirname(there)
+        if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):
+            raise _Refused(f"the absolute path of a directory that can be made and written to, which {there} cannot")
+    return path
+
+
 def _workers_count(value: Any) -> int:
     return dask.system.CPU_COUNT if value is None else _count(value)
 
@@ -246,11 +260,11 @@ class Settings:
     storage_max_memory: int = _setting("storage.max-memory", _storage_memory)
     storage_object_bytes_max: int = _setting("storage.object-bytes-max", _bytes(1))
     storage_overflow: bool = _setting("storage.overflow", _switch)
-    storage_overflow_directory: str | None = _setting("storage.overflow-directory", _directory)
+    storage_overflow_directory: str | None = _setting("storage.overflow-directory", _own_directory)
     storage_overflow_max: int | None = _setting("storage.overflow-max", _overflow_max)
     storage_bytes_per_second: int = _setting("storage.bytes-per-second", _bytes(1))
     storage_shard_bytes_per_second: int = _setting("storage.shard-bytes-per-second", _bytes(1))
-    storage_ttl: float = _setting("storage.ttl", _seconds(1.0))
+    storage_ttl: float = _setting("storage.ttl", _seconds(STORAGE_TTL_SECONDS_MIN))
     storage_patience: float = _setting("storage.patience", _seconds(1.0))
     storage_allowed_failures: int = _setting("storage.allowed-failures", _whole)
     executor_inline_bytes_max: int = _setting("executor.inline-bytes-max", _bytes(0))

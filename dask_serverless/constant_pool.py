@@ -112,12 +112,15 @@ class ConstantPool:
         return known.ref
 
     def _write_again(self, constant: _Constant, frames: list[Frame]) -> None:
-        """Write a constant as it was written before (whether compressing pays is measured, and may differ by now)."""
+        """Write a constant as and where it was written before: tasks know it by its ref.
+
+        Whether compressing pays is measured, and may differ by now.
+        """
         ref = constant.ref
         for make in (self._compressor.shrink, list, Compressor(ALWAYS, self._compressor.clock).shrink):
             sealed = seal_frames(self._secret, ref.name, make(frames))
             if frames_nbytes(sealed) == ref.nbytes:
-                self._store.put([(ref.name, sealed)])
+                self._store.put_again([(ref, sealed)])
                 constant.lost = False
                 return
         raise ValueLost(f"{ref.name} was lost with a storage server, and cannot be written as it was. Compute again")

@@ -20,7 +20,7 @@ from distributed.protocol import pickle
 
 from lambda_worker.core.outfit import Outfit, Piece
 from lambda_worker.core.wire import Location, Ref, pack_inline, seal_frames
-from lambda_worker.ports import Store
+from lambda_worker.ports import JobStore
 
 logger = logging.getLogger("dask_serverless.outfit")
 
@@ -53,7 +53,7 @@ class Tailor:
     """
 
     def __init__(
-        self, scheduler: Scheduler, store: Store, secret: bytes, call: Callable[..., Any], numbers_from: int = 1
+        self, scheduler: Scheduler, store: JobStore, secret: bytes, call: Callable[..., Any], numbers_from: int = 1
     ) -> None:
         self._scheduler = scheduler
         self._store = store
@@ -147,7 +147,8 @@ class Tailor:
         """Store again what is there no longer."""
         refs = self.refs()
         if refs:
-            await self._call(self._store.put, [(ref.name, self._stored[ref]) for ref in refs if ref in self._stored])
+            again = [(ref, self._stored[ref]) for ref in refs if ref in self._stored]
+            await self._call(self._store.put_again, again)
 
 
 def name_of_run(content: tuple[bytes, bytes, bytes]) -> str:

@@ -286,6 +286,11 @@ class JobStore(Store, Protocol):
         copy once it is lost there."""
         ...
 
+    def put_again(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
+        """Write values anew that were lost, or are not as they were written any more, with frames of the same size:
+        in such a way that who knows them by their refs finds them, wherever new ones would be put by now."""
+        ...
+
     def free(self, refs: Sequence[Ref]) -> None:
         """Remove stored values."""
         ...

@@ -53,17 +53,27 @@ class Bulk:
                 raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
         refs = []
         for (name, frames), nbytes in zip(objects, sizes, strict=True):
-            ref = Ref(name, self.shard_of(name), nbytes)
-            shard = self.tier.shards[ref.shard]
-            self._remove(shard, [name])
-            if shard.nbytes + nbytes > self.tier.shard_bytes_max:
-                limit = f"(limit: {self.tier.shard_bytes_max:,} bytes)"
-                raise StoreFull(f"the shard {ref.shard} server is full {limit}")
-            shard.objects[name] = [frame if isinstance(frame, bytes) else bytes(frame) for frame in frames]
-            shard.nbytes += nbytes
-            refs.append(ref)
-        self._count(objects_written=len(refs), bytes_written=sum(sizes))
+            refs.append(Ref(name, self.shard_of(name), nbytes))
+            self._write(refs[-1], frames)
         return refs
+
+    def _write(self, ref: Ref, frames: Frames) -> None:
+        shard = self.tier.shards[ref.shard]
+        self._remove(shard, [ref.name])
+        if shard.nbytes + ref.nbytes > self.tier.shard_bytes_max:
+            limit = f"(limit: {self.tier.shard_bytes_max:,} bytes)"
+            raise StoreFull(f"the shard {ref.shard} server is full {limit}")
+        shard.objects[ref.name] = [frame if isinstance(frame, bytes) else bytes(frame) for frame in frames]
+        shard.nbytes += ref.nbytes
+        self._count(objects_written=1, bytes_written=ref.nbytes)
+
+    def put_again(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
+        """See `lambda_worker.ports.JobStore.put_again`."""
+        self._count(round_trips=1)
+        for ref, frames in objects:
+            if self.tier.measure(frames) != ref.nbytes:
+                raise ValueError(f"{ref.name!r} had {ref.nbytes:,} bytes, and cannot be written with another size")
+            self._write(ref, frames)
 
     def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
         """See `lambda_worker.ports.JobStore.keep`. There is no overflow here."""

@@ -40,6 +40,11 @@ HEAD_BYTES = len(MAGIC) + 4
 FILE_NAME_BYTES_MAX = 200
 #: What systems say when there is no room: the disk, the user's quota, the process's own limit.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: How long one who has counted everything does not do so again: that takes time in the number of files, with the lock.
+#: What is removed meanwhile makes room at once; what expires, or was left by the dead, after that time.
+COUNTED_SECONDS = 1.0
+#: How many files are removed while others wait for the lock.
+FILES_MAX = 100
 #: How often a value's directory may be removed under our hands.
 LINKS_MAX = 5
 #: What says that something is not there.
@@ -80,6 +85,7 @@ class DirectoryOverflow:
         self._ttl_seconds = ttl_seconds
         self._values = os.path.join(path, "values")
         self._writing = os.path.join(path, "writing")
+        self._counted_until = float("-inf")
 
     def __repr__(self) -> str:
         return f"<DirectoryOverflow at {self.path}, at most {self._bytes_max:,} bytes>"
@@ -87,28 +93,42 @@ class DirectoryOverflow:
     def write(self, name: str, frames: Frames) -> None:
         """See `Overflow.write`."""
         final = self._file(name)
-        if os.path.exists(final):
-            return
         views = [flat(frame) for frame in frames]
         lengths = pack([len(view) for view in views])
         head = MAGIC + len(lengths).to_bytes(4, "big") + lengths
         nbytes = len(head) + sum(map(len, views))
         with self._errors(nbytes):
+            if self._renew(final):
+                return
             self._make(self._writing)
             descriptor, temporary = self._promise(nbytes)
-            kept = False
+            whole = False
             try:
                 for piece in (head, *views):
                     view = memoryview(piece)
                     while len(view):
                         view = view[os.write(descriptor, view) :]
                 os.fsync(descriptor)  # so that what the disk refuses is heard here
-                kept = self._link(temporary, final)
+                whole = True
             finally:
-                os.unlink(temporary)
-                os.close(descriptor)
-                if not kept:
-                    self._take_back(nbytes)
+                try:
+                    with (
+                        self._used() as used
+                    ):  # so that whoever counts finds the value once, and what is taken back not
+                        kept = whole and self._link(temporary, final)
+                        os.unlink(temporary)
+                        used[0] -= 0 if kept else nbytes
+                finally:
+                    os.close(descriptor)
+
+    @staticmethod
+    def _renew(path: str) -> bool:
+        """Renew a value's time to live; tell whether it is there."""
+        try:
+            os.utime(path)
+        except ABSENT:
+            return False
+        return True
 
     def _make(self, directory: str) -> None:
         """Make a directory in this place; `os.makedirs` alone would let others look into those above it."""
@@ -145,10 +165,7 @@ class DirectoryOverflow:
         """See `Overflow.touch`."""
         with self._errors(0):
             for name in names:
-                try:
-                    os.utime(self._file(name))
-                except ABSENT:
-                    pass
+                self._renew(self._file(name))
 
     def delete(self, names: Iterable[str]) -> None:
         """See `Overflow.delete`."""
@@ -163,10 +180,6 @@ class DirectoryOverflow:
         except ABSENT:
             return
         self._remove(path for path in found if path not in kept)
-        try:
-            os.rmdir(directory)
-        except OSError:  # something is kept there, or is being written
-            pass
 
     def usage(self) -> int:
         """See `Overflow.usage`."""
@@ -190,31 +203,45 @@ class DirectoryOverflow:
                 used = [before]
                 yield used
                 if used[0] != before or not text:
-                    os.pwrite(descriptor, b"%-31d\n" % max(0, used[0]), 0)
+                    self._note(descriptor, used[0], promised=used[0] > before)
             finally:
                 os.close(descriptor)
 
+    @staticmethod
+    def _note(descriptor: int, used: int, promised: bool) -> None:
+        try:
+            os.pwrite(descriptor, b"%-31d\n" % max(0, used), 0)
+        except OSError as error:
+            # A number that is not noted, or too high, is counted again when it matters. One that is too low is not.
+            if promised or error.errno not in NO_ROOM:
+                raise
+
     def _promise(self, nbytes: int) -> tuple[int, str]:
         """Promise room, and begin a file that is locked as long as it is being written."""
-        with self._used() as used:
-            if used[0] + nbytes > self._bytes_max:
-                used[0] = self._count()
-            if used[0] + nbytes > self._bytes_max:
-                raise StoreFull(
-                    f"the overflow at {self.path} is full: {used[0]:,} of {self._bytes_max:,} bytes are used, and "
-                    f"{nbytes:,} more were to be written. Let go of futures that are not needed any more, or raise "
-                    "serverless.storage.overflow-max"
-                )
-            temporary = os.path.join(self._writing, f"{os.getpid()}-{threading.get_ident()}-{next(_numbers)}")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            # Not `lockf`: threads of one process are to be told apart here.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # bound: nobody else has it
-            used[0] += nbytes
+        temporary = os.path.join(self._writing, f"{os.getpid()}-{threading.get_ident()}-{next(_numbers)}")
+        descriptor = None
+        try:
+            with self._used() as used:
+                if used[0] + nbytes > self._bytes_max and time.monotonic() >= self._counted_until:
+                    used[0] = self._count()
+                    self._counted_until = time.monotonic() + COUNTED_SECONDS
+                if used[0] + nbytes > self._bytes_max:
+                    raise StoreFull(
+                        f"the overflow at {self.path} is full: {used[0]:,} of {self._bytes_max:,} bytes are used, and "
+                        f"{nbytes:,} more were to be written. Let go of futures that are not needed any more, or raise "
+                        "serverless.storage.overflow-max"
+                    )
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                # Not `lockf`: threads of one process are to be told apart here.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # bound: nobody else has it
+                os.ftruncate(descriptor, nbytes)  # so that who counts finds all that was promised
+                used[0] += nbytes
+        except BaseException:
+            if descriptor is not None:
+                os.unlink(temporary)
+                os.close(descriptor)
+            raise
         return descriptor, temporary
-
-    def _take_back(self, nbytes: int) -> None:
-        with self._used() as used:
-            used[0] -= nbytes
 
     def _count(self) -> int:
         """Count what is there, having removed what was left by the dead and what has expired; with the lock."""
@@ -251,17 +278,30 @@ class DirectoryOverflow:
             os.close(descriptor)
 
     def _remove(self, paths: Iterable[str]) -> None:
-        freed = 0
         with self._errors(0):
-            for path in paths:
+            # Most of what is freed was never here: that needs no lock.
+            there = [path for path in paths if _size(path) is not None]
+            for first in range(0, len(there), FILES_MAX):
+                with self._used() as used:  # whoever counts in between would have what is then taken back a second time
+                    for path in there[first : first + FILES_MAX]:
+                        size = _size(path)
+                        if size is not None:
+                            os.unlink(path)
+                            used[0] -= size
+            for directory in {os.path.dirname(path) for path in there}:
                 try:
-                    size = os.stat(path).st_size
-                    os.unlink(path)
-                    freed += size
-                except ABSENT:
+                    os.rmdir(directory)  # a job's last value takes it along
+                except OSError:  # something is kept there, or is being written
                     pass
-            if freed:
-                self._take_back(freed)
+
+    def _noted(self) -> str:
+        """Say what is used without counting, locking or writing: the disk has just refused something."""
+        try:
+            # Closing any descriptor of a file ends all `lockf` locks of the process on it: not while a thread has one.
+            with _guard, open(os.path.join(self.path, "used"), "rb") as file:
+                return f"{int(file.read(32)):,}"
+        except (OSError, ValueError):
+            return "an unknown number"
 
     @contextmanager
     def _errors(self, nbytes: int) -> Iterator[None]:
@@ -272,7 +312,7 @@ class DirectoryOverflow:
             if error.errno in NO_ROOM:
                 raise StoreFull(
                     f"the disk of the overflow at {self.path} refuses {nbytes:,} bytes ({error.strerror}): "
-                    f"{self.usage():,} of {self._bytes_max:,} bytes are used. Make room there, or name another place "
+                    f"{self._noted()} of {self._bytes_max:,} bytes are used. Make room there, or name another place "
                     "in serverless.storage.overflow-directory"
                 ) from None
             raise StoreUnavailable(f"the overflow at {self.path} cannot be used: {error}") from None
@@ -294,6 +334,13 @@ def _safe(part: str) -> str:
     if len(quoted) > FILE_NAME_BYTES_MAX:
         return "#" + hashlib.blake2b(part.encode(), digest_size=32).hexdigest()
     return "=" + quoted
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except ABSENT:
+        return None
 
 
 def _files(directory: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
@@ -32,6 +32,7 @@ BATCH_BYTES_MAX = 64 * 2**20
 BATCH_ITEMS_MAX = 512
 #: After a shard has said that it is full, it is not sent any values for so long: each would cross the network in vain.
 FULL_SECONDS = 1.0
+_OVERFLOW_HINT = "or have values overflow to a disk (serverless.storage.overflow)"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -194,31 +195,75 @@ class Objects:
                         f"a value of {nbytes:,} bytes is larger than {bytes_max:,} "
                         "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
                     )
-        fitting = [each for each in objects if sizes[each[0]] <= bytes_max and time.monotonic() >= self._full_until]
+        # Asked in vain a moment ago, maybe for something larger: then a shard is only asked when nobody else has room.
+        asked = time.monotonic() >= self._full_until
+        fitting = [each for each in objects if asked and sizes[each[0]] <= bytes_max]
         try:
             refs = {ref.name: ref for ref in self._put(fitting)}
         except StoreFull as error:
             if self._overflow is None:
-                raise StoreFull(f"{error}, or have values overflow to a disk (serverless.storage.overflow)") from None
+                raise StoreFull(f"{error}, {_OVERFLOW_HINT}") from None
             self._full_until = time.monotonic() + FULL_SECONDS
             # Some of them may have been written, or a part of one.
             self._unlink([self._ref(name, sizes[name]) for name, _ in fitting])
             refs = {}
-        if beside := [each for each in objects if each[0] not in refs]:
-            refs.update((ref.name, ref) for ref in self.keep(beside))
+        for name, frames in objects:
+            if name not in refs:
+                refs[name] = self._put_beside(name, frames, sizes[name])
         return [refs[name] for name, _ in objects]
+
+    def _put_beside(self, name: str, frames: Frames, nbytes: int) -> Ref:
+        """Write a value to the overflow; if that is full too, to a shard: it may fit where more did not."""
+        try:
+            return self._keep(name, frames, nbytes)
+        except StoreFull as error:
+            if nbytes > self._config.object_bytes_max:
+                raise
+            try:
+                (ref,) = self._put([(name, frames)])
+            except StoreFull:
+                self._unlink([self._ref(name, nbytes)])
+                raise error from None
+            return ref
 
     def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
         """Write values to the overflow; without one, to the shards."""
         if self._overflow is None:
             return self.put(objects)
-        refs = []
-        for name, frames in objects:
-            nbytes = frames_nbytes(frames)
-            self._overflow.write(name, frames)
-            self._counters.add(objects_written=1, objects_overflowed=1, bytes_written=nbytes)
-            refs.append(Ref(name, OVERFLOW, nbytes))
-        return refs
+        return [self._keep(name, frames, frames_nbytes(frames)) for name, frames in objects]
+
+    @while_shards_go
+    def put_again(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
+        """Write values where their refs say; see `lambda_worker.ports.JobStore.put_again`."""
+        for ref, frames in objects:
+            if frames_nbytes(frames) != ref.nbytes:
+                raise ValueError(f"{ref.name!r} had {ref.nbytes:,} bytes, and cannot be written with another size")
+        on_shards = [each for each in objects if not each[0].overflowed]
+        beside = [each for each in objects if each[0].overflowed]
+        try:
+            self._write(on_shards)
+        except StoreFull as error:
+            if self._overflow is None:
+                raise StoreFull(f"{error}, {_OVERFLOW_HINT}") from None
+            self._unlink([ref for ref, _ in on_shards])
+            beside = list(objects)  # under their names, where readers look for what is not on its shard
+        for ref, frames in beside:
+            self._replace(ref, frames)
+
+    def _replace(self, ref: Ref, frames: Frames) -> None:
+        """Have a value in the overflow, instead of anything else under its name."""
+        if self._overflow is None:
+            raise ValueLost(f"value {ref.name!r} was in an overflow, and there is none (serverless.storage.overflow)")
+        if self._overflow.read(ref.name) != [flat(frame) for frame in frames]:
+            # The first complete write stays, so what is spoiled goes first. What is good stays: it may be being read.
+            self._overflow.delete([ref.name])
+            self._keep(ref.name, frames, ref.nbytes)
+
+    def _keep(self, name: str, frames: Frames, nbytes: int) -> Ref:
+        assert self._overflow is not None
+        self._overflow.write(name, frames)
+        self._counters.add(objects_written=1, objects_overflowed=1, bytes_written=nbytes)
+        return Ref(name, OVERFLOW, nbytes)
 
     def _ref(self, name: str, nbytes: int) -> Ref:
         # By name, not by chance: writing twice must write to the same place.
@@ -226,26 +271,27 @@ class Objects:
         return Ref(name, self.shard_map.by_name(name), nbytes, stripes)
 
     def _put(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
-        refs = []
-        stripes: dict[int, list[tuple[str, int, list[bytes | memoryview]]]] = {}
-        for name, frames in objects:
-            if not frames:
-                raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
-            pieces = cut(frames, self._config.stripe_bytes)
-            ref = self._ref(name, frames_nbytes(frames))
-            refs.append(ref)
-            for stripe, shard in self._places(ref):
-                stripes.setdefault(shard, []).append((name, stripe, pieces[stripe]))
-        self.on_each(stripes, self._put_stripes)
-        self._counters.add(objects_written=len(refs), bytes_written=sum(ref.nbytes for ref in refs))
+        refs = [self._ref(name, frames_nbytes(frames)) for name, frames in objects]
+        self._write([(ref, frames) for ref, (_, frames) in zip(refs, objects, strict=True)])
         return refs
+
+    def _write(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
+        stripes: dict[int, list[tuple[str, int, list[bytes | memoryview]]]] = {}
+        for ref, frames in objects:
+            if not frames:
+                raise ValueError(f"{ref.name!r} has no frames: a sealed value has at least its tag")
+            pieces = cut(frames, self._config.stripe_bytes)
+            for stripe, shard in self._places(ref):
+                stripes.setdefault(shard, []).append((ref.name, stripe, pieces[stripe]))
+        self.on_each(stripes, self._put_stripes)
+        self._counters.add(objects_written=len(objects), bytes_written=sum(ref.nbytes for ref, _ in objects))
 
     @while_shards_go
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
         """Read values; see `lambda_worker.ports.Store.get`."""
         wanted: dict[int, dict[str, int]] = {}
         for ref in refs:  # of a value in stripes, only the first one, which tells how large the frames are
-            if ref.shard != OVERFLOW:
+            if not ref.overflowed:
                 wanted.setdefault(self._places(ref)[0][1], {})[ref.name] = ref.nbytes // ref.stripes
         firsts: dict[str, list[Frame]] = {}
         by_shard = {shard: [((name, 0), size) for name, size in items.items()] for shard, items in wanted.items()}
@@ -259,9 +305,11 @@ class Objects:
     @while_shards_go
     def free(self, refs: Sequence[Ref]) -> None:
         """Remove values, and their copies."""
-        self._unlink(refs)
-        if self._overflow is not None:
-            self._overflow.delete([ref.name for ref in refs])
+        try:
+            self._unlink(refs)
+        finally:  # one place that cannot be reached is no reason to leave something in the other
+            if self._overflow is not None:
+                self._overflow.delete([ref.name for ref in refs])
 
     def _unlink(self, refs: Sequence[Ref]) -> None:
         stripes: dict[int, list[tuple[str, int]]] = {}
@@ -295,7 +343,7 @@ class Objects:
                 absent.update(ref for (ref, _), found in zip(batch, there, strict=True) if not found)
             return absent
 
-        absent = set().union(*self.on_each(stripes, look)).union(ref for ref in refs if ref.shard == OVERFLOW)
+        absent = set().union(*self.on_each(stripes, look)).union(ref for ref in refs if ref.overflowed)
         if self._overflow is not None:
             absent = {ref for ref in absent if not self._overflow.has(ref.name)}
         return [ref for ref in refs if ref in absent]
@@ -399,7 +447,7 @@ class Objects:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _places(self, ref: Ref) -> list[tuple[int, int]]:
-        if ref.shard == OVERFLOW:
+        if ref.overflowed:
             return []
         where = self.shard_map.server
         return [(stripe, where(ref.shard + stripe, stripe_name(ref.name, stripe))) for stripe in range(ref.stripes)]
@@ -412,7 +460,9 @@ class Objects:
         if len(work) <= 1 or self._threads is None:
             return [do(shard, part) for shard, part in work.items()]
         futures = [self._threads.submit(do, shard, part) for shard, part in work.items()]
-        return [future.result() for future in futures]  # bound: each step at a shard has one
+        # All of them, also when one has failed: what a caller then removes must not be written after that.
+        wait(futures)  # bound: each step at a shard has one
+        return [future.result() for future in futures]
 
     def _put_stripes(self, shard: int, stripes: list[tuple[str, int, list[bytes | memoryview]]]) -> None:
         ttl = self._config.ttl_seconds
@@ -449,7 +499,7 @@ class Objects:
             frames = self._overflow.read(ref.name) or []
         if not frames or frames_nbytes(frames) != ref.nbytes:
             where = "the overflow"
-            if ref.shard != OVERFLOW:
+            if not ref.overflowed:
                 where = f"the {self.shards[ref.shard % len(self.shards)].role} server"
             raise ValueLost(f"value {ref.name!r} ({ref.nbytes:,} bytes) is not in {where} as it was written")
         return frames

@@ -366,6 +366,10 @@ class RedisStore:
         """See `lambda_worker.ports.JobStore.keep`."""
         return self._objects.keep(objects)
 
+    def put_again(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
+        """See `lambda_worker.ports.JobStore.put_again`."""
+        self._objects.put_again(objects)
+
     def free(self, refs: Sequence[Ref]) -> None:
         """See `lambda_worker.ports.JobStore.free`."""
         self._objects.free(refs)

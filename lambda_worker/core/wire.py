@@ -38,6 +38,17 @@ class Ref(NamedTuple):
     nbytes: int
     stripes: int = 1
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether the value is in the overflow, and not on a shard.
+
+        Examples
+        --------
+        >>> Ref("job/1/a/1", -1, 100).overflowed
+        True
+        """
+        return self.shard < 0
+
 
 #: Where a value is: a reference into the storage tier, or the value itself (see `pack_inline`).
 Location: TypeAlias = bytes | Ref

@@ -1,5 +1,7 @@
 """The promises of `fargate_storage.client.overflow.Overflow`, one by one, on every adapter there is."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -7,6 +9,8 @@ import signal
 import stat
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -158,7 +162,125 @@ def test_many_write_at_once_and_no_byte_is_lost_or_counted_twice(make_overflow):
     assert overflow.usage() == 0
 
 
+def test_writing_again_is_using(make_overflow):
+    overflow = make_overflow(bytes_max=10_000, ttl_seconds=1000)
+    overflow.write("job/1/a/1", [bytes(3_000)])
+    overflow.write("job/2/a/1", [bytes(3_000)])
+    expire(overflow, "job/1/a/1")
+    expire(overflow, "job/2/a/1")
+    overflow.write("job/1/a/1", [bytes(3_000)])
+    overflow.write("job/3/a/1", [bytes(6_000)])
+    assert overflow.has("job/1/a/1") and not overflow.has("job/2/a/1")
+
+
 # What only a directory can show
+
+
+def expire(overflow, name):
+    """Nobody has used it for very long."""
+    job, _, rest = name.partition("/")
+    os.utime(os.path.join(overflow.path, "values", f"={job}", "=" + rest.replace("/", "%2F")), (0, 0))
+
+
+def test_whoever_counts_while_something_is_removed_or_written_counts_it_once(tmp_path, monkeypatch):
+    """Between a file's end and its being taken back, another process counts: it waits for the lock."""
+    overflow = DirectoryOverflow(str(tmp_path), MIB)
+    for number in range(3):
+        overflow.write(f"job/{number}", [bytes(1_000)])
+    locked = []
+
+    def others_may_count():
+        locked.append(is_locked(tmp_path))
+
+    for name in ("unlink", "link"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, real=real: (others_may_count(), real(*args))[1])
+    overflow.delete(["job/0", "job/1"])
+    overflow.write("job/3", [bytes(1_000)])
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(StoreFull, match=r"refuses 1,0\d\d bytes \(.*\): 2,0\d\d of 1,048,576"):
+        overflow.write("job/4", [bytes(1_000)])
+    assert list((tmp_path / "writing").iterdir()) == [] and not overflow.has("job/4")
+    assert locked == [True] * 5
+    assert overflow.usage() == sum(each.stat().st_size for each in (tmp_path / "values").rglob("=[0-9]*"))
+
+
+def no_room(descriptor):
+    """The disk hears of the bytes late."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def is_locked(path):
+    """Another process looks."""
+    process = multiprocessing.get_context("fork").Process(target=take, args=(path,))
+    process.start()
+    process.join(60)
+    return bool(process.exitcode)
+
+
+def take(path):
+    try:
+        fcntl.lockf(os.open(path / "used", os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os._exit(1)
+    os._exit(0)
+
+
+def test_an_error_does_not_end_the_lock_of_another_thread(tmp_path):
+    overflow = DirectoryOverflow(str(tmp_path), MIB)
+    overflow.write("job/1", [b"tag"])
+    failing = threading.Thread(target=overflow._noted)
+    with overflow._used():
+        failing.start()
+        failing.join(0.3)  # it waits
+        assert is_locked(tmp_path)
+    failing.join(60)
+    assert not is_locked(tmp_path) and not failing.is_alive()
+
+
+def test_what_is_being_written_counts_whole(tmp_path, monkeypatch):
+    """Another one counts when the first byte of a large value is on the disk."""
+    overflow, other = (DirectoryOverflow(str(tmp_path), 10_000) for _ in range(2))
+    write = os.write
+
+    def interrupted(descriptor, view):
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(StoreFull):
+            other.write("job/2", [bytes(5_000)])
+        return write(descriptor, view)
+
+    monkeypatch.setattr(os, "write", interrupted)
+    overflow.write("job/1", [bytes(6_000)])
+    assert 6_000 <= overflow.usage() <= 6_100 and not overflow.has("job/2")
+
+
+def test_a_full_place_is_not_counted_for_each_refusal(tmp_path, monkeypatch):
+    overflow = DirectoryOverflow(str(tmp_path), 10_000)
+    overflow.write("job/1", [bytes(6_000)])
+    counts = []
+    count = DirectoryOverflow._count
+    monkeypatch.setattr(DirectoryOverflow, "_count", lambda self: (counts.append(1), count(self))[1])
+    monkeypatch.setattr(time, "monotonic", lambda: 1.0)
+    for _ in range(5):
+        with pytest.raises(StoreFull):
+            overflow.write("job/2", [bytes(5_000)])
+    assert len(counts) == 1
+    overflow.delete(["job/1"])  # what is removed makes room at once
+    overflow.write("job/2", [bytes(6_000)])
+    expire(overflow, "job/2")
+    monkeypatch.setattr(time, "monotonic", lambda: 2.0)  # what has expired, a little later
+    overflow.write("job/3", [bytes(6_000)])
+    assert len(counts) == 2 and not overflow.has("job/2")
+
+
+def test_a_job_that_is_gone_leaves_no_directory(tmp_path):
+    overflow = DirectoryOverflow(str(tmp_path), MIB)
+    for number in range(2):
+        overflow.write(f"job/{number}", [b"tag"])
+    overflow.forget("job", keep=["job/1"])
+    assert [each.name for each in (tmp_path / "values").iterdir()] == ["=job"]
+    overflow.delete(["job/1"])
+    assert list((tmp_path / "values").iterdir()) == []
 
 
 def write_for_ever(path, number):
@@ -201,19 +323,46 @@ def test_who_is_killed_while_writing_leaves_nothing_that_counts(tmp_path):
 def test_a_disk_without_room_is_an_error_with_path_and_usage_and_leaves_nothing(tmp_path):
     overflow = DirectoryOverflow(str(tmp_path / "overflow"), 100 * MIB)
     overflow.write("job/1", [bytes(1_000)])
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))  # refused by the kernel in the middle of the file
-    try:
+    with full_disk(MIB):
         with pytest.raises(
             StoreFull, match=rf"{tmp_path}/overflow refuses 2,[\d,]+ bytes \(.*\): 1,0\d\d of 104,857,600"
         ):
             overflow.write("job/2", [bytes(2_000_000)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "overflow" / "writing").iterdir()) == [] and not overflow.has("job/2")
     assert 1_000 <= overflow.usage() <= 1_100
     overflow.write("job/2", [bytes(2_000_000)])
     assert read(overflow, "job/2") == [bytes(2_000_000)]
+
+
+@contextmanager
+def full_disk(bytes_left=0):
+    """The kernel refuses whatever a file grows beyond that."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda used: used.write_bytes(b"")])
+def test_a_full_disk_where_not_even_the_count_fits(tmp_path, spoil):
+    overflow = DirectoryOverflow(str(tmp_path), MIB)
+    overflow.write("job/1", [bytes(1_000)])
+    overflow.write("job/2", [bytes(1_000)])
+    spoil(tmp_path / "used")
+    with full_disk():
+        assert 2_000 <= overflow.usage() <= 2_100
+        with pytest.raises(
+            StoreFull, match=rf"{tmp_path} refuses 1,0\d\d bytes .* an unknown number of 1,048,576 bytes"
+        ):
+            overflow.write("job/3", [bytes(1_000)])
+        overflow.delete(["job/1"])
+        assert 1_000 <= overflow.usage() <= 1_100
+    assert list((tmp_path / "writing").iterdir()) == []
+    overflow.write("job/3", [bytes(1_000)])
+    assert 2_000 <= overflow.usage() <= 2_100 and read(overflow, "job/3") == [bytes(1_000)]
 
 
 def test_a_place_that_cannot_be_used_says_so(tmp_path):

@@ -770,6 +770,18 @@ def test_notes_are_kept_by_name_for_whoever_comes_next(make_store, leftovers):
     assert leftovers(first) == []
 
 
+def test_what_was_lost_or_spoiled_is_written_again(make_store):
+    store = make_store()
+    refs = store.put([("outfit/1", [b"tag", b"one"]), ("outfit/2", [b"tag", b"two"])])
+    store.free([refs[0]])
+    for _ in range(2):
+        store.put_again([(refs[0], [b"tag", b"one"]), (refs[1], [b"tag", b"new"])])
+        assert make_store().get(refs) == [[b"tag", b"one"], [b"tag", b"new"]]
+    with pytest.raises(ValueError, match=r"'outfit/1' had 6 bytes, and cannot be written with another size"):
+        store.put_again([(refs[0], [b"tag", b"longer"])])
+    store.put_again([])
+
+
 def test_what_is_kept_is_read_and_removed_like_anything_else(make_store):
     store = make_store()
     (ref, other) = store.keep([("exports/1", [b"tag", b"one"]), ("exports/2", [b"tag", b"two"])])

@@ -35,6 +35,20 @@ def make_store(small_tier, tmp_path, request):
 
 
 @pytest.fixture
+def make_tier_of_three(request):
+    with LocalTier(shards=3, maxmemory_bytes=300 * MIB) as tier:
+        stores = []
+
+        def make():
+            stores.append(RedisStore(tier.config(request.node.name, stripe_bytes=1_000)))
+            return stores[-1]
+
+        yield make
+        for store in stores:
+            store.close()
+
+
+@pytest.fixture
 def store(make_store):
     return make_store()
 
@@ -44,6 +58,18 @@ def flush(tier):
     config = tier.config("")
     for url in config.shards:
         redis.Redis.from_url(url, password=config.password).flushall()
+
+
+def stuff(tier):
+    """The shards have no room at all."""
+    config = tier.config("")
+    for url in config.shards:
+        server = redis.Redis.from_url(url, password=config.password)
+        try:
+            while True:
+                server.append("stuffing", bytes(100_000))
+        except redis.exceptions.OutOfMemoryError:
+            pass
 
 
 def fill(store, many=40):
@@ -59,7 +85,7 @@ def there(store, refs):
 def test_what_finds_no_room_on_a_shard_is_read_like_anything_else(store, make_store):
     refs = [ref for number in range(4) for ref in store.put([(f"job/{number}/b/1", [b"tag", b"%d" % number])])]
     refs += [ref for number in range(40) for ref in store.put([(f"job/{number}/a/1", [b"tag", bytes([number]) * MIB])])]
-    on_disk = [ref for ref in refs if ref.shard == OVERFLOW]
+    on_disk = [ref for ref in refs if ref.overflowed]
     assert 10 < len(on_disk) < 40 and not any(ref in on_disk for ref in refs[:4])
     assert store.counters()["objects_overflowed"] == len(on_disk) and store.counters()["objects_written"] == len(refs)
     expected = [[b"tag", b"%d" % number] for number in range(4)]
@@ -73,6 +99,53 @@ def test_what_finds_no_room_on_a_shard_is_read_like_anything_else(store, make_st
     assert store.missing(refs) == refs and store.usage()["overflow_bytes"] == 0
     with pytest.raises(ValueLost, match=rf"'{on_disk[0].name}' \(1,048,579 bytes\) is not in the overflow"):
         store.get(on_disk)
+
+
+def spoil(overflow, ref):
+    """Bits of a file change, its size does not."""
+    job, _, rest = ref.name.partition("/")
+    path = overflow / "values" / f"={job}" / f"={rest.replace('/', '%2F')}"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@pytest.mark.fault(20, 31)
+def test_what_is_written_again_is_where_its_ref_says(make_store, small_tier, tmp_path):
+    """On its shard or in the overflow, whatever has room by now, and instead of what was spoiled."""
+    store = make_store(stripe_bytes=MIB)
+    frames = [b"tag", bytes(range(250)) * 10_000]
+    (on_shards,) = store.put([("job/1/a/1", frames)])
+    store.free([on_shards])
+    stuff(small_tier)
+    (beside,) = store.put([("job/2/a/1", frames)])
+    assert on_shards.stripes > 1 and beside.overflowed
+    store.put_again([(on_shards, frames)])
+    assert there(make_store(stripe_bytes=MIB), [on_shards, beside]) == [frames, frames]
+    assert store.missing([on_shards]) == []
+
+    flush(small_tier)  # there is room now
+    for lose in (store.free, lambda refs: spoil(tmp_path / "overflow", *refs)):
+        lose([beside])
+        with pytest.raises((ValueLost, AssertionError)):
+            assert there(store, [beside]) == [frames]
+        for _ in range(2):
+            store.put_again([(beside, frames), (on_shards, frames)])
+            assert there(make_store(stripe_bytes=MIB), [beside, on_shards]) == [frames, frames]
+
+    store.free([beside, on_shards])
+    assert store.missing([beside, on_shards]) == [beside, on_shards]
+
+
+@pytest.mark.fault(17)
+def test_what_is_written_again_without_a_shard_is_where_its_ref_says(make_tier_of_three):
+    """Its stripes begin at a shard that was given up."""
+    frames = [b"tag", bytes(range(250)) * 40]
+    store, another = make_tier_of_three(), make_tier_of_three()
+    names = [f"job/{number}/a/1" for number in range(50)]
+    refs = store.put([(name, frames) for name in names])
+    for each in (store, another):
+        each.shard_map.learn([0])
+    store.put_again([(ref, frames) for ref in refs])
+    assert there(another, refs) == [frames] * 50
 
 
 @pytest.mark.fault(20)
@@ -93,19 +166,10 @@ def test_a_job_that_is_closed_leaves_nothing_in_the_overflow(store):
 
 
 @pytest.mark.fault(20)
-def test_pieces_of_a_graph_find_room_too(store):
+def test_pieces_of_a_graph_find_room_too(store, small_tier):
     fill(store)
+    stuff(small_tier)  # what values have left is less than a piece
     numbers = range(20)
-    while True:  # what values have left is less than a piece
-        try:
-            redis.Redis.from_url(store.config.shards[0], password=store.config.password).set(
-                "x" * 100, bytes(100_000), nx=True
-            )
-            redis.Redis.from_url(store.config.shards[0], password=store.config.password).append(
-                "x" * 100, bytes(100_000)
-            )
-        except redis.exceptions.OutOfMemoryError:
-            break
     store.open_job("job", {number: bytes([number]) * 100_000 for number in numbers})
     assert store.load("job", list(numbers)) == [bytes([number]) * 100_000 for number in numbers]
     assert store.usage()["overflow_bytes"] > 40 * MIB + 100_000
@@ -119,7 +183,7 @@ def test_pieces_of_a_graph_find_room_too(store):
 def test_what_is_too_large_for_a_shard_goes_to_the_overflow(make_store):
     store = make_store(object_bytes_max=MIB)
     refs = store.put([("job/1/a/1", [b"tag"]), ("job/2/a/1", [b"tag", *[bytes(MIB)] * 3])])
-    assert [ref.shard == OVERFLOW for ref in refs] == [False, True]
+    assert [ref.overflowed for ref in refs] == [False, True]
     assert there(store, refs) == [[b"tag"], [b"tag", *[bytes(MIB)] * 3]]
 
 
@@ -132,6 +196,18 @@ def test_when_the_overflow_is_full_too_it_says_where_and_how_much(make_store, tm
     store.close_job("job", keep=[])
     assert store.usage()["overflow_bytes"] == 0
     assert len(fill(store, 3)) == 3
+
+
+@pytest.mark.fault(20, 46)
+def test_what_fits_on_a_shard_does_not_fail_because_something_larger_did_not(make_store, small_tier):
+    """The overflow is full, and a shard has just refused: a large value, or several at once."""
+    store = make_store(overflow_bytes_max=MIB)
+    stuff(small_tier)
+    with pytest.raises(StoreFull, match="overflow at"):
+        fill(store, 3)
+    flush(small_tier)  # within the second for which shards are not asked
+    refs = store.put([("job/1/b/1", [b"tag", bytes(MIB)]), ("job/2/b/1", [b"tag", bytes(MIB)])])
+    assert there(store, refs) == [[b"tag", bytes(MIB)]] * 2 and OVERFLOW not in {ref.shard for ref in refs}
 
 
 @pytest.mark.fault(20)
@@ -149,7 +225,7 @@ def test_what_is_kept_outlives_its_shards(make_store, small_tier, nbytes):
     (copied, lost) = store.put([("job/1/a/1", frames), ("job/2/a/1", frames)])
     (alone,) = store.keep([("exports/1", frames)])
     store.keep([("job/1/a/1", store.get([copied])[0])])
-    assert copied.shard != OVERFLOW and alone.shard == OVERFLOW
+    assert not copied.overflowed and alone.overflowed
     flush(small_tier)
     assert store.missing([copied, lost, alone]) == [lost]
     assert there(make_store(stripe_bytes=2 * MIB), [copied, alone]) == [frames, frames]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import FrozenInstanceError, fields
 from datetime import timedelta
 from pathlib import Path
@@ -101,6 +102,8 @@ def test_units_are_accepted_as_dask_accepts_them():
         ("storage_server", "/nowhere/redis-server", "storage.server"),
         ("storage_overflow", "yes", "storage.overflow"),
         ("storage_overflow_directory", "here", "storage.overflow-directory"),
+        ("storage_overflow_directory", f"{__file__}/below", "storage.overflow-directory"),
+        ("storage_ttl", "9 s", "storage.ttl"),
         ("storage_overflow_max", "1 KiB", "storage.overflow-max"),
         ("executor_payload_bytes_max", "6 MiB", "executor.payload-bytes-max"),
         ("executor_lease", 0, "executor.lease"),
@@ -128,7 +131,7 @@ def test_values_are_checked_against_each_other():
     with pytest.raises(ValueError, match="executor.inline-bytes-max .* must not exceed .*payload-bytes-max"):
         Settings.load(executor_inline_bytes_max="512 KiB")
     with pytest.raises(ValueError, match="executor.lease .* must not exceed .*storage.ttl"):
-        Settings.load(storage_ttl="2 s")
+        Settings.load(storage_ttl="12 s")
 
 
 def test_unknown_names_are_refused_or_warned_of():
@@ -162,7 +165,7 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "storage.max-memory": (2**27, 2**28, 2**29),
         "storage.object-bytes-max": (1000, 2000, 3000),
         "storage.overflow": (False, True, False),
-        "storage.overflow-directory": ("/a", "/b", "/c"),
+        "storage.overflow-directory": tuple(f"{tempfile.gettempdir()}/{name}" for name in "abc"),
         "storage.overflow-max": (2**27, 2**28, 2**29),
         "storage.bytes-per-second": (1000, 2000, 3000),
         "storage.shard-bytes-per-second": (1000, 2000, 3000),

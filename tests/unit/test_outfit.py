@@ -103,14 +103,19 @@ class Objects:
     def __init__(self):
         self.objects = {}
         self.gets = 0
+        self.room_at = 0  # what is put goes there
 
     def put(self, objects):
-        self.objects.update((name, [bytes(frame) for frame in frames]) for name, frames in objects)
-        return [Ref(name, 0, 1) for name, _ in objects]
+        refs = [Ref(name, self.room_at, 1) for name, _ in objects]
+        self.put_again([(ref, frames) for ref, (_, frames) in zip(refs, objects, strict=True)])
+        return refs
+
+    def put_again(self, objects):
+        self.objects.update((ref, [bytes(frame) for frame in frames]) for ref, frames in objects)
 
     def get(self, refs):
         self.gets += 1
-        return [self.objects[ref.name] for ref in refs]
+        return [self.objects[ref] for ref in refs]
 
 
 class Worker:
@@ -176,6 +181,16 @@ def test_what_is_worn_is_read_once(house):
     assert said(house) == [] and house.store.gets == 1
 
 
+@pytest.mark.fault(17)
+def test_what_was_lost_is_stored_again_where_executors_look(house):
+    register(house, "worker", "plugin", b"A" * (tailoring.INLINE_BYTES_MAX + 1))
+    before = dict(house.store.objects)
+    house.store.objects.clear()
+    house.store.room_at = -1  # whatever has room by now
+    asyncio.run(house.tailor.restore())
+    assert house.store.objects == before
+
+
 def test_an_older_version_changes_nothing(house):
     register(house, "worker", "a", b"A")
     older = house.tailor.current
@@ -206,7 +221,7 @@ def test_what_run_did_is_repeated_by_others_and_forgotten_with_a_restart(house):
     assert house.worker.said == []
     house.tailor.forget_runs()
     asyncio.run(house.tailor.note_plugin("worker", "any"))
-    assert Outfit.from_bytes(house.store.objects["outfit/2"][1]).pieces == ()
+    assert Outfit.from_bytes(house.store.objects[Ref("outfit/2", 0, 1)][1]).pieces == ()
 
 
 def test_more_calls_than_a_new_executor_repeats_are_warned_of(house, monkeypatch, caplog):
@@ -225,7 +240,7 @@ def test_the_same_call_has_the_same_name():
 @pytest.mark.parametrize("name", ["outfit/1", "outfit/piece-1"])
 def test_bytes_that_nobody_sealed_are_not_read(house, name):
     register(house, "worker", "a", b"A" * (tailoring.INLINE_BYTES_MAX + 1))
-    house.store.objects[name][1] = b"other"
+    house.store.objects[Ref(name, 0, 1)][1] = b"other"
     with pytest.raises(Tampered):
         said(house)
     assert house.worker.said == [] and house.wardrobe.version == 0
