@@ -8,7 +8,7 @@ Notes are in the store, by name, sealed under that name: nothing foreign is ever
 ``heard:JOB:N``     what an executor said of values, errors and mail, as it was sealed: before the store forgets it
 ``error:JOB:N``     an error that the proxy itself found
 ``dataset:NAME``    a published dataset
-``data:KEY``        where scattered data is
+``data:KEY:N``      where scattered data is: each time it is scattered, another note
 =================== ==========================================================================================
 
 All that has to do with a job goes when the job is over and none of its keys is held any more. What is large lies on a
@@ -211,12 +211,15 @@ class Notes:
 
     def note_data(self, key: Hashable, nbytes: int, location: Location) -> None:
         """Note where scattered data is, until its key is let go."""
-        name = f"data:{_digest(key)}"
+        # 1. A key is let go; 2. it is scattered again, and noted; 3. its first note is struck: not this one.
+        name = f"data:{_digest(key)}:{next(self._numbers)}"
         with self._lock:
+            if (before := self._data.get(key)) is not None:
+                self._struck.append(before)
             self._data[key] = name
         body = dask_pickle.dumps((key, nbytes, location_to_wire(location)))
         self._write({name: seal(self._secret, name, body)})
-        if key not in self._data:  # let go meanwhile
+        if self._data.get(key) != name:  # let go meanwhile
             self._strike([name])
 
     def keep_alive(self) -> None:
@@ -347,7 +350,8 @@ class Notes:
         unheard = list(self._drain())
         blobs = self._written = self._store.noted()
         pasts = {job: Past(job, note.plan, live[job]) for job, note in jobs.items() if job in live}
-        datasets, data = [], []
+        datasets: list[Dataset] = []
+        scattered: dict[Hashable, Data] = {}
         for name in sorted(blobs, key=_serial):
             kind, _, rest = name.partition(":")
             job = rest.partition(":")[0]
@@ -358,8 +362,11 @@ class Notes:
                     datasets.append(_dataset_from_bytes(bytes(unseal(self._secret, name, blobs[name]))))
                 elif kind == "data":
                     key, nbytes, where = pickle.loads(unseal(self._secret, name, blobs[name]))
+                    location = location_from_wire(where)
+                    if key in scattered:  # it died before it had struck the earlier one
+                        self._outdo(self._data[key], scattered[key].location, location)
                     self._data[key] = name
-                    data.append(Data(key, nbytes, location_from_wire(where)))
+                    scattered[key] = Data(key, nbytes, location)
                 elif job not in pasts:
                     self._struck.append(name)
                 elif kind == "heard":
@@ -382,16 +389,22 @@ class Notes:
             except Exception as error:
                 logger.warning("what another process has noted under %r cannot be read: %s", name, error)
         refs = [ref for past in pasts.values() for ref in past.refs()]
-        refs += [each.location for each in data if isinstance(each.location, Ref)]
+        refs += [each.location for each in scattered.values() if isinstance(each.location, Ref)]
         missing = set(self._store.missing(refs))
-        for lost in [each for each in data if each.location in missing]:
+        data = [each for each in scattered.values() if each.location not in missing]
+        for lost in [each for each in scattered.values() if each.location in missing]:
             logger.warning("the scattered data %r is lost", lost.key)
             self.let_go(lost.key)
-        data = [each for each in data if each.location not in missing]
         for past in pasts.values():
             past.missing = missing
         self.flush()
         return Found(jobs, list(pasts.values()), datasets, unheard, data)
+
+    def _outdo(self, name: str, before: Location, now: Location) -> None:
+        """A later note of a key is found: the earlier one, and what it names, are for nobody."""
+        self._struck.append(name)
+        if isinstance(before, Ref) and before != now:
+            self._freed.append(before)
 
     def _drain(self) -> Iterator[Any]:
         """Read what executors have said since the predecessor died."""

@@ -187,6 +187,32 @@ def test_scattered_data_is_found_until_its_key_is_let_go(store, notes, caplog):
     assert store.noted() == {}
 
 
+@pytest.mark.fault(24, 25)
+def test_data_that_is_scattered_again_is_found(store, notes):
+    """1. A key is let go; 2. it is scattered again; 3. what nobody needs any more is removed."""
+    first, second = store.keep([("exports/1", [b"tag"]), ("exports/2", [b"tag"])])
+    notes.note_data("x", 7, first)
+    assert notes.let_go("x")
+    notes.note_data("x", 8, second)
+    notes.flush()
+    (data,) = Notes(store, SECRET, 1001).read().data
+    assert (data.location, data.nbytes) == (second, 8)
+    assert notes.let_go("x")
+    notes.flush()
+    assert store.noted() == {}
+
+
+@pytest.mark.fault(24, 25)
+def test_of_two_notes_of_scattered_data_the_later_one_counts(store, notes):
+    """A process has died before it had struck the one that it had replaced."""
+    refs = store.keep([(f"exports/{n}", [b"tag"]) for n in range(9, 12)])  # numbers, and not letters, are compared
+    for number, where in zip(range(9, 12), refs, strict=True):
+        Notes(store, SECRET, number).note_data("x", 7, where)
+    (data,) = Notes(store, SECRET, 1001).read().data
+    assert data.location == refs[-1]
+    assert len(store.noted()) == 1 and store.missing(refs) == refs[:-1]
+
+
 class Trap:
     sprung = False
 
