@@ -11,11 +11,13 @@ Without an overflow nothing here does anything.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection, Hashable
 from typing import TYPE_CHECKING, Any
 
 from dask_serverless.job_events import Kept, Released
+from fargate_storage.client.overflow import OVERFLOW
 from lambda_worker.core.errors import ServerlessError, ValueLost
 from lambda_worker.core.wire import Ref
 
@@ -41,6 +43,7 @@ class Durable:
         self._notes = proxy.dispatcher.legacy.notes
         self._has_overflow = proxy.backend.store_config.overflow is not None
         self._published: set[Hashable] = set()
+        self._copying = asyncio.Lock()
 
     def install(self) -> None:
         """Hear of what is published and scattered."""
@@ -72,7 +75,10 @@ class Durable:
 
     def finished(self, key: Hashable) -> None:
         """A key may have a value now."""
-        if key in self._published and isinstance(where := self._proxy.location(key), Ref):
+        if key not in self._published:
+            return
+        where = self._proxy.location(key)
+        if isinstance(where, Ref) and where.shard != OVERFLOW:  # else it is where copies are
             self._proxy.dispatcher.spawn(self._copy(key, where))
 
     def forget(self, key: Hashable) -> None:
@@ -86,8 +92,12 @@ class Durable:
             store.keep([(ref.name, store.get([ref])[0])])
 
         try:
-            await dispatcher.call(copy)
-            if ref not in dispatcher.ledger.held():  # freed meanwhile, so that nobody would free the copy
+            # One by one: a dataset may be larger than this process's memory, and other work needs the threads.
+            async with self._copying:
+                if not dispatcher.ledger.holds(ref):  # freed while it waited
+                    return
+                await dispatcher.call(copy)
+            if not dispatcher.ledger.holds(ref):  # freed meanwhile, so that nobody would free the copy
                 await dispatcher.call(store.free, [ref])
         except ValueLost:  # as above; or else it is made again, and this is called again
             pass
