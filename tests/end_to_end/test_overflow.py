@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,7 +36,7 @@ def first(*values):
 def noted_random(path):
     with open(path, "a") as file:
         file.write("x")
-    return np.full(250_000, random.random())
+    return np.random.default_rng().random(250_000)  # which nothing makes smaller, however slow the machine is
 
 
 def kill_the_shard(cluster):
