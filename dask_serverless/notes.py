@@ -231,9 +231,16 @@ class Notes:
 
     def note_again(self) -> None:
         """Note once more all that is noted, where it was forgotten. What is stored beside is elsewhere, and stays."""
+        told: dict[str, bytes | None] = {}
         with self._lock:
-            notes = dict(self._written)
-        self._store.note(notes)
+            todo: dict[str, bytes | None] = dict(self._written)
+        while todo:
+            self._store.note({name: blob for name, blob in todo.items() if blob is not None})
+            self._store.strike([name for name, blob in todo.items() if blob is None])
+            told |= todo
+            # 1. A note is read above; 2. it is struck, or replaced, in the store; 3. it is there again, as it was.
+            with self._lock:
+                todo = {name: now for name, blob in told.items() if (now := self._written.get(name)) is not blob}
 
     def flush(self) -> None:
         """Remove what is noted for nobody any more."""

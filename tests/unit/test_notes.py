@@ -89,6 +89,38 @@ def test_what_the_store_has_forgotten_is_noted_again(store, notes):
     assert store.noted() == before
 
 
+@pytest.mark.fault(22)
+def test_what_is_struck_or_replaced_while_it_is_noted_again_stays_so(store, notes):
+    """Another thread is faster, again and again."""
+
+    def publish(name, key):
+        notes.note_dataset(name, [key], Serialized({}, []))
+
+    changes = [
+        lambda: notes.strike_dataset("first"),
+        lambda: publish("second", "new"),
+        lambda: publish("first", "new"),
+        lambda: notes.strike_dataset("second"),
+    ]
+    for name in ("first", "second", "third"):
+        publish(name, "old")
+    store.tier.forget()
+    note = store.note
+
+    def note_late(notes):
+        if changes:
+            store.note = note
+            changes.pop(0)()
+            store.note = note_late
+        note(notes)
+
+    store.note = note_late
+    notes.note_again()
+    assert not changes
+    found = {data.name: data.keys for data in Notes(store, SECRET, 1001).read().datasets}
+    assert found == {"first": ("new",), "third": ("old",)}
+
+
 def test_what_executors_were_about_to_be_given_counts_if_they_have_it(store, notes):
     """1. It is noted; 2. some of the executors are admitted; 3. the proxy dies."""
     notes.note_launch("j1", job_note(), 1, {"1-0": [(0, None)], "1-1": [(1, None)]})
