@@ -209,18 +209,22 @@ class Notes:
         """A dataset is published no more."""
         self._strike([_dataset_note(name)])
 
-    def note_data(self, key: Hashable, nbytes: int, location: Location) -> None:
-        """Note where scattered data is, until its key is let go."""
-        # 1. A key is let go; 2. it is scattered again, and noted; 3. its first note is struck: not this one.
-        name = f"data:{_digest(key)}:{next(self._numbers)}"
-        with self._lock:
-            if (before := self._data.get(key)) is not None:
-                self._struck.append(before)
-            self._data[key] = name
-        body = dask_pickle.dumps((key, nbytes, location_to_wire(location)))
-        self._write({name: seal(self._secret, name, body)})
-        if self._data.get(key) != name:  # let go meanwhile
-            self._strike([name])
+    def note_data(self, data: Sequence[Data]) -> None:
+        """Note where scattered data is, until its keys are let go."""
+        notes: dict[str, bytes] = {}
+        names: dict[str, Hashable] = {}
+        for each in data:
+            # 1. A key is let go; 2. it is scattered again, and noted; 3. its first note is struck: not this one.
+            name = f"data:{_digest(each.key)}:{next(self._numbers)}"
+            with self._lock:
+                if (before := self._data.get(each.key)) is not None:
+                    self._struck.append(before)
+                self._data[each.key] = name
+            body = dask_pickle.dumps((each.key, each.nbytes, location_to_wire(each.location)))
+            notes[name] = seal(self._secret, name, body)
+            names[name] = each.key
+        self._write(notes)
+        self._strike([name for name, key in names.items() if self._data.get(key) != name])  # let go meanwhile
 
     def keep_alive(self) -> None:
         """Renew the time to live of all that is noted."""

@@ -1,4 +1,4 @@
-"""What is published is copied: beside all other work, and not at its expense."""
+"""What is published is copied, what is scattered is kept: beside all other work, and not at its expense."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from types import SimpleNamespace
 
 import pytest
 
-from dask_serverless.durable import Durable
+from dask_serverless.durable import BATCH_KEYS_MAX, Durable
 from dask_serverless.hands import STORE_THREADS, Hands
 from dask_serverless.job_events import Kept, Released
 from dask_serverless.jobs import Ledger
+from dask_serverless.notes import Notes
 from dask_serverless.simulator.sim_store import SimStore
 from dask_serverless.simulator.tier import Tier
 from lambda_worker.core.wire import Ref
 
 pytestmark = pytest.mark.fault(24)
 SECONDS_MAX = 20.0
+SECRET = b"secret"
+
+
+def store_value(value, keep):
+    assert keep
+    if value == "bad":
+        raise TypeError("cannot pickle it")
+    return repr(value).encode()
 
 
 class SlowStore(SimStore):
@@ -41,17 +50,33 @@ class Story:
         self.store = SlowStore()
         self.ledger = Ledger()
         self.hands = Hands()
-        self.fleet = None
+        self.calls = 0
+        self.fleet = SimpleNamespace(store_value=store_value)
         self.dispatcher = SimpleNamespace(
             ledger=self.ledger,
-            call=self.hands.call,
+            call=self.call,
             spawn=self.hands.spawn,
             feed=self.ledger.handle,
-            legacy=SimpleNamespace(notes=None),
+            legacy=SimpleNamespace(notes=Notes(self.store, SECRET, 1)),
         )
         self.backend = SimpleNamespace(store=self.store, store_config=SimpleNamespace(overflow="file:///overflow"))
-        self.scheduler = SimpleNamespace(handlers={"publish_put": None}, tasks={})
+        self.scheduler = SimpleNamespace(handlers={"scatter": self.scatter}, tasks={})
         self.durable = Durable(self)
+
+    def call(self, *args):
+        self.calls += 1
+        return self.hands.call(*args)
+
+    async def scatter(self, data):
+        tasks = {key: SimpleNamespace(state="memory", nbytes=5, get_nbytes=lambda: 5) for key in data}
+        self.scheduler.tasks |= tasks
+        return list(data)
+
+    async def value_of(self, key):
+        return key
+
+    def is_stub(self, key):
+        return key == "stub"
 
     def location(self, key):
         entry = self.ledger.keys.get(key)
@@ -100,3 +125,28 @@ async def test_a_copy_that_nobody_holds_any_more_is_freed(story):
     story.store.gate.set()
     await asyncio.wait_for(copy, SECONDS_MAX)
     assert story.store.kept == ["j1/0"] and story.store.missing([ref]) == [ref]
+
+
+async def test_many_small_values_are_kept_in_a_few_calls(story, caplog):
+    story.durable._stock = {"scatter": story.scatter}
+    keys = [*range(2 * BATCH_KEYS_MAX), "bad", "stub", "last"]
+    assert await story.durable.scatter(data=keys) == keys
+    assert story.calls == 6, "for each of three pieces one to store and one to note"
+    found = {data.key: data.location for data in Notes(story.store, SECRET, 1001).read().data}
+    assert found == {key: repr(key).encode() for key in keys if key not in ("bad", "stub")}
+    assert "the scattered data 'bad' will not survive this process: cannot pickle it" in caplog.text
+
+
+async def test_of_data_that_was_let_go_while_it_was_stored_nothing_stays(story):
+    (ref,) = story.store.put([("exports/1", [b"tag"])])
+
+    def store_late(value, keep):
+        if value == "gone":
+            story.scheduler.tasks["gone"].state = "released"
+        return ref if value == "gone" else b"inline"
+
+    story.fleet.store_value = store_late
+    story.durable._stock = {"scatter": story.scatter}
+    await story.durable.scatter(data=["gone", "there"])
+    assert [data.key for data in Notes(story.store, SECRET, 1001).read().data] == ["there"]
+    assert story.store.missing([ref]) == [ref] and story.location("gone") is None
