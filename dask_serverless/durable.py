@@ -155,6 +155,9 @@ class Durable:
         except ServerlessError as error:
             for data in noted:
                 _warn(data.key, error)
+        for data in noted:
+            if proxy.location(data.key) is None:  # let go before the note was known
+                dispatcher.feed(Released(data.key))
 
     async def _store(self, keys: Collection[Any]) -> dict[Any, Location]:
         """Store what can be stored. Whatever becomes of the copies, the data is where it was."""

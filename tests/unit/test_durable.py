@@ -50,14 +50,15 @@ class Story:
         self.store = SlowStore()
         self.ledger = Ledger()
         self.hands = Hands()
+        self.notes = Notes(self.store, SECRET, 1)
         self.calls = 0
         self.fleet = SimpleNamespace(store_value=store_value)
         self.dispatcher = SimpleNamespace(
             ledger=self.ledger,
             call=self.call,
             spawn=self.hands.spawn,
-            feed=self.ledger.handle,
-            legacy=SimpleNamespace(notes=Notes(self.store, SECRET, 1)),
+            feed=self.feed,
+            legacy=SimpleNamespace(notes=self.notes),
         )
         self.backend = SimpleNamespace(store=self.store, store_config=SimpleNamespace(overflow="file:///overflow"))
         self.scheduler = SimpleNamespace(handlers={"scatter": self.scatter}, tasks={})
@@ -66,6 +67,11 @@ class Story:
     def call(self, *args):
         self.calls += 1
         return self.hands.call(*args)
+
+    def feed(self, event):
+        if isinstance(event, Released):
+            self.notes.let_go(event.key)
+        self.ledger.handle(event)
 
     async def scatter(self, data):
         tasks = {key: SimpleNamespace(state="memory", nbytes=5, get_nbytes=lambda: 5) for key in data}
@@ -150,3 +156,17 @@ async def test_of_data_that_was_let_go_while_it_was_stored_nothing_stays(story):
     await story.durable.scatter(data=["gone", "there"])
     assert [data.key for data in Notes(story.store, SECRET, 1001).read().data] == ["there"]
     assert story.store.missing([ref]) == [ref] and story.location("gone") is None
+
+
+async def test_of_data_that_was_let_go_before_it_was_noted_there_is_no_note(story):
+    note_data = story.notes.note_data
+
+    def note_late(data):
+        story.feed(Released("gone"))
+        note_data(data)
+
+    story.notes.note_data = note_late
+    story.durable._stock = {"scatter": story.scatter}
+    await story.durable.scatter(data=["gone", "there"])
+    story.notes.flush()
+    assert [data.key for data in Notes(story.store, SECRET, 1001).read().data] == ["there"]
