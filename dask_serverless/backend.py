@@ -288,7 +288,7 @@ class LocalBackend:
         record = place.remains()
         place.begin_anew()
         tier = {} if record is None else record["tier"]
-        for directory in () if record is None else (tier["directory"], record["directory"], *tier["remove"]):
+        for directory in () if record is None else (tier["directory"], record["directory"], *tier.get("remove", ())):
             shutil.rmtree(directory, ignore_errors=True)
 
     def note_scheduler(self, address: str) -> None:

@@ -11,18 +11,26 @@ Without an overflow nothing here does anything.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dask_serverless.job_events import Kept, Released
+from dask_serverless.notes import Data
+from fargate_storage.client.overflow import OVERFLOW
 from lambda_worker.core.errors import ServerlessError, ValueLost
-from lambda_worker.core.wire import Ref
+from lambda_worker.core.wire import Location, Ref
 
 if TYPE_CHECKING:
     from dask_serverless.proxy import Proxy
 
 logger = logging.getLogger("dask_serverless.proxy")
+
+#: What is scattered is kept in pieces of as many values, or bytes: a thread and a round trip for each would take long.
+BATCH_KEYS_MAX = 1_000
+#: What Dask workers have is in this process's memory meanwhile; a larger value is a piece by itself.
+BATCH_BYTES_MAX = 16 * 2**20
 
 
 class Durable:
@@ -41,6 +49,7 @@ class Durable:
         self._notes = proxy.dispatcher.legacy.notes
         self._has_overflow = proxy.backend.store_config.overflow is not None
         self._published: set[Hashable] = set()
+        self._copying = asyncio.Lock()
 
     def install(self) -> None:
         """Hear of what is published and scattered."""
@@ -72,7 +81,10 @@ class Durable:
 
     def finished(self, key: Hashable) -> None:
         """A key may have a value now."""
-        if key in self._published and isinstance(where := self._proxy.location(key), Ref):
+        if key not in self._published:
+            return
+        where = self._proxy.location(key)
+        if isinstance(where, Ref) and where.shard != OVERFLOW:  # else it is where copies are
             self._proxy.dispatcher.spawn(self._copy(key, where))
 
     def forget(self, key: Hashable) -> None:
@@ -86,8 +98,12 @@ class Durable:
             store.keep([(ref.name, store.get([ref])[0])])
 
         try:
-            await dispatcher.call(copy)
-            if ref not in dispatcher.ledger.held():  # freed meanwhile, so that nobody would free the copy
+            # One by one: a dataset may be larger than this process's memory, and other work needs the threads.
+            async with self._copying:
+                if not dispatcher.ledger.holds(ref):  # freed while it waited
+                    return
+                await dispatcher.call(copy)
+            if not dispatcher.ledger.holds(ref):  # freed meanwhile, so that nobody would free the copy
                 await dispatcher.call(store.free, [ref])
         except ValueLost:  # as above; or else it is made again, and this is called again
             pass
@@ -110,32 +126,82 @@ class Durable:
         await self._keep(list(message["who_has"]))
 
     async def _keep(self, keys: Collection[Any]) -> None:
-        proxy = self._proxy
-        fleet, dispatcher, notes = proxy.fleet, proxy.dispatcher, self._notes
+        tasks = self._proxy.scheduler.tasks
+        scattered = {key: tasks[key].get_nbytes() for key in keys if key in tasks and not self._proxy.is_stub(key)}
+        for some in _batches(scattered):
+            await self._keep_some(some)
+
+    async def _keep_some(self, keys: Collection[Any]) -> None:
+        """Store and note data, small as it may be, in one go."""
+        proxy, dispatcher, notes = self._proxy, self._proxy.dispatcher, self._notes
         assert notes is not None
-        for key in keys:
-            if fleet is None or proxy.is_stub(key):
-                continue
-            try:
-                value = await proxy.value_of(key)
-                where = await dispatcher.call(fleet.store_value, value, True)
-            except Exception as error:  # whatever becomes of the copy, the data is where it was
-                logger.warning("the scattered data %r will not survive this process: %s", key, error)
-                continue
+        noted: list[Data] = []
+        freed: list[Ref] = []
+        for key, where in (await self._store(keys)).items():
             ts = proxy.scheduler.tasks.get(key)
             if ts is None or ts.state != "memory":  # let go meanwhile
-                await self._free(where)
+                freed += [where] if isinstance(where, Ref) else []
                 continue
             if proxy.location(key) is not None:  # another value under the same name takes its place
                 dispatcher.feed(Released(key))
             dispatcher.feed(Kept(key, where))
-            if proxy.location(key) != where:
-                continue
-            try:
-                await dispatcher.call(notes.note_data, key, ts.nbytes, where)
-            except ServerlessError as error:
-                logger.warning("the scattered data %r will not survive this process: %s", key, error)
+            if proxy.location(key) == where:
+                noted.append(Data(key, ts.nbytes, where))
+        try:
+            if freed:
+                await dispatcher.call(proxy.backend.store.free, freed)
+            if noted:
+                await dispatcher.call(notes.note_data, noted)
+        except ServerlessError as error:
+            for data in noted:
+                _warn(data.key, error)
+        for data in noted:
+            if proxy.location(data.key) is None:  # let go before the note was known
+                dispatcher.feed(Released(data.key))
 
-    async def _free(self, where: Any) -> None:
-        if isinstance(where, Ref):
-            await self._proxy.dispatcher.call(self._proxy.backend.store.free, [where])
+    async def _store(self, keys: Collection[Any]) -> dict[Any, Location]:
+        """Store what can be stored. Whatever becomes of the copies, the data is where it was."""
+        proxy, fleet = self._proxy, self._proxy.fleet
+        stored: dict[Any, Location] = {}
+        if fleet is None:
+            return stored
+        values: dict[Any, Any] = {}
+        for key in keys:
+            try:
+                values[key] = await proxy.value_of(key)
+            except Exception as error:
+                _warn(key, error)
+
+        def store() -> None:
+            for key, value in values.items():
+                try:
+                    stored[key] = fleet.store_value(value, keep=True)
+                except Exception as error:  # users' classes are pickled
+                    _warn(key, error)
+
+        await proxy.dispatcher.call(store)
+        return stored
+
+
+def _batches(sizes: Mapping[Any, int]) -> Iterator[Collection[Any]]:
+    """Cut what is scattered into pieces that are kept in one go.
+
+    Examples
+    --------
+    >>> list(_batches({"a": 1, "b": BATCH_BYTES_MAX, "c": 1, "d": 1}))
+    [['a'], ['b'], ['c', 'd']]
+    """
+    batch: list[Any] = []
+    nbytes = 0
+    for key, size in sizes.items():
+        if batch and (len(batch) == BATCH_KEYS_MAX or nbytes + size > BATCH_BYTES_MAX):
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(key)
+        nbytes += size
+    if batch:
+        yield batch
+
+
+def _warn(key: Any, error: Exception) -> None:
+    logger.warning("the scattered data %r will not survive this process: %s", key, error)

@@ -185,6 +185,14 @@ class Ledger:
         """Return the stored values that keys hold. They must not expire."""
         return [ref for held in self._held.values() for ref in held]
 
+    def held_of(self, job: str) -> list[Ref]:
+        """Return those that a job has made."""
+        return list(self._held.get(job, ()))
+
+    def holds(self, ref: Ref) -> bool:
+        """Tell whether a key holds a stored value."""
+        return ref in self._held.get(_maker(ref), ())
+
     # -- a job begins ---------------------------------------------------------------------------
 
     def _on_submitted(self, event: Submitted, out: list[Instruction]) -> None:
@@ -346,7 +354,7 @@ class Ledger:
 
     def _free_unheld(self, results: Sequence[Result], out: list[Instruction]) -> None:
         refs = [result.location for result in results if isinstance(result.location, Ref)]
-        refs = [ref for ref in refs if ref not in self._held.get(_maker(ref), ())]
+        refs = [ref for ref in refs if not self.holds(ref)]
         if refs:
             out.append(Free(refs))
 
@@ -417,7 +425,7 @@ class Ledger:
         freed = [ref for ref in job.holds if self._let_go(ref) and _maker(ref) != job.name]
         if freed:  # its own go with it
             out.append(Free(freed))
-        out.append(Close(job.name, list(self._held.get(job.name, ()))))
+        out.append(Close(job.name, self.held_of(job.name)))
 
 
 def _remove(waiting: dict[Key, Any], key: Key, who: Key) -> None:

@@ -166,7 +166,7 @@ class Losses:
             else:
                 await dispatcher.call(self._plan_and_store, preparation, again)
             if job not in dispatcher.ledger.jobs:  # closed meanwhile: it is not to be there
-                kept = [ref for ref in dispatcher.ledger.held() if ref.name.startswith(f"{job}/")]
+                kept = dispatcher.ledger.held_of(job)
                 await dispatcher.call(dispatcher.backend.store.close_job, job, kept)
                 await dispatcher.call(dispatcher.constants.release, job)
         except PlatformError as error:  # those who miss something will ask again

@@ -8,7 +8,7 @@ Notes are in the store, by name, sealed under that name: nothing foreign is ever
 ``heard:JOB:N``     what an executor said of values, errors and mail, as it was sealed: before the store forgets it
 ``error:JOB:N``     an error that the proxy itself found
 ``dataset:NAME``    a published dataset
-``data:KEY``        where scattered data is
+``data:KEY:N``      where scattered data is: each time it is scattered, another note
 =================== ==========================================================================================
 
 All that has to do with a job goes when the job is over and none of its keys is held any more. What is large lies on a
@@ -209,15 +209,22 @@ class Notes:
         """A dataset is published no more."""
         self._strike([_dataset_note(name)])
 
-    def note_data(self, key: Hashable, nbytes: int, location: Location) -> None:
-        """Note where scattered data is, until its key is let go."""
-        name = f"data:{_digest(key)}"
-        with self._lock:
-            self._data[key] = name
-        body = dask_pickle.dumps((key, nbytes, location_to_wire(location)))
-        self._write({name: seal(self._secret, name, body)})
-        if key not in self._data:  # let go meanwhile
-            self._strike([name])
+    def note_data(self, data: Sequence[Data]) -> None:
+        """Note where scattered data is, until its keys are let go."""
+        notes: dict[str, bytes] = {}
+        names: dict[str, Hashable] = {}
+        for each in data:
+            # 1. A key is let go; 2. it is scattered again, and noted; 3. its first note is struck: not this one.
+            name = f"data:{_digest(each.key)}:{next(self._numbers)}"
+            with self._lock:
+                if (before := self._data.get(each.key)) is not None:
+                    self._struck.append(before)
+                self._data[each.key] = name
+            body = dask_pickle.dumps((each.key, each.nbytes, location_to_wire(each.location)))
+            notes[name] = seal(self._secret, name, body)
+            names[name] = each.key
+        self._write(notes)
+        self._strike([name for name, key in names.items() if self._data.get(key) != name])  # let go meanwhile
 
     def keep_alive(self) -> None:
         """Renew the time to live of all that is noted."""
@@ -228,9 +235,16 @@ class Notes:
 
     def note_again(self) -> None:
         """Note once more all that is noted, where it was forgotten. What is stored beside is elsewhere, and stays."""
+        told: dict[str, bytes | None] = {}
         with self._lock:
-            notes = dict(self._written)
-        self._store.note(notes)
+            todo: dict[str, bytes | None] = dict(self._written)
+        while todo:
+            self._store.note({name: blob for name, blob in todo.items() if blob is not None})
+            self._store.strike([name for name, blob in todo.items() if blob is None])
+            told |= todo
+            # 1. A note is read above; 2. it is struck, or replaced, in the store; 3. it is there again, as it was.
+            with self._lock:
+                todo = {name: now for name, blob in told.items() if (now := self._written.get(name)) is not blob}
 
     def flush(self) -> None:
         """Remove what is noted for nobody any more."""
@@ -347,7 +361,8 @@ class Notes:
         unheard = list(self._drain())
         blobs = self._written = self._store.noted()
         pasts = {job: Past(job, note.plan, live[job]) for job, note in jobs.items() if job in live}
-        datasets, data = [], []
+        datasets: list[Dataset] = []
+        scattered: dict[Hashable, Data] = {}
         for name in sorted(blobs, key=_serial):
             kind, _, rest = name.partition(":")
             job = rest.partition(":")[0]
@@ -358,8 +373,11 @@ class Notes:
                     datasets.append(_dataset_from_bytes(bytes(unseal(self._secret, name, blobs[name]))))
                 elif kind == "data":
                     key, nbytes, where = pickle.loads(unseal(self._secret, name, blobs[name]))
+                    location = location_from_wire(where)
+                    if key in scattered:  # it died before it had struck the earlier one
+                        self._outdo(self._data[key], scattered[key].location, location)
                     self._data[key] = name
-                    data.append(Data(key, nbytes, location_from_wire(where)))
+                    scattered[key] = Data(key, nbytes, location)
                 elif job not in pasts:
                     self._struck.append(name)
                 elif kind == "heard":
@@ -382,16 +400,22 @@ class Notes:
             except Exception as error:
                 logger.warning("what another process has noted under %r cannot be read: %s", name, error)
         refs = [ref for past in pasts.values() for ref in past.refs()]
-        refs += [each.location for each in data if isinstance(each.location, Ref)]
+        refs += [each.location for each in scattered.values() if isinstance(each.location, Ref)]
         missing = set(self._store.missing(refs))
-        for lost in [each for each in data if each.location in missing]:
+        data = [each for each in scattered.values() if each.location not in missing]
+        for lost in [each for each in scattered.values() if each.location in missing]:
             logger.warning("the scattered data %r is lost", lost.key)
             self.let_go(lost.key)
-        data = [each for each in data if each.location not in missing]
         for past in pasts.values():
             past.missing = missing
         self.flush()
         return Found(jobs, list(pasts.values()), datasets, unheard, data)
+
+    def _outdo(self, name: str, before: Location, now: Location) -> None:
+        """A later note of a key is found: the earlier one, and what it names, are for nobody."""
+        self._struck.append(name)
+        if isinstance(before, Ref) and before != now:
+            self._freed.append(before)
 
     def _drain(self) -> Iterator[Any]:
         """Read what executors have said since the predecessor died."""

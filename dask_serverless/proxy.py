@@ -327,16 +327,17 @@ class Proxy(SchedulerPlugin):
         very process, with a copy at either end.
         """
         fleet = self.fleet
-        stubs = [key for key in keys if self._has_value(key)]
+        # What was scattered may be here, and a copy of it stored.
+        stubs = [key for key in keys if self._has_value(key) and (fleet is None or key not in fleet.data)]
         if not stubs or fleet is None or (serializers is not None and "pickle" not in serializers):
             return await self._stock_gather(keys=keys, serializers=serializers)  # type: ignore[no-any-return]
         values = await fleet.values_of(stubs)
-        lost = [key for key in stubs if key not in values]
+        lost = [key for key in stubs if key not in values and not self._is_elsewhere(key)]
         if lost:  # the client asks again when they have been computed again
             return {"status": "error", "keys": lost}
         others = [key for key in keys if key not in values]
         if not others:
-            self.scheduler.log_event("all", {"action": "gather", "count": len(stubs)})
+            self.scheduler.log_event("all", {"action": "gather", "count": len(values)})
             return {"status": "OK", "data": values}
         reply: dict[str, Any] = await self._stock_gather(keys=others, serializers=serializers)
         if reply["status"] == "OK":
@@ -347,6 +348,13 @@ class Proxy(SchedulerPlugin):
         """Tell whether the scheduler takes a stub for done, and its value is there."""
         ts = self.scheduler.tasks.get(key)
         return ts is not None and ts.state == "memory" and self.location(key) is not None
+
+    def _is_elsewhere(self, key: Any) -> bool:
+        """Tell whether the storage tier has a copy only: a Dask worker, or this process, has a value itself."""
+        fleet, ts = self.fleet, self.scheduler.tasks.get(key)
+        if ts is None or ts.state != "memory" or fleet is None:
+            return False
+        return key in fleet.data or any(ws.address != fleet.address for ws in ts.who_has or ())
 
     # -- what the fleet worker asks -------------------------------------------------------------
 

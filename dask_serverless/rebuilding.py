@@ -92,7 +92,7 @@ class Rebuilding:
         """Remove what was stored for jobs after they were closed, except what somebody holds."""
         dispatcher = self._dispatcher
         for job in jobs:
-            kept = [ref for ref in dispatcher.ledger.held() if ref.name.startswith(f"{job}/")]
+            kept = dispatcher.ledger.held_of(job)
             try:
                 await dispatcher.call(dispatcher.backend.store.close_job, job, kept)
             except PlatformError as error:  # it goes with its time to live

@@ -383,6 +383,8 @@ class FleetWorker(Worker):
                     found |= await self._read_or_lose([key])
                 return found
             (key,) = keys
+            if key in self.data:  # it came meanwhile, and stays: what cannot be read is a copy
+                return {}
             logger.warning("%r is computed again: %s", key, error)
             self._losses[key] = self._losses.get(key, 0) + 1
             self.give_up(key)

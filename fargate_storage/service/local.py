@@ -232,16 +232,17 @@ class LocalTier:
         Parameters
         ----------
         record
-            From `to_json`.
+            From `to_json`, perhaps of an earlier version: it need not have all of it.
         on_restart
             As for the class; what was started again before is not told.
         """
         keep = Keep(**{**record["keep"], "remove": tuple(record["keep"]["remove"])})
-        tier = cls(len(record["limits"]) - 1, 1, restarts_max=record["restarts_max"], on_restart=on_restart, keep=keep)
+        restarts_max = record.get("restarts_max", RESTARTS_MAX)
+        tier = cls(len(record["limits"]) - 1, 1, restarts_max=restarts_max, on_restart=on_restart, keep=keep)
         tier.limits, tier.pids = dict(record["limits"]), dict(record["pids"])
         tier.directory, tier.keeper = Path(record["directory"]), record["keeper"]
         tier._password = record["password"]
-        tier.remove = tuple(record["remove"])
+        tier.remove = tuple(record.get("remove", ()))
         tier._hear(tell=False)
         return tier
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import dask
 import dask.array as da
@@ -42,7 +43,7 @@ def first(*values):
 def noted_random(path):
     with open(path, "a") as file:
         file.write("x")
-    return np.full(250_000, random.random())
+    return np.random.default_rng().random(250_000)  # which nothing makes smaller, however slow the machine is
 
 
 def kill_the_shard(cluster):
@@ -157,3 +158,31 @@ def test_scattered_data_outlives_a_shard(tmp_path):
         assert named.result(SECONDS_MAX) == 3  # the last value under a name
         del data, named
         until(lambda: not cluster.stats()["overflow_bytes"], "it is removed")
+
+
+def spoil(cluster):
+    """Cut off what is in the overflow."""
+    place = Path(urlsplit(cluster._proxy.backend.store_config.overflow).path)
+    files = [path for path in (place / "values").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        os.truncate(path, 100)
+
+
+@pytest.mark.fault(24)
+def test_a_spoiled_copy_of_scattered_data_does_not_cost_the_data(tmp_path):
+    """It is where it was: in this process, or in a Dask worker."""
+    options = {"serverless.persistent.directory": str(tmp_path)}
+    with (
+        dask.config.set(options),
+        make(name="night", persistent=True, dask_workers=1) as cluster,
+        Client(cluster) as client,
+    ):
+        proxy = cluster._proxy
+        here = client.scatter({"here": large(7)}, workers=["serverless"])["here"]
+        there = client.scatter({"there": large(8)}, workers=["dask-0"])["there"]
+        assert "here" in proxy.fleet.data and "there" not in proxy.fleet.data
+        assert proxy.location("here") and proxy.location("there")
+        spoil(cluster)
+        assert here.result(SECONDS_MAX)[0] == 7 and there.result(SECONDS_MAX)[0] == 8
+        assert here.result(SECONDS_MAX)[0] == 7, "and again"

@@ -329,6 +329,19 @@ def test_a_kept_tier_can_be_adopted_and_closed(keep):
 
 
 @pytest.mark.fault(25)
+def test_a_tier_that_an_earlier_version_has_kept_can_be_adopted(keep):
+    keep, _ = keep
+    tier = LocalTier(keep=keep).start()
+    record = tier.to_json()
+    for unknown in ("remove", "restarts_max"):
+        del record[unknown]
+    adopted = LocalTier.adopt(record)
+    assert adopted.alive() and adopted.remove == ()
+    adopted.close()
+    tier.close()
+
+
+@pytest.mark.fault(25)
 def test_a_kept_tier_goes_when_nobody_comes(keep):
     keep, owner = keep
     tier = LocalTier(keep=keep).start()

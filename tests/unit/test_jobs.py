@@ -787,3 +787,14 @@ def test_data_that_is_kept_has_a_place_before_anybody_asks():
     assert ledger.handle(Released("data")) == []  # the job may read it once more
     out = ledger.handle(Released("x"))
     assert Free([kept]) in out and ledger.held() == []
+
+
+def test_what_is_held_is_known_by_the_job_that_made_it():
+    ledger = Ledger()
+    refs = [Ref(name, 0, 100_000) for name in ("j1/0/a/1", "j10/0/a/1", "exports/1")]
+    for ref in refs:
+        ledger.handle(Kept(ref.name, ref))
+    assert ledger.held_of("j1") == refs[:1] and ledger.held_of("j2") == []
+    assert all(map(ledger.holds, refs))
+    ledger.handle(Released("j1/0/a/1"))
+    assert ledger.held_of("j1") == [] and not ledger.holds(refs[0])

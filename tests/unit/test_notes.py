@@ -9,7 +9,7 @@ from distributed.protocol import Serialized
 
 from dask_serverless.dask_graph import plan_call
 from dask_serverless.job_events import Done, Erred
-from dask_serverless.notes import INLINE_BYTES_MAX, JobNote, Notes
+from dask_serverless.notes import INLINE_BYTES_MAX, Data, JobNote, Notes
 from dask_serverless.simulator.sim_store import SimStore
 from dask_serverless.simulator.tier import Tier
 from dask_serverless.submissions import Replan, Submission
@@ -70,8 +70,8 @@ def test_what_the_store_has_forgotten_is_noted_again(store, notes):
     notes.note_launch("j2", job_note("y"), 2, {"2-0": [(0, None)]})
     notes.end("j2")
     notes.let_go("y")
-    notes.note_data("scattered", 8, b"inline")
-    notes.note_data("let go", 8, b"inline")
+    notes.note_data([Data("scattered", 8, b"inline")])
+    notes.note_data([Data("let go", 8, b"inline")])
     notes.let_go("let go")
     notes.flush()
     before = store.noted()
@@ -87,6 +87,38 @@ def test_what_the_store_has_forgotten_is_noted_again(store, notes):
     store.tier.forget()
     another.note_again()
     assert store.noted() == before
+
+
+@pytest.mark.fault(22)
+def test_what_is_struck_or_replaced_while_it_is_noted_again_stays_so(store, notes):
+    """Another thread is faster, again and again."""
+
+    def publish(name, key):
+        notes.note_dataset(name, [key], Serialized({}, []))
+
+    changes = [
+        lambda: notes.strike_dataset("first"),
+        lambda: publish("second", "new"),
+        lambda: publish("first", "new"),
+        lambda: notes.strike_dataset("second"),
+    ]
+    for name in ("first", "second", "third"):
+        publish(name, "old")
+    store.tier.forget()
+    note = store.note
+
+    def note_late(notes):
+        if changes:
+            store.note = note
+            changes.pop(0)()
+            store.note = note_late
+        note(notes)
+
+    store.note = note_late
+    notes.note_again()
+    assert not changes
+    found = {data.name: data.keys for data in Notes(store, SECRET, 1001).read().datasets}
+    assert found == {"first": ("new",), "third": ("old",)}
 
 
 def test_what_executors_were_about_to_be_given_counts_if_they_have_it(store, notes):
@@ -171,7 +203,7 @@ def test_datasets_are_found_until_they_are_struck(store, notes):
 def test_scattered_data_is_found_until_its_key_is_let_go(store, notes, caplog):
     stored, lost = store.keep([("exports/1", [b"tag"]), ("exports/2", [b"tag"])])
     for key, where in ((("x", 1), stored), ("small", b"inline"), ("gone", b"inline"), ("lost", lost)):
-        notes.note_data(key, 7, where)
+        notes.note_data([Data(key, 7, where)])
     assert notes.let_go("gone")
     notes.flush()
     assert not notes.let_go("never noted")
@@ -185,6 +217,32 @@ def test_scattered_data_is_found_until_its_key_is_let_go(store, notes, caplog):
         assert successor.let_go(key)
     successor.flush()
     assert store.noted() == {}
+
+
+@pytest.mark.fault(24, 25)
+def test_data_that_is_scattered_again_is_found(store, notes):
+    """1. A key is let go; 2. it is scattered again; 3. what nobody needs any more is removed."""
+    first, second = store.keep([("exports/1", [b"tag"]), ("exports/2", [b"tag"])])
+    notes.note_data([Data("x", 7, first)])
+    assert notes.let_go("x")
+    notes.note_data([Data("x", 8, second)])
+    notes.flush()
+    (data,) = Notes(store, SECRET, 1001).read().data
+    assert (data.location, data.nbytes) == (second, 8)
+    assert notes.let_go("x")
+    notes.flush()
+    assert store.noted() == {}
+
+
+@pytest.mark.fault(24, 25)
+def test_of_two_notes_of_scattered_data_the_later_one_counts(store, notes):
+    """A process has died before it had struck the one that it had replaced."""
+    refs = store.keep([(f"exports/{n}", [b"tag"]) for n in range(9, 12)])  # numbers, and not letters, are compared
+    for number, where in zip(range(9, 12), refs, strict=True):
+        Notes(store, SECRET, number).note_data([Data("x", 7, where)])
+    (data,) = Notes(store, SECRET, 1001).read().data
+    assert data.location == refs[-1]
+    assert len(store.noted()) == 1 and store.missing(refs) == refs[:-1]
 
 
 class Trap:

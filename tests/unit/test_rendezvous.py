@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from dask_serverless.backend import size_left
+from dask_serverless.backend import LocalBackend, size_left
 from dask_serverless.cluster_arguments import check_persistent
 from dask_serverless.config import Settings
 from dask_serverless.errors import ClusterInUse, PlatformError
@@ -26,6 +26,19 @@ def test_it_is_private_and_gone_when_it_is_removed(tmp_path):
     assert place.remains() == {"secret": "x"}
     assert place.read() is None  # nobody keeps anything here
     place.remove()
+    place.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_version_has_left_is_ended(tmp_path):
+    """Its record does not say which directories go with its servers."""
+    place = Rendezvous("night", str(tmp_path))
+    place.claim()
+    (tmp_path / "servers").mkdir()
+    (tmp_path / "executors").mkdir()
+    place.write({"tier": {"directory": str(tmp_path / "servers")}, "directory": str(tmp_path / "executors")})
+    backend = LocalBackend("night", 2, Settings.load(), persistent=True)
+    backend._end_remains(place)
     place.remove()
     assert list(tmp_path.iterdir()) == []
 
