@@ -189,7 +189,7 @@ def test_scattered_data_that_nobody_was_given_is_there_still(start, tmp_path):
         client.unpublish_dataset("data")
         for each in (large, small, waiting, pinned):
             each.release()
-        cluster._proxy.drop_holder("serverless-predecessor")
+        cluster._proxy.holders.drop("serverless-predecessor")
         until(lambda: not dispatcher.backend.store.noted(), "no note is left of it")
         until(lambda: not cluster.stats()["overflow_bytes"], "nor any of the data")
 
