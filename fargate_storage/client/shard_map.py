@@ -14,6 +14,7 @@ Rules kept here:
 from __future__ import annotations
 
 import functools
+import hashlib
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -90,9 +91,10 @@ class ShardMap:
             self._on_gone(shard)
 
 
-def _draw(shard: int, name: str) -> tuple[int, int]:
-    # The smallest of those that are left stays the smallest when others leave (rendezvous hashing).
-    return zlib.crc32(f"{shard} {name}".encode()), shard
+def _draw(shard: int, name: str) -> tuple[bytes, int]:
+    # The smallest of those that are left stays the smallest when others leave (rendezvous hashing). Not a checksum: these
+    # are linear, so that two shards' draws differ by the same for all names of one length.
+    return hashlib.blake2b(f"{shard} {name}".encode(), digest_size=8).digest(), shard
 
 
 class _HasMap(Protocol):

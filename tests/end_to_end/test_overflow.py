@@ -152,8 +152,9 @@ def test_scattered_data_outlives_a_shard(tmp_path):
         kill_the_shard(cluster)
         assert client.submit(first, data, pure=False).result(SECONDS_MAX) == 7
         assert cluster.stats()["results_lost"] == 0
-        client.scatter({"named": large(1)})
-        client.scatter({"named": large(2)})
+        for number in (1, 2):
+            client.scatter({"named": large(number)})
+            until(lambda: "named" not in cluster.scheduler.tasks, "nobody has it")  # else the first value stays
         named = client.submit(first, client.scatter({"named": large(3)})["named"])
         assert named.result(SECONDS_MAX) == 3  # the last value under a name
         del data, named
