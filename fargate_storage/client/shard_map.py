@@ -92,8 +92,8 @@ class ShardMap:
 
 
 def _draw(shard: int, name: str) -> tuple[bytes, int]:
-    # The smallest of those that are left stays the smallest when others leave (rendezvous hashing). Not a checksum: these
-    # are linear, so that two shards' draws differ by the same for all names of one length.
+    # The smallest of those that are left stays the smallest when others leave (rendezvous hashing). Not by a checksum:
+    # they are linear, so that two shards' draws differ by the same for all names of one length.
     return hashlib.blake2b(f"{shard} {name}".encode(), digest_size=8).digest(), shard
 
 
