@@ -25,7 +25,7 @@ PYTEST_ARGS ?=
 # Tests mostly wait for processes: two at a time take little more than half the time.
 JOBS ?= 2
 parallel = $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist $(1))
-TESTS := tests/unit tests/contract tests/process tests/end_to_end tests/chaos
+TESTS := tests/unit tests/contract tests/process tests/end_to_end
 
 .PHONY: help quickstart test nightly lint chaos bench bench-ablation bench-latency bench-giant bench-wide clean
 
@@ -77,12 +77,15 @@ lint: $(STAMP)-test
 	@echo "==> import contracts"
 	@$(BIN)/lint-imports --no-logo
 
-# Two processes: what the first one's tests leave in it (default clients, configuration) is not for LocalCluster's workers.
+# Chaos runs alone: how much a kill costs depends on what else uses the machine.
+# Processes of their own: what the first one's tests leave in it (default clients, configuration) is not for LocalCluster's workers.
 test: lint
 	@echo "==> pytest: compatibility with LocalCluster"
 	@$(BIN)/python -m pytest tests/compatibility $(call parallel,load) $(PYTEST_ARGS)
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(wildcard $(TESTS)) $(call parallel,loadfile) $(PYTEST_ARGS)
+	@echo "==> pytest: chaos"
+	@$(BIN)/python -m pytest tests/chaos $(PYTEST_ARGS)
 
 chaos: $(STAMP)-test
 	@echo "==> running tests/chaos"
