@@ -351,10 +351,7 @@ class Report:
 
     @property
     def lost_per_kill(self) -> float:
-        """How many runs each kill cost, on average: what an executor had not told anybody yet.
-
-        Unlike `waste`, this does not depend on how much a machine gets done between two kills.
-        """
+        """How many runs each kill cost, on average: what an executor had not told anybody yet."""
         return (sum(self.runs.values()) - len(self.runs)) / max(1, self.happened["kill"])
 
     @property
