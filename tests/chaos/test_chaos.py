@@ -13,7 +13,7 @@ SECONDS = 25.0
 #: cores: 6. Half as fast, and shared with others: 13, and 1.6 runs per task.)
 RUNS_PER_TASK_MAX = 1.5
 KILLS_PER_ROUND_MAX = 8.0
-#: Where it is: 8 and 13 on that machine. (On quiet ones 6 to 10: the more an executor gets done, the more is lost with it.)
+#: Where it is: 8 and 13 on that machine. (On quiet ones 6 to 10: who gets more done has more to lose.)
 LOST_PER_KILL_MAX = 20.0
 
 
