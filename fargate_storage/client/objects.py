@@ -453,7 +453,7 @@ class Objects:
         return [(stripe, where(ref.shard + stripe, stripe_name(ref.name, stripe))) for stripe in range(ref.stripes)]
 
     def _segment_place(self, job: str, number: int) -> int:
-        return self.shard_map.server(number, f"{job}/segments/{number}")
+        return self.shard_map.server(number, _segment_name(job, number))
 
     def on_each(self, work: Mapping[int, T], do: Callable[[int, T], R]) -> list[R]:
         """Do something with each shard's part of some work, at the same time."""
