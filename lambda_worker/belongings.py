@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lambda_worker.cache import Cache
@@ -66,6 +66,18 @@ class Belongings:
         if task in self.lost:
             self.unreadable.pop(task, None)
             self.locations.pop(task, None)
+
+    def why_unreadable(self, inputs: Iterable[int]) -> Exception | None:
+        """Return why one of these inputs can never be read; None if all are here.
+
+        Each task that needs it errs, in its own name. An input that is here can have failed to be read all the same:
+        another thread began to read it before it was made again, and heard only afterwards that it was lost.
+        """
+        if not self.unreadable:
+            return None
+        return next(
+            (self.unreadable[each] for each in inputs if each in self.unreadable and each not in self.values), None
+        )
 
     def is_external(self, task: int) -> bool:
         """Tell whether a task's value was made outside this job."""

@@ -241,10 +241,9 @@ class Driver:
         clock = self.world.clock
         if not run.parents and self._belongings.is_external(task):
             return self._bring(task)
-        for parent in run.parents:
-            if parent in self._belongings.unreadable:  # other tasks that need it err as well, each in its own name
-                self._belongings.errors[task] = self._belongings.error(task, self._belongings.unreadable[parent])
-                return TaskErred(task, clock(), final=True)
+        if (why := self._belongings.why_unreadable(run.parents)) is not None:
+            self._belongings.errors[task] = self._belongings.error(task, why)
+            return TaskErred(task, clock(), final=True)
         if self._words is not None:
             self._words.say(task if self.executor.tasks_running == 1 else -1)  # who is not alone is not to blame
         started = clock()
@@ -454,7 +453,8 @@ class Driver:
             for parent, location in wanted:
                 if parent not in found:
                     self._fetch_one(parent, location)
-        self._belongings.locations.update(wanted)
+        lost_before = self._belongings.lost  # what was made again meanwhile is not where it was
+        self._belongings.locations.update((parent, where) for parent, where in wanted if parent not in lost_before)
         seconds = self.world.clock() - began
         if lost := [parent for parent, _ in wanted if parent not in found and parent in self._belongings.lost]:
             if (over := self._over()) is not None:  # they were removed, not lost

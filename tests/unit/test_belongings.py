@@ -1,0 +1,26 @@
+"""What an executor has at hand, while several of its threads read inputs."""
+
+from lambda_worker.belongings import Belongings
+from lambda_worker.cache import Cache
+from lambda_worker.core.errors import ValueLost
+
+
+def belongings():
+    return Belongings("job", {}, Cache(0), constants=None)
+
+
+def test_an_input_that_cannot_be_read_is_why_a_task_errs():
+    mine = belongings()
+    mine.values[0] = "here"
+    mine.unreadable[1] = ValueLost("it is gone")
+    assert mine.why_unreadable([0]) is None
+    assert mine.why_unreadable([0, 1]) is mine.unreadable[1]
+
+
+def test_who_hears_late_that_an_input_is_lost_does_not_fail_who_has_it():
+    """Two tasks miss a value. It is made again for the first, and only then the second's thread hears that it is lost."""
+    mine = belongings()
+    mine.values[1] = "made again"
+    mine.remade(1)
+    mine.unreadable[1] = ValueLost("it is gone")
+    assert mine.why_unreadable([1]) is None
