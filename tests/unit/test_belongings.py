@@ -18,7 +18,7 @@ def test_an_input_that_cannot_be_read_is_why_a_task_errs():
 
 
 def test_who_hears_late_that_an_input_is_lost_does_not_fail_who_has_it():
-    """Two tasks miss a value. It is made again for the first, and only then the second's thread hears that it is lost."""
+    """Two tasks miss a value. It is made again for the first; only then the second's thread hears that it is lost."""
     mine = belongings()
     mine.values[1] = "made again"
     mine.remade(1)
