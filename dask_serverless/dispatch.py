@@ -262,15 +262,18 @@ class Dispatcher:
                 case Fail(key, error):
                     self.waiter.fail(key, error)
                 case Launch():
-                    launch = self.spawn(self._launch(instruction))
-                    self._launches.add(launch)
-                    launch.add_done_callback(self._launches.discard)
+                    self.rebuilding.when_ended(functools.partial(self._begin_launch, instruction))
                 case Free(refs):
                     self._free_soon(refs)
                 case Import(key):
                     self.spawn(self.waiter.export(key))
                 case Close():
                     self._close_soon(instruction)
+
+    def _begin_launch(self, instruction: Launch) -> None:
+        launch = self.spawn(self._launch(instruction))
+        self._launches.add(launch)
+        launch.add_done_callback(self._launches.discard)
 
     async def _launch(self, launch: Launch) -> None:
         job = launch.job

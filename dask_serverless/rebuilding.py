@@ -4,7 +4,8 @@ The listener finds out: the mark that it has put there is gone. Then, in this or
 
 1. All jobs are closed, and so forgotten here as well. Whoever is at work in one is fenced: nobody knows them there.
 2. Executors are ended, where Lambda can be told to (locally). What they do is for nobody, and they take the places of
-   those who are to do it again. Elsewhere they hear at their next step or heartbeat that they are fenced.
+   those who are to do it again. Elsewhere they hear at their next step or heartbeat that they are fenced. What is
+   submitted meanwhile is launched after that.
 3. What the proxy had written is written again: the ceiling, and a persistent cluster's notes.
 4. Pending keys are asked for again. They are planned anew, as jobs of another name; what is finished is given to these.
 5. What executors of the closed jobs have stored since then is removed: at once, and again when a lease is over.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from dask_serverless.job_events import JobFailed, Released
@@ -50,6 +51,15 @@ class Rebuilding:
         self._dispatcher = dispatcher
         self._holder = holder
         self._oblivion = Oblivion(dispatcher.backend.settings.storage_allowed_failures)
+        self._ending = 0  # how often executors are being ended: it may be forgotten again meanwhile
+        self._later: list[Callable[[], None]] = []
+
+    def when_ended(self, begin: Callable[[], None]) -> None:
+        """Begin something once no executors are being ended: one that begins meanwhile would be ended with them."""
+        if self._ending:
+            self._later.append(begin)
+        else:
+            begin()
 
     def forgotten(self) -> None:
         """The metadata server has lost what it knew; it is there again, and marked."""
@@ -69,24 +79,31 @@ class Rebuilding:
                     dispatcher.feed(Released(key))
             else:
                 dispatcher.feed(JobFailed(verdict.job, describe_error(_given_up(verdict.times))))
+        self._ending += 1
         dispatcher.spawn(self._rebuild(closed, again))
 
     async def _rebuild(self, closed: Sequence[str], again: Sequence[Hashable]) -> None:
         dispatcher = self._dispatcher
-        for step in (
-            dispatcher.end_executors,
-            dispatcher.set_places,
-            dispatcher.legacy.note_again,
-            dispatcher.losses.look_after_all,
-        ):
-            try:
-                await step()
-            except Exception as error:  # Lambda or the store has failed again, and says so elsewhere: who waits is told
-                logger.warning("not all could be restored that the metadata server has forgotten: %s", error)
+        try:
+            await self._try(dispatcher.end_executors)
+        finally:
+            self._ending -= 1
+            if not self._ending:
+                later, self._later = self._later, []
+                for begin in later:
+                    begin()
+        for step in (dispatcher.set_places, dispatcher.legacy.note_again, dispatcher.losses.look_after_all):
+            await self._try(step)
         self._holder.ask_again(again)
         for pause in (LAST_WRITES_SECONDS, dispatcher.backend.settings.executor_lease):
             await asyncio.sleep(pause)
             await self._purge(closed)
+
+    async def _try(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except Exception as error:  # Lambda or the store has failed again, and says so elsewhere: who waits is told
+            logger.warning("not all could be restored that the metadata server has forgotten: %s", error)
 
     async def _purge(self, jobs: Sequence[str]) -> None:
         """Remove what was stored for jobs after they were closed, except what somebody holds."""

@@ -89,6 +89,37 @@ def runs(path):
     return Counter(Path(path).read_text().split() if os.path.exists(path) else ())
 
 
+def begin_and_wait(began, gate):
+    with open(began, "w"):
+        pass
+    gate.wait()
+    return os.path.exists(began)
+
+
+def test_what_is_submitted_while_executors_are_being_ended_is_not_ended_with_them(cluster, client, tmp_path):
+    """It begins once they have ended, and no death is counted."""
+    ending, go_on = threading.Event(), threading.Event()
+    dispatcher = cluster._proxy.dispatcher
+    end = dispatcher.end_executors
+
+    async def end_slowly():
+        ending.set()
+        await dispatcher.call(go_on.wait, SECONDS_MAX)
+        await end()
+
+    dispatcher.end_executors = end_slowly
+    kill(cluster)
+    until(ending.is_set, "executors are about to be ended")
+    began, gate = tmp_path / "began", Gate(str(tmp_path / "open"))
+    future = client.submit(begin_and_wait, str(began), gate)
+    until(lambda: dispatcher.rebuilding._later or began.exists(), "the proxy has it")
+    go_on.set()
+    until(began.exists, "it has begun")
+    gate.open()
+    assert future.result(timeout=SECONDS_MAX)
+    assert cluster.stats()["executors_lost"] == 0
+
+
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_a_tree_of_large_values(cluster, client, tmp_path, deaths):
