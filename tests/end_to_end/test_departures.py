@@ -100,6 +100,13 @@ def stored(cluster):
     return [name for name in names if b"{outfit}" not in name]
 
 
+def executors(cluster, but_for):
+    """Name what the storage tier knows of executors that are at work, but for those of one job."""
+    config = cluster._local.tier.config("")
+    with redis.Redis.from_url(config.metadata, password=config.password) as server:
+        return [name for name in server.scan_iter("*:record:*") if f"{{{but_for}}}".encode() not in name]
+
+
 def test_whoever_comes_back_after_a_kill_finds_the_work_going_on(make, start, tmp_path):
     cluster = make("1 hour")
     kill(start(cluster))
@@ -124,8 +131,10 @@ def test_after_the_grace_all_is_cancelled_but_what_was_to_be_forgotten(make, sta
     until(lambda: cluster.scheduler.tasks.keys() == {"forgotten"}, "the grace is over")
     until(lambda: len(cluster._proxy.dispatcher.ledger.jobs) == 1, "its jobs are over, but for one")
     until(lambda: not stored(cluster), "what it had in the storage tier is gone")
+    (forgotten,) = cluster._proxy.dispatcher.ledger.jobs
+    until(lambda: not executors(cluster, forgotten), "who is still at work on them is fenced: a moment after they are over")
     (tmp_path / "gate").touch()
-    with Client(cluster) as client:  # executors have heard of it before they hear of this
+    with Client(cluster) as client:
         assert client.submit(sum, (1, 2), pure=False).result(SECONDS_MAX) == 3
         assert "A" not in overnight.runs(tmp_path)
         (tmp_path / "later").touch()
