@@ -126,10 +126,11 @@ class Threads(Local):
 
 
 class Serverless(Distributed):
-    """Ours."""
+    """Ours, of the shape that it has by default."""
 
     name = "serverless"
     title = f"ServerlessCluster(n_workers={WORKERS})"
+    workers, threads = WORKERS, 1
 
     def start(self) -> Any:
         from distributed.system import MEMORY_LIMIT
@@ -138,7 +139,7 @@ class Serverless(Distributed):
 
         # Without locality everything is written, which must fit as well.
         with dask.config.set({"serverless.storage.max-memory": MEMORY_LIMIT // 2}):
-            return ServerlessCluster(n_workers=WORKERS, dashboard_address=None)
+            return ServerlessCluster(n_workers=self.workers, threads_per_worker=self.threads, dashboard_address=None)
 
     def counters(self) -> dict[str, float]:
         deadline = time.monotonic() + SETTLE_SECONDS_MAX
@@ -150,6 +151,14 @@ class Serverless(Distributed):
             if found["gb_seconds"] == before["gb_seconds"]:
                 break
         return dict(found)
+
+
+class ServerlessThreads(Serverless):
+    """Ours, of the shape that is best for programs that release the GIL."""
+
+    name = "serverless-threads"
+    title = f"ServerlessCluster(n_workers=1, threads_per_worker={WORKERS})"
+    workers, threads = 1, WORKERS
 
 
 def has_setting(key: str) -> bool:
@@ -166,7 +175,8 @@ def classes() -> dict[str, type[Contender]]:
     """Return all contenders by name, in the order of the tables."""
     from benchmarks.peers import Cubed, Lithops, Ray
 
-    return {each.name: each for each in (Synchronous, Local, Threads, Serverless, Ray, Lithops, Cubed)}
+    everybody = (Synchronous, Local, Threads, Serverless, ServerlessThreads, Ray, Lithops, Cubed)
+    return {each.name: each for each in everybody}
 
 
 def make(name: str, settings: Mapping[str, Any]) -> Contender:

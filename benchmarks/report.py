@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import plots
 from benchmarks.ablation import ALL_ON
-from benchmarks.targets import Kept, counted, faster_local, ratio, seconds, targets
+from benchmarks.targets import SHAPES, Kept, counted, fastest, ratio, seconds, targets
 from dask_serverless.plan.price import Cost, Machine, Prices, price
 
 MIB = 2**20
@@ -19,6 +19,7 @@ CONTENDERS = {
     "local": ("LC 2x1", "`LocalCluster(n_workers=2, threads_per_worker=1)`"),
     "threads": ("LC 1x2", "`LocalCluster(n_workers=1, threads_per_worker=2)`"),
     OURS: ("ours", "`ServerlessCluster(n_workers=2)`"),
+    "serverless-threads": ("ours 1x2", "`ServerlessCluster(n_workers=1, threads_per_worker=2)`"),
     "ray": ("Ray", "Ray's scheduler for Dask graphs, `num_cpus=2`"),
     "lithops": ("Lithops", "Lithops, its localhost backend (version 1, the faster), 2 processes"),
     "cubed": ("cubed", "cubed, its executor on local processes, 2 of them"),
@@ -144,14 +145,17 @@ def targets_table(kept: Kept) -> str:
 
 def times_table(kept: Kept) -> str:
     header = ["median seconds", *(heading for heading, _ in CONTENDERS.values())]
-    header += ["LC 2x1 / ours (range)", "ours / sync", "against the faster LC"]
+    header += [f"LC / ours, {shape} (range)" for shape in SHAPES]
+    header += ["ours / sync", "the faster LC against the faster of ours"]
     rows = []
     for name, result in kept["workloads"].items():
         times = [number(seconds(kept, name, entrant)) or "–" for entrant in CONTENDERS]
-        local, ours = of(result, "local").get("seconds", []), of(result, OURS).get("seconds", [])
+        pairs = [
+            spread(of(result, local).get("seconds", []), of(result, ours).get("seconds", []))
+            for local, ours in SHAPES.values()
+        ]
         floor = number(ratio(seconds(kept, name, OURS), seconds(kept, name, "sync")))
-        said = verdict(faster_local(kept, name), seconds(kept, name, OURS))
-        rows.append([name_of(name, result), *times, spread(local, ours), floor, said])
+        rows.append([name_of(name, result), *times, *pairs, floor, verdict(*fastest(kept, name))])
     return table(header, rows)
 
 
@@ -175,7 +179,7 @@ def cost_table(kept: Kept) -> str:
         cost = cost_of(of(result, OURS))
         if cost is None:
             continue
-        local = faster_local(kept, name)
+        local, _ = fastest(kept, name)
         theirs = None if local is None else LOCAL_MACHINE.cost(local, Prices())
         cells = (cost.compute, cost.requests, cost.storage, cost.total, theirs)
         rows.append([name_of(name, result), *("" if cell is None else f"{1e6 * cell:,.1f}" for cell in cells)])
@@ -267,21 +271,23 @@ def machine_lines(kept: Kept) -> str:
 
 def in_short(kept: Kept) -> str:
     """Say where we won and where we lost, by name."""
-    said = {name: verdict(faster_local(kept, name), seconds(kept, name, OURS)) for name in kept["workloads"]}
+    said = {name: verdict(*fastest(kept, name)) for name in kept["workloads"]}
     won = [name for name, text in said.items() if text.startswith("won")]
     lost = [f"{name} ({text.strip('*').removeprefix('lost, ')})" for name, text in said.items() if "lost" in text]
     even = [name for name, text in said.items() if text == "even"]
     if not said:
         return "There are only results of quick sizes, which show that it runs and nothing else."
     first = [
-        f"Against the faster of the two `LocalCluster`s: **won {len(won)}**, even {len(even)}, **lost {len(lost)}**."
+        "The faster of two `LocalCluster`s (two workers of one thread, one of two) against the faster of ours of the "
+        f"same shapes: **won {len(won)}**, even {len(even)}, **lost {len(lost)}**."
     ]
     if lost:
         first.append(f"Lost: {', '.join(lost)}.")
     best: list[str] = []
     for name, result in kept["workloads"].items():
-        ours = seconds(kept, name, OURS)
-        others = {who: seconds(kept, name, who) for who in result["entrants"] if who not in (OURS, "sync")}
+        _, ours = fastest(kept, name)
+        left_out = {"sync", *(ours for _, ours in SHAPES.values())}
+        others = {who: seconds(kept, name, who) for who in result["entrants"] if who not in left_out}
         faster = [
             who for who, found in others.items() if found is not None and ours is not None and found * NOISE < ours
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 from benchmarks.ablation import ALL_ON, NO_LOCALITY
 
 Kept = Mapping[str, Any]
-LOCAL = ("local", "threads")
+#: LocalCluster and ours, of the same shape: two workers of one thread, one of two.
+SHAPES = {"2x1": ("local", "serverless"), "1x2": ("threads", "serverless-threads")}
 HEAVY = ("gemm", "svd1", "svd2", "tsqr", "svc")
 #: What a task of a twelve times larger graph may cost more before its cost grows.
 GROWTH_MAX = 1.25
@@ -53,10 +55,10 @@ def ratio(over: float | None, under: float | None) -> float | None:
     return None if over is None or not under else over / under
 
 
-def faster_local(kept: Kept, workload: str) -> float | None:
-    """Return the time of the faster of the two LocalClusters."""
-    times = [found for name in LOCAL if (found := seconds(kept, workload, name)) is not None]
-    return min(times, default=None)
+def fastest(kept: Kept, workload: str) -> tuple[float | None, float | None]:
+    """Return the times of the faster of the two LocalClusters, and of the faster of ours."""
+    local, ours = ([seconds(kept, workload, name) for name in names] for names in zip(*SHAPES.values(), strict=True))
+    return min(filter(None, local), default=None), min(filter(None, ours), default=None)
 
 
 def bytes_of(kept: Kept, workload: str, entrant: str, names: tuple[str, ...]) -> float | None:
@@ -74,6 +76,10 @@ def constants(kept: Kept) -> float | None:
     samples = kept.get("workloads", {}).get("svc-1000", {}).get("size", {}).get("samples")
     written = counted(kept, "svc-1000", "serverless", "bytes_written")
     return ratio(written, MODEL_BYTES + RESULT_BYTES * samples) if samples else None
+
+
+def _against(kept: Kept, *, workload: str, local: str, ours: str) -> float | None:
+    return ratio(seconds(kept, workload, local), seconds(kept, workload, ours))
 
 
 def targets() -> Iterator[Target]:
@@ -96,12 +102,13 @@ def targets() -> Iterator[Target]:
         lambda kept: ratio(per_task(kept, "tree-100k"), per_task(kept, "tree")),
     )
     for name in HEAVY:
-        yield Target(
-            f"{name}: the faster LocalCluster's time / ours",
-            1,
-            True,
-            lambda kept, name=name: ratio(faster_local(kept, name), seconds(kept, name, "serverless")),  # type: ignore[misc]
-        )
+        for shape, (local, ours) in SHAPES.items():
+            yield Target(
+                f"{name}: LocalCluster's time / ours, both {shape}",
+                1,
+                True,
+                functools.partial(_against, workload=name, local=local, ours=ours),
+            )
     yield Target(
         "gemm: bytes written and read / without locality",
         0.5,

@@ -20,7 +20,7 @@ Size = Mapping[str, Any]
 Build = Callable[..., Callable[[], Any]]
 SUBJECTS = ("graphs", "arrays", "learning", "frames", "futures")
 #: Those that take any Dask graph; the others take what has been written for them.
-DASK = ("sync", "local", "threads", "serverless", "ray")
+DASK = ("sync", "local", "threads", "serverless", "serverless-threads", "ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,7 +110,10 @@ class ServerlessCluster(InquirableCluster):
     n_workers
         How many executors may run at once (the ceiling); default: ``serverless.workers.count``, else
         the CPU count. 0: none until `scale`.
-    threads_per_worker, processes, worker_class, worker_dashboard_address, services, worker_services, start
+    threads_per_worker
+        How many tasks one executor runs at the same time; default: ``serverless.executor.threads`` (1). Without
+        `n_workers` there are as many executors as fill this machine's cores.
+    processes, worker_class, worker_dashboard_address, services, worker_services, start
         Accepted for LocalCluster's sake; a value that means something there warns.
     loop, asynchronous, security, protocol, blocked_handlers, interface, service_kwargs, scheduler_kwargs
         As for LocalCluster. With TLS (``security=True`` or a `Security`) tasks that are clients use it as well.
@@ -218,11 +221,12 @@ class ServerlessCluster(InquirableCluster):
         self.status = Status.closed  # for __del__, should this fail
         arguments.check_others(others, _OWN_NAMES)
         arguments.check_worker_shape(
-            threads_per_worker, processes, worker_class, worker_dashboard_address, services, worker_services, start
+            processes, worker_class, worker_dashboard_address, services, worker_services, start
         )
         ceiling = arguments.check_ceiling(n_workers)
         self.settings = arguments.load_settings(
             n_workers=ceiling,
+            threads_per_worker=threads_per_worker,
             memory_limit=memory_limit,
             timeout=timeout,
             preload=preload,
@@ -539,7 +543,8 @@ class ServerlessCluster(InquirableCluster):
     def __repr__(self) -> str:
         return (
             f"{self._cluster_class_name}({self.name!r}, {self.scheduler_address!r}, workers={self._ceiling}, "
-            f"threads={self._ceiling}, memory={format_bytes(self._ceiling * self.settings.lambda_memory)})"
+            f"threads={self._ceiling * self.settings.executor_threads}, "
+            f"memory={format_bytes(self._ceiling * self.settings.lambda_memory)})"
         )
 
     def _repr_html_(self, cluster_status: str | None = None) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import dask
+import dask.system
 from dask.utils import format_time, parse_bytes
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import clean_dashboard_address, get_ip_interface
@@ -32,8 +34,8 @@ NO_EFFECT = {
     "worker_class": "executors are Lambda functions, not Dask workers",
     "worker_dashboard_address": "executors have no dashboard; the scheduler's shows them all",
     "dashboard": "use dashboard_address",
-    "nthreads": "an executor runs one task at a time; use n_workers for more at once",
-    "ncores": "an executor runs one task at a time; use n_workers for more at once",
+    "nthreads": "use threads_per_worker",
+    "ncores": "use threads_per_worker",
     "death_timeout": "executors end with their invocation",
     "lifetime": "executors end with their invocation",
     "data": "values live in the storage tier",
@@ -52,6 +54,7 @@ REPLACED = {
 #: Argument of the cluster: field of `Settings`.
 _SETTINGS = {
     "n_workers": "workers_count",
+    "threads_per_worker": "executor_threads",
     "memory_limit": "lambda_memory",
     "timeout": "lambda_timeout",
     "preload": "lambda_preload",
@@ -134,7 +137,6 @@ def check_persistent(persistent: bool, name: str | None, settings: Settings) -> 
 
 
 def check_worker_shape(
-    threads_per_worker: int | None,
     processes: bool | None,
     worker_class: Any,
     worker_dashboard_address: Any,
@@ -143,10 +145,6 @@ def check_worker_shape(
     start: Any,
 ) -> None:
     """Warn of LocalCluster's own parameters whose given value means nothing here."""
-    if threads_per_worker not in (None, 1):
-        if not isinstance(threads_per_worker, int) or threads_per_worker < 1:
-            raise ValueError(f"threads_per_worker={threads_per_worker!r} must be a positive integer")
-        warn_no_effect("threads_per_worker", NO_EFFECT["nthreads"])
     if processes is not None and not processes:
         warn_no_effect("processes", "executors are always processes of their own")
     given = {
@@ -233,24 +231,25 @@ def _whole_number(name: str, value: Any) -> int:
     return count
 
 
-def ceiling_of(n: Any, memory: Any, cores: float | None, lambda_memory: int) -> int:
+def ceiling_of(n: Any, memory: Any, cores: float | None, settings: Settings) -> int:
     """Return the ceiling that a call of `scale` means: the largest of what is given.
 
     Examples
     --------
-    >>> ceiling_of(2, "5 GiB", None, 2**30)
-    5
+    >>> settings = Settings.load(lambda_memory="1 GiB", executor_threads=2)
+    >>> ceiling_of(2, "5 GiB", None, settings), ceiling_of(2, None, 5, settings)
+    (5, 3)
     """
     count = check_ceiling(n) or 0
     if memory is not None:
-        count = max(count, math.ceil(parse_bytes(memory) / lambda_memory))
+        count = max(count, math.ceil(parse_bytes(memory) / settings.lambda_memory))
     if cores is not None:
-        count = max(count, math.ceil(cores))
+        count = max(count, math.ceil(cores / settings.executor_threads))
     return check_ceiling(count) or 0
 
 
 def adaptive_bounds(
-    least: tuple[Any, Any, Any], most: tuple[Any, Any, Any], ceiling: int, lambda_memory: int
+    least: tuple[Any, Any, Any], most: tuple[Any, Any, Any], ceiling: int, settings: Settings
 ) -> tuple[int, int]:
     """Return what a call of `adapt` means: the fewest and the most executors.
 
@@ -260,23 +259,24 @@ def adaptive_bounds(
         Each as a count, cores and memory; what was not given is None (or infinite).
     ceiling
         The most, if nothing says otherwise.
-    lambda_memory
-        Memory of one executor.
+    settings
+        Of the cluster: the memory and the threads of one executor.
 
     Examples
     --------
-    >>> adaptive_bounds((0, None, None), (math.inf, 8, "5 GiB"), 2, 2**30)
+    >>> adaptive_bounds((0, None, None), (math.inf, 8, "5 GiB"), 2, Settings.load(lambda_memory="1 GiB"))
     (0, 5)
     """
+    lambda_memory, threads = settings.lambda_memory, settings.executor_threads
     minimum, minimum_cores, minimum_memory = least
     maximum, maximum_cores, maximum_memory = most
     fewest, largest = minimum or 0, math.inf if maximum is None else maximum
     if minimum_cores is not None:
-        fewest = max(fewest, minimum_cores)
+        fewest = max(fewest, math.ceil(minimum_cores / threads))
     if minimum_memory is not None:
         fewest = max(fewest, math.ceil(parse_bytes(minimum_memory) / lambda_memory))
     if maximum_cores is not None:
-        largest = min(largest, maximum_cores)
+        largest = min(largest, math.floor(maximum_cores / threads))
     if maximum_memory is not None:
         largest = min(largest, math.floor(parse_bytes(maximum_memory) / lambda_memory))
     if fewest < 0 or largest < 0:
@@ -336,6 +336,10 @@ def load_settings(**arguments: Any) -> Settings:
     """
     arguments = {name: value for name, value in arguments.items() if value is not None or name == "memory_limit"}
     given = dict(arguments)
+    threads = arguments.get("threads_per_worker")
+    many = "n_workers" not in arguments and dask.config.get("serverless.workers.count", None) is None
+    if many and isinstance(threads, int):
+        arguments["n_workers"] = max(1, dask.system.CPU_COUNT // max(1, threads))  # as in LocalCluster
     if "memory_limit" in arguments:
         arguments["memory_limit"] = _lambda_memory(arguments["memory_limit"])
     if isinstance(arguments.get("preload"), str):

@@ -66,7 +66,7 @@ class ScalableCluster(Cluster):
         n
             The new ceiling. It ends `adapt`.
         memory, cores
-            The ceiling as memory or cores altogether (an executor has one).
+            The ceiling as memory or cores altogether (an executor has ``threads_per_worker``).
         dask_workers
             How many ordinary Dask workers run beside the executors.
 
@@ -78,7 +78,7 @@ class ScalableCluster(Cluster):
         if n is None and memory is None and cores is None:
             ceiling = self._ceiling if dask_workers is not None else 0  # as in LocalCluster: scale() is scale(0)
         else:
-            ceiling = arguments.ceiling_of(n, memory, cores, self.settings.lambda_memory)
+            ceiling = arguments.ceiling_of(n, memory, cores, self.settings)
         if dask_workers is not None:
             self._dask_workers_wanted = arguments.check_dask_workers(dask_workers)
         if ceiling != self._ceiling or dask_workers is None:
@@ -161,7 +161,7 @@ class ScalableCluster(Cluster):
             (minimum, minimum_cores, minimum_memory),
             (maximum, maximum_cores, maximum_memory),
             self._ceiling,
-            self.settings.lambda_memory,
+            self.settings,
         )
         adaptive = CeilingAdaptive(self, least, most, **kwargs)
         if self._adaptive is not None:

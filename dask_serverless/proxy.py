@@ -122,13 +122,13 @@ class Proxy(SchedulerPlugin):
     async def _start_fleet(self, predecessor: str = "") -> None:
         scheduler = self.scheduler
         address = reachable_address(scheduler)
-        nthreads = max(1, self.dispatcher.places.ceiling)
+        executors = max(1, self.dispatcher.places.ceiling)
         self.fleet = FleetWorker(
             scheduler.address,
             proxy=self,
             predecessor=predecessor,
             name=FLEET,
-            nthreads=nthreads,
+            nthreads=executors * self.backend.settings.executor_threads,
             memory_limit=0,
             security=scheduler.security,
             # Not the scheduler's own address if that is inside this process: Dask workers read from the fleet worker.
@@ -139,7 +139,7 @@ class Proxy(SchedulerPlugin):
             resources=dict(self.resources) if self.resources else None,
         )
         # Shown to those who look; nothing is limited by it, since this "worker" is part of the user's process.
-        self.fleet.memory_manager.memory_limit = nthreads * self.backend.settings.lambda_memory
+        self.fleet.memory_manager.memory_limit = executors * self.backend.settings.lambda_memory
         await self.fleet
         ws = scheduler.workers[self.fleet.address]
         ws.memory_limit = ShownBytes(ws.memory_limit)
@@ -181,7 +181,8 @@ class Proxy(SchedulerPlugin):
         """Change how many executors may live at once."""
         self.dispatcher.set_ceiling(ceiling)
         if self.fleet is not None:
-            self.fleet.resize(max(1, ceiling), self.backend.settings.lambda_memory)
+            settings = self.backend.settings
+            self.fleet.resize(max(1, ceiling), settings.executor_threads, settings.lambda_memory)
 
     def backend_failed(self, error: PlatformError) -> None:
         """The storage tier or Lambda is gone for good."""

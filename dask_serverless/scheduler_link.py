@@ -116,16 +116,16 @@ class FleetWorker(Worker):
         streams: dict[str, Any] = self.proxy.scheduler.stream_comms
         streams[self.address] = ShortCut(streams[self.address], self.proxy.is_stub, self._compute_stub)
 
-    def resize(self, executors: int, executor_memory: int) -> None:
-        """Show as many threads and as much memory as there may be executors, here and in the scheduler's books."""
-        scheduler, memory = self.proxy.scheduler, executors * executor_memory
-        self.state.nthreads = executors
-        self.executors["default"]._max_workers = executors  # type: ignore[attr-defined]
+    def resize(self, executors: int, threads: int, memory: int) -> None:
+        """Show the threads and the memory of so many executors, here and in the scheduler's books."""
+        scheduler, nthreads, memory = self.proxy.scheduler, executors * threads, executors * memory
+        self.state.nthreads = nthreads
+        self.executors["default"]._max_workers = nthreads  # type: ignore[attr-defined]
         self.memory_manager.memory_limit = memory
         ws = scheduler.workers.get(self.address)
         if ws is None:
             return
-        more = executors - ws.nthreads
+        more = nthreads - ws.nthreads
         ws.nthreads += more
         scheduler.host_info[ws.host]["nthreads"] += more
         scheduler.total_nthreads += more

@@ -132,7 +132,10 @@ def test_after_the_grace_all_is_cancelled_but_what_was_to_be_forgotten(make, sta
     until(lambda: len(cluster._proxy.dispatcher.ledger.jobs) == 1, "its jobs are over, but for one")
     until(lambda: not stored(cluster), "what it had in the storage tier is gone")
     (forgotten,) = cluster._proxy.dispatcher.ledger.jobs
-    until(lambda: not executors(cluster, forgotten), "who is still at work on them is fenced: a moment after they are over")
+    until(
+        lambda: not executors(cluster, forgotten),
+        "who is still at work on them is fenced: a moment after they are over",
+    )
     (tmp_path / "gate").touch()
     with Client(cluster) as client:
         assert client.submit(sum, (1, 2), pure=False).result(SECONDS_MAX) == 3

@@ -4,7 +4,6 @@ import os
 import sys
 import threading
 
-import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from distributed import Client, get_worker, worker_client
 
 from dask_serverless import ServerlessCluster
 from dask_serverless.errors import ExecutorKilled
+from tests.waiting import until
 
 THREADS = 4
 
@@ -19,8 +19,7 @@ THREADS = 4
 @pytest.fixture(scope="module")
 def client():
     with (
-        dask.config.set({"serverless.executor.threads": THREADS}),
-        ServerlessCluster(n_workers=1, dashboard_address=None) as cluster,
+        ServerlessCluster(n_workers=1, threads_per_worker=THREADS, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -37,6 +36,14 @@ def test_as_many_tasks_run_at_the_same_time_in_one_executor(client):
     results = client.gather(client.map(meet, range(2 * THREADS), pure=False))
     assert [number for number, _ in results] == list(range(2 * THREADS))
     assert len({thread for _, thread in results}) == THREADS
+
+
+def test_the_threads_are_shown_whatever_the_size(client):
+    assert list(client.nthreads().values()) == [THREADS]
+    client.cluster.scale(2)
+    until(lambda: list(client.nthreads().values()) == [2 * THREADS], "there is a place more")
+    client.cluster.scale(1)
+    until(lambda: list(client.nthreads().values()) == [THREADS], "it is gone")
 
 
 def test_graphs_have_the_values_they_have_elsewhere(client):

@@ -52,6 +52,7 @@ def kept(run):
             ray=took(reason="ray cannot be imported"),
         ),
         "gemm": workload("GEMM", local=took(1.0), threads=took(2.0), serverless=took(3.0, counted=COUNTED)),
+        "svc": workload("SVC", threads=took(2.0), **{"serverless-threads": took(1.0)}),
     }
     off = {**COUNTED, "bytes_written": 8_000_000, "bytes_read": 4_000_000}
     without = {
@@ -80,16 +81,17 @@ def test_targets_are_met_missed_or_not_measured(kept):
     verdicts = {target.text: target.verdict(kept) for target in targets.targets()}
     assert verdicts["tree of no-ops: LocalCluster's time (2 x 1) / ours"] == ("45", "met")
     assert verdicts["tree of no-ops: ours / the synchronous scheduler's"] == ("2", "met")
-    assert verdicts["gemm: the faster LocalCluster's time / ours"] == ("0.3333", "**missed**")
+    assert verdicts["gemm: LocalCluster's time / ours, both 2x1"] == ("0.3333", "**missed**")
+    assert verdicts["svc: LocalCluster's time / ours, both 1x2"] == ("2", "met")
     assert verdicts["gemm: bytes written and read / without locality"] == ("0.25", "met")
     assert verdicts["tsqr: bytes written / without locality"] == ("", "not measured")
 
 
 def test_losses_and_absences_are_named(kept):
     page = report.page(kept, "figures")
-    assert "**won 1**, even 0, **lost 1**. Lost: gemm (3x)." in page
+    assert "**won 2**, even 0, **lost 1**. Lost: gemm (3x)." in page
     assert "ray cannot be imported (tree)" in page
-    assert "| tree | 0.5 | 45 | 40 | 1 | – | – | – | 45 (25 to 75) | 2 | won, 40x |" in page
+    assert "| tree | 0.5 | 45 | 40 | 1 | – | – | – | – | 45 (25 to 75) |  | 2 | won, 40x |" in page
     assert "| gemm | – | 1 | 2 | 3 |" in page
 
 

@@ -5,6 +5,7 @@ import math
 import warnings
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client, LocalCluster, Nanny, Worker
 from distributed.core import Status
@@ -20,6 +21,7 @@ from dask_serverless.cluster_arguments import (
     dashboard_addresses,
     load_settings,
 )
+from dask_serverless.config import Settings
 from dask_serverless.stock_scheduler import scheduler_options
 
 MiB = 2**20
@@ -99,6 +101,18 @@ def test_the_ceiling_is_the_cpu_count_unless_told(make, monkeypatch):
     assert make(n_workers=0).ceiling == 0
 
 
+def test_threads_share_the_cores_with_executors_as_in_local_cluster(make, monkeypatch):
+    monkeypatch.setattr("dask.system.CPU_COUNT", 7)
+    cluster = make(threads_per_worker=2)
+    assert (cluster.ceiling, cluster.settings.executor_threads) == (3, 2)
+    assert make(threads_per_worker=9).ceiling == 1
+    assert make(n_workers=7, threads_per_worker=2).ceiling == 7
+    with dask.config.set({"serverless.workers.count": 5}):
+        assert make(threads_per_worker=2).ceiling == 5
+    with dask.config.set({"serverless.executor.threads": 2}):
+        assert make().settings.executor_threads == 2
+
+
 def test_usual_calls_do_not_warn(make):
     make(n_workers=2, threads_per_worker=1, processes=True, memory_limit="auto", dashboard_address=None)
     make(name="name", security=Security(), host="127.0.0.1", scheduler_port=0, silence_logs=False)
@@ -110,11 +124,10 @@ def test_usual_calls_do_not_warn(make):
 @pytest.mark.parametrize(
     ("argument", "value", "reason"),
     [
-        ("threads_per_worker", 4, "one task at a time"),
         ("processes", False, "always processes"),
         ("worker_class", Worker, "Lambda functions"),
         ("worker_dashboard_address", ":0", "no dashboard"),
-        ("nthreads", 2, "one task at a time"),
+        ("nthreads", 2, "use threads_per_worker"),
         ("lifetime", "1 hour", "invocation"),
         ("nanny", True, "option of Dask workers"),
         ("contact_address", "tcp://a:1", "option of Dask workers"),
@@ -252,16 +265,19 @@ def test_options_of_dask_workers(make):
 
 
 def test_what_scale_and_adapt_mean():
-    assert ceiling_of(3, None, None, MiB) == 3
-    assert ceiling_of(None, "5 MiB", 7, MiB) == 7
+    settings = Settings.load(lambda_memory=128 * MiB, executor_threads=2)
+    assert ceiling_of(3, None, None, settings) == 3
+    assert ceiling_of(None, "640 MiB", 7, settings) == 5
+    assert ceiling_of(None, None, 7, settings) == 4
     with pytest.raises(ValueError, match="more than 10000"):
-        ceiling_of(None, "1 TiB", None, MiB)
-    assert adaptive_bounds((0, None, None), (math.inf, None, None), 4, MiB) == (0, 4)
-    assert adaptive_bounds((6, None, None), (math.inf, None, None), 4, MiB) == (6, 6)
-    assert adaptive_bounds((None, 1, "2 MiB"), (None, 9, "8 MiB"), 4, MiB) == (2, 8)
+        ceiling_of(None, "2 TiB", None, settings)
+    assert adaptive_bounds((0, None, None), (math.inf, None, None), 4, settings) == (0, 4)
+    assert adaptive_bounds((6, None, None), (math.inf, None, None), 4, settings) == (6, 6)
+    assert adaptive_bounds((None, 1, "256 MiB"), (None, 19, "1 GiB"), 4, settings) == (2, 8)
+    assert adaptive_bounds((None, 3, None), (None, 5, None), 4, settings) == (2, 2)
     for least, most, text in [((-1,), (3,), "negative"), ((4,), (3,), "exceed"), ((0,), (10**6,), "10000")]:
         with pytest.raises(ValueError, match=text):
-            adaptive_bounds((*least, None, None), (*most, None, None), 4, MiB)
+            adaptive_bounds((*least, None, None), (*most, None, None), 4, settings)
 
 
 def test_arguments_stand_above_the_configuration():
