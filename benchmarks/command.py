@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
         section, entrants, names = runs[part]
         before, found = kept, {}
         for name in names:
-            found[name] = measuring.measure(
-                there[name], entrants, there[name].size(options.quick, part == "ablation"), repeat
-            )
+            workload = there[name]
+            set_up = [replace(each, settings={**workload.settings, **each.settings}) for each in entrants]
+            found[name] = measuring.measure(workload, set_up, workload.size(options.quick, part == "ablation"), repeat)
             ours = [found[name]["entrants"][each.label] for each in entrants if each.contender == report.OURS]
             failed += [f"{part}: {name}: {each['reason']}" for each in ours if each["reason"]]
             kept = results.merge(before, section, found, run)

@@ -46,6 +46,8 @@ class Workload:
         The same program for contenders that do not take Dask graphs.
     without
         Contenders that do not take part, each with the reason.
+    settings
+        Dask's settings for it, the same for all contenders.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Workload:
     known: str = ""
     others: Mapping[str, Build] = field(default_factory=dict)
     without: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def size(self, quick: bool, ablation: bool = False) -> Size:
         if quick:
