@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import click
 
+from dask_serverless.config import Settings
+from dask_serverless.deployment.account import Account
+from dask_serverless.deployment.findings import condition_of, examine
+from dask_serverless.deployment.manifest import DEFAULT_NAME, manifest
+from dask_serverless.deployment.removal import SECONDS_MAX, destroy, planned
 from dask_serverless.simulate import BATCH_SEEDS, check_classes, commit, replay_line, simulate, simulate_many
 from dask_serverless.simulator.calculator import predict
 from dask_serverless.simulator.clusters import ours, wukong
 from dask_serverless.simulator.shapes import chains, experienced, gemm, svd1, svd2, tree, tsqr
 from dask_serverless.simulator.workload import Workload
+from lambda_worker.core.errors import PlatformError
 
 #: Block algorithms, each with a size and the rows of a block that Wukong's evaluation had.
 SIZES: dict[str, tuple[Callable[..., Workload], int, int]] = {
@@ -132,3 +140,84 @@ def predict_command(
         work = make(size or usual_size, chunk=chunk or usual_chunk)
     cluster = wukong(executors, shards or 75) if as_wukong else ours(executors, shards or 4)
     click.echo(predict(work if as_wukong else experienced(work), cluster))
+
+
+def _of_a_deployment(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--endpoint-url", help="Where AWS is, if not at Amazon (LocalStack, moto)."),
+        click.option("--region", help="The AWS region (default: as configured for AWS)."),
+        click.option("--name", default=DEFAULT_NAME, show_default=True, help="What the deployment is called."),
+    ):
+        command = option(command)
+    return command
+
+
+def _in_account(
+    work: Callable[[Account], Awaitable[None]], name: str, region: str | None, endpoint_url: str | None
+) -> None:
+    """Do something in an account; what keeps it from being done is an exit status of its own."""
+
+    async def run() -> None:
+        async with Account(name, region, endpoint_url) as account:
+            await work(account)
+
+    try:
+        asyncio.run(run())
+    except PlatformError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+@serverless.command(name="doctor")
+@_of_a_deployment
+def doctor_command(**where: Any) -> None:
+    """Say what is wrong with a deployment in AWS: what is missing or broken, whose fault that is and what to do.
+
+    Changes nothing. The exit status is 0 if the deployment is complete, 1 if something is wrong or nothing is there,
+    and 2 if it could not be looked at.
+    """
+
+    async def look(account: Account) -> None:
+        inventory = await account.inventory()
+        pieces = manifest(len(Settings.load().function_classes))
+        findings = examine(inventory, pieces)
+        click.echo(f"deployment {account.name!r}: {condition_of(inventory, pieces)}, {len(findings)} finding(s)")
+        for each in findings:
+            click.echo(each)
+        if findings:
+            raise SystemExit(1)
+
+    _in_account(look, **where)
+
+
+@serverless.command(name="destroy")
+@_of_a_deployment
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0), default=SECONDS_MAX / 60, show_default=True, help="It may take so long."
+)
+def destroy_command(dry_run: bool, yes: bool, minutes: float, **where: Any) -> None:
+    """Remove a deployment from AWS, with all that is stored in it.
+
+    Removes the CloudFormation stack, then what that has left behind, if it carries this deployment's tags. Whatever
+    stops it, it can be run again, and goes on from there. The exit status is 0 if nothing is left, also if nothing was
+    there; 1 if you say no; 2 if something could not be removed.
+    """
+
+    async def remove(account: Account) -> None:
+        plan = await planned(account)
+        if not plan:
+            click.echo(f"deployment {account.name!r}: nothing is there")
+            return
+        click.echo("\n  ".join([f"deployment {account.name!r}, to be removed:", *plan]))
+        if dry_run:
+            return
+        if not yes:
+            click.confirm("Remove all of this, with what is stored in it?", abort=True)
+        left = await destroy(account, click.echo, minutes * 60)
+        for arn in left.unknown:
+            click.echo(f"carries this deployment's tags, but is of a kind not known here (or gone already): {arn}")
+        click.echo(f"deployment {account.name!r}: nothing is left")
+
+    _in_account(remove, **where)

@@ -311,7 +311,7 @@ class LambdaInvoker:
         try:
             await line.client(self._open_client)
         except Exception as error:
-            refusal = self._refusal(*_code_and_message(error))
+            refusal = self._refusal(*code_and_message(error))
             return [refusal] * len(assignments)
         return list(await asyncio.gather(*(self._invoke_one(each, line) for each in assignments)))
 
@@ -369,8 +369,8 @@ class LambdaInvoker:
                 await body.read()
             return None, "", False, client
         except Exception as error:
-            code, message = _code_and_message(error)
-            return code, message, code in THROTTLED or _is_broken(error), client
+            code, message = code_and_message(error)
+            return code, message, code in THROTTLED or is_broken(error), client
 
     async def _before(self, now: float) -> None:
         """Wait until a request may be sent (a hook for a governor)."""
@@ -460,7 +460,7 @@ class _Line:
             await self.loop.shutdown_asyncgens()
 
 
-def _code_and_message(error: Exception) -> tuple[str, str]:
+def code_and_message(error: Exception) -> tuple[str, str]:
     """Name an error of botocore as AWS does, or else by its class."""
     response = getattr(error, "response", None)
     if isinstance(response, dict) and "Error" in response:
@@ -469,7 +469,7 @@ def _code_and_message(error: Exception) -> tuple[str, str]:
     return code_of(error), str(error)
 
 
-def _is_broken(error: Exception) -> bool:
+def is_broken(error: Exception) -> bool:
     """Tell whether the way to Lambda failed (or Lambda itself), rather than the request."""
     from botocore.exceptions import ClientError, HTTPClientError
 

@@ -60,6 +60,14 @@ class CredentialsRefused(InvocationRefused):
     """The AWS credentials have ended or are not accepted, and no new ones were to be had."""
 
 
+class DeploymentRefused(PlatformError):
+    """AWS does not let a deployment be looked at or changed, or that would touch what is another's."""
+
+
+class RemovalUnfinished(PlatformError):
+    """A deployment could not be removed within the time that there was; what is left is named."""
+
+
 class BudgetExceeded(ServerlessError):
     """The cluster has spent what it may, or a job has run its tasks too often: nothing more is started for it."""
 
