@@ -145,7 +145,8 @@ class Account:
 
     async def delete_stack(self, stack: Stack) -> None:
         """Ask CloudFormation to delete a stack, which takes its time."""
-        await self._call("cloudformation", "delete_stack", StackName=stack.id)
+        with contextlib.suppress(Gone):
+            await self._call("cloudformation", "delete_stack", StackName=stack.id)
 
     async def empty(self, bucket: Found) -> None:
         """Delete what is in a bucket."""

@@ -16,6 +16,7 @@ from moto.cloudformation.models import Event
 from moto.server import ThreadedMotoServer
 
 from dask_serverless.command_line import serverless
+from dask_serverless.config import Settings
 from dask_serverless.deployment import manifest as m
 from dask_serverless.deployment.account import Account, Busy
 from dask_serverless.deployment.findings import Condition, condition_of, examine
@@ -163,7 +164,8 @@ async def test_what_the_stack_has_left_is_removed(account, call):
 
 
 async def test_a_stack_that_could_not_be_deleted_is_deleted_once_its_pieces_are_gone(account, call, monkeypatch):
-    made = await deploy(call)
+    # Retained, since moto, unlike AWS, fails to delete a stack whose bucket is gone already.
+    made = await deploy(call, without=TWINS, retained=[piece.name for piece in PIECES])
     await put(call, made["overflow-bucket"])
     delete_stack, asked = account.delete_stack, []
 
@@ -297,12 +299,13 @@ def test_the_commands_on_nothing(url):
 
 def test_the_commands_on_a_deployment(url, monkeypatch):
     monkeypatch.setattr("dask_serverless.deployment.removal.PAUSE_SECONDS", 0)
-    with_a_deployment(url)
-    done = command(url, "doctor")  # it looks for the functions of all classes that are configured
-    assert done.exit_code == 1 and "deployment 'prod': half-deployed, 3 finding(s)" in done.output
-    monkeypatch.setattr("dask_serverless.command_line.manifest", lambda classes: PIECES)
+    asked = []
+    monkeypatch.setattr("dask_serverless.command_line.manifest", lambda classes: asked.append(classes) or few)
+    few = [piece for piece in PIECES if piece.name not in TWINS]
+    with_a_deployment(url, without=TWINS)
     done = command(url, "doctor")
     assert (done.exit_code, done.output) == (0, "deployment 'prod': complete, 0 finding(s)\n")
+    assert asked == [len(Settings.load().function_classes)]
     for arguments, answer, status in ((["--dry-run"], None, 0), ([], "n\n", 1)):
         done = command(url, "destroy", *arguments, input=answer)
         assert done.exit_code == status

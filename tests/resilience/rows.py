@@ -160,7 +160,11 @@ ROWS: dict[int, Row] = {
     42: Row(
         "A malicious pickle is put into the store or an invocation", "It is not unpickled: its tag is checked first"
     ),
-    43: Row("A deployment that is half there", "", "there is no deployment to AWS yet"),
+    43: Row(
+        "A deployment that is half there",
+        "`dask serverless doctor` names what is missing, broken or left, whose fault it is and what to do. `destroy` "
+        "removes what carries the deployment's tags, and nothing else; whatever stops it, the next run goes on",
+    ),
     44: Row(
         "AWS credentials expire in the middle of a run",
         "They are renewed where they can be, also keys in a file that somebody replaces. Otherwise, within some "
