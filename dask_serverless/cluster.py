@@ -73,6 +73,7 @@ STATS = (
     "objects_written",
     "objects_overflowed",
     "slices_written",
+    "slices_overflowed",
     "bytes_written",
     "bytes_read",
     "round_trips",
@@ -513,12 +514,12 @@ class ServerlessCluster(InquirableCluster):
         ``invocations``, ``executors``, ``sandboxes_cold``, ``sandboxes_warm``, ``tasks_planned``,
         ``tasks_run``, ``tasks_rerun``, ``executors_lost``,
         ``executors_restarted``, ``executors_backed_up``, ``objects_written``, ``objects_overflowed`` (those of
-        them that went to disk), ``slices_written`` (parts of shuffled partitions), ``bytes_written``,
-        ``bytes_read``, ``round_trips``; ``gb_seconds`` as Lambda would bill them, and ``dollars``: what they and
-        the invocations cost (``serverless.lambda.price-...``). As they are now: ``store_keys``, ``store_bytes``
-        and ``overflow_bytes``; and what this process holds for graphs, namely ``graphs_kept`` (those with a future
-        somewhere), ``tasks_under_way`` (whose edges are in memory, some 400 bytes each) and ``proxy_bytes`` (kept
-        messages, small values, segments on their way).
+        them that went to disk), ``slices_written`` (parts of shuffled partitions), ``slices_overflowed``,
+        ``bytes_written``, ``bytes_read``, ``round_trips``; ``gb_seconds`` as Lambda would bill them, and
+        ``dollars``: what they and the invocations cost (``serverless.lambda.price-...``). As they are now:
+        ``store_keys``, ``store_bytes`` and ``overflow_bytes``; and what this process holds for graphs, namely
+        ``graphs_kept`` (those with a future somewhere), ``tasks_under_way`` (whose edges are in memory, some 400
+        bytes each) and ``proxy_bytes`` (kept messages, small values, segments on their way).
         """
         return self.sync(self._stats)
 

@@ -189,7 +189,7 @@ class Store(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Return what this client did since it was made: ``round_trips``, ``objects_written``,
-        ``objects_overflowed``, ``slices_written``, ``bytes_written``, ``bytes_read``."""
+        ``objects_overflowed``, ``slices_written``, ``slices_overflowed``, ``bytes_written``, ``bytes_read``."""
         ...
 
 

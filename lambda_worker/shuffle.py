@@ -100,6 +100,8 @@ class ShuffleTask:
         shuffles.learn(self.specs)
         try:
             return self.task(values)
+        except NoRoomForSlices as error:
+            raise NoRoomForSlices(f"task {self.key!r}: {error}") from None
         except RuntimeError as error:
             # Dask wraps all errors but its own ("P2P ... failed during ..."). Ours say whose fault it is.
             ours = error.__cause__
@@ -163,8 +165,8 @@ class Shuffles:
         except StoreFull as error:
             nbytes = sum(map(frames_nbytes, slices.values()))
             raise NoRoomForSlices(
-                f"P2P {id}: no room for {nbytes:,} bytes of input partition {source}: {error}. "
-                "A shuffle needs room for all of its data at once: raise the cluster's storage_max_memory="
+                f"P2P {id}: no room for {nbytes:,} bytes of input partition {source}, and a shuffle needs room for all "
+                f"of its data at once: {error}"
             ) from None
 
     def barrier(self, id: str, run_ids: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

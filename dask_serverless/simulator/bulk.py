@@ -21,6 +21,7 @@ class Bulk:
             "objects_written",
             "objects_overflowed",
             "slices_written",
+            "slices_overflowed",
             "bytes_written",
             "bytes_read",
         )

@@ -27,9 +27,9 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-from fargate_storage.client.objects import flat
+from fargate_storage.client.stripes import flat
 from lambda_worker.core.errors import StoreFull, StoreUnavailable
 from lambda_worker.core.wire import Frame, Frames, pack, unpack
 
@@ -147,15 +147,22 @@ class DirectoryOverflow:
                 self._make(os.path.dirname(final))
         raise OSError(errno.ENOENT, "its directory is removed again and again", final)
 
-    def read(self, name: str) -> list[Frame] | None:
+    def read(self, name: str, first: int = 0, count: int | None = None) -> list[Frame] | None:
         """See `Overflow.read`."""
         with self._errors(0):
             try:
                 with open(self._file(name), "rb", buffering=0) as file:
                     os.utime(file.fileno())
-                    return _frames(file.fileno())
+                    return _frames(file.fileno(), first, count)
             except ABSENT:
                 return None
+
+    def names(self, prefix: str) -> list[str]:
+        """See `Overflow.names`."""
+        job, _, rest = prefix.partition("/")
+        begin = "=" + quote(rest, safe="")
+        found = _listed(os.path.join(self._values, _safe(job)))
+        return [f"{job}/{unquote(each[1:])}" for each in found if each.startswith(begin)]
 
     def has(self, name: str) -> bool:
         """See `Overflow.has`."""
@@ -175,10 +182,7 @@ class DirectoryOverflow:
         """See `Overflow.forget`."""
         directory = os.path.join(self._values, _safe(job))
         kept = {self._file(name) for name in keep}
-        try:
-            found = [os.path.join(directory, each) for each in os.listdir(directory)]
-        except ABSENT:
-            return
+        found = [os.path.join(directory, each) for each in _listed(directory)]
         self._remove(path for path in found if path not in kept)
 
     def usage(self) -> int:
@@ -343,13 +347,20 @@ def _size(path: str) -> int | None:
         return None
 
 
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except ABSENT:
+        return []
+
+
 def _files(directory: str) -> Iterator[str]:
     for where, _, names in os.walk(directory):
         yield from (os.path.join(where, name) for name in names)
 
 
-def _frames(descriptor: int) -> list[Frame] | None:
-    """Read what `write` has written; None: this is something else."""
+def _frames(descriptor: int, first: int, count: int | None) -> list[Frame] | None:
+    """Read what `write` has written, or some frames of it; None: this is something else."""
     head = os.read(descriptor, HEAD_BYTES)
     if len(head) < HEAD_BYTES or not head.startswith(MAGIC):
         return None
@@ -363,7 +374,8 @@ def _frames(descriptor: int) -> list[Frame] | None:
             return None
         if HEAD_BYTES + length + sum(lengths) != size:
             return None
-        return [_exactly(descriptor, each) for each in lengths]
+        os.lseek(descriptor, sum(lengths[:first]), os.SEEK_CUR)
+        return [_exactly(descriptor, each) for each in lengths[first:][:count]]
     except (ValueError, TypeError):  # msgpack's own errors are ValueErrors
         return None
 

@@ -64,6 +64,7 @@ class Counters:
             "objects_written",
             "objects_overflowed",
             "slices_written",
+            "slices_overflowed",
             "bytes_written",
             "bytes_read",
         )

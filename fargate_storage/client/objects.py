@@ -1,9 +1,8 @@
 """Stored values and segments: the bulk data, on shards.
 
 A value is a Redis list of its frames, so that large buffers are sent as they are and come back one by one. Above
-``stripe_bytes`` it is cut into stripes, lists of their own on one shard after the other; the first element of the
-first stripe then tells the lengths of the frames. Names are unique to one write, so writing (delete, then push, in
-one transaction) may be repeated even while somebody reads.
+``stripe_bytes`` it is cut into stripes (`stripes.py`), lists of their own on one shard after the other. Names are
+unique to one write, so writing (delete, then push, in one transaction) may be repeated even while somebody reads.
 
 What finds no room on a shard, or is too large for one, goes to the overflow, if there is one; its `Ref` says so.
 Whatever is missing on a shard is looked for there, too: values that are to outlive it have a copy under their name.
@@ -11,8 +10,6 @@ Whatever is missing on a shard is looked for there, too: values that are to outl
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -23,127 +20,18 @@ from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.endpoint import Command, Counters, Endpoint
 from fargate_storage.client.keys import Keys, job_of, stripe_name
 from fargate_storage.client.overflow import OVERFLOW, Overflow
+from fargate_storage.client.room import Room
 from fargate_storage.client.shard_map import ShardMap, while_shards_go
-from lambda_worker.core.errors import StoreFull, ValueLost, ValueTooLarge
-from lambda_worker.core.wire import Frame, Frames, Ref, frames_nbytes, pack, unpack
+from fargate_storage.client.stripes import Uncut, cut
+from lambda_worker.core.errors import ValueLost, ValueTooLarge
+from lambda_worker.core.wire import Frame, Frames, Ref, frames_nbytes
 
 #: Bounds of one round trip: what a server must hold at once, and what is lost when it must be repeated.
 BATCH_BYTES_MAX = 64 * 2**20
 BATCH_ITEMS_MAX = 512
-#: After a shard has said that it is full, it is not sent any values for so long: each would cross the network in vain.
-FULL_SECONDS = 1.0
-_OVERFLOW_HINT = "or have values overflow to a disk (serverless.storage.overflow)"
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def flat(frame: Frame) -> bytes | memoryview:
-    """View a frame as plain bytes, without a copy where the frame's memory is in one piece.
-
-    Examples
-    --------
-    >>> import array
-    >>> flat(memoryview(array.array("d", [1.0, 2.0]))).nbytes
-    16
-    """
-    if isinstance(frame, bytes):
-        return frame
-    view = memoryview(frame)
-    # `cast` refuses an empty view with several dimensions, and memory that has gaps.
-    return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
-
-
-def cut(frames: Frames, stripe_bytes: int) -> list[list[bytes | memoryview]]:
-    """Cut frames into stripes of at most `stripe_bytes`, the first of which begins with the frames' lengths.
-
-    A value that fits into one stripe stays as it is, without lengths.
-
-    Examples
-    --------
-    >>> first, *others = cut([b"abc", b"defg"], 4)
-    >>> [bytes(piece) for piece in first[1:]], [[bytes(piece) for piece in stripe] for stripe in others]
-    ([b'abc', b'd'], [[b'efg']])
-    """
-    views = [flat(frame) for frame in frames]
-    lengths = [len(view) for view in views]
-    if sum(lengths) <= stripe_bytes:
-        return [views]
-    stripes: list[list[bytes | memoryview]] = [[pack(lengths)]]
-    room = stripe_bytes
-    for whole in views:
-        view = memoryview(whole)
-        while len(view):
-            if not room:
-                stripes.append([])
-                room = stripe_bytes
-            stripes[-1].append(view[:room])
-            room -= len(stripes[-1][-1])
-            view = view[len(stripes[-1][-1]) :]
-    return stripes
-
-
-class Uncut:
-    """A value that was cut, being put together again: its frames' memory is filled as stripes arrive, in any order.
-
-    So the value is in memory once, and beside it no more than the stripes that are on their way.
-
-    Parameters
-    ----------
-    first
-        The first stripe; raises `ValueError` when it is not what `cut` made.
-    nbytes
-        The size of all frames together. It is trusted; what the stripe says is not.
-
-    Examples
-    --------
-    >>> stripes = cut([b"abc", b"defg"], 4)
-    >>> value = Uncut(stripes[0], 7)
-    >>> value.place(1, stripes[1])
-    >>> [bytes(frame) for frame in value.frames()]
-    [b'abc', b'defg']
-    """
-
-    def __init__(self, first: Sequence[Frame], nbytes: int) -> None:
-        lengths = unpack(first[0]) if first else None
-        if not isinstance(lengths, list) or not all(isinstance(length, int) and length >= 0 for length in lengths):
-            raise ValueError("the first stripe does not tell the lengths of frames")
-        if sum(lengths) != nbytes:
-            raise ValueError(f"the frames have {sum(lengths):,} bytes, not {nbytes:,}")
-        self._stripe_bytes = frames_nbytes(first[1:])
-        self._frames = [bytearray(length) for length in lengths]
-        self._missing = nbytes
-        self._lock = threading.Lock()
-        self.place(0, first[1:])
-
-    def place(self, stripe: int, pieces: Sequence[Frame]) -> None:
-        """Copy a stripe to where it belongs; all but the last are of one size, so that is known."""
-        offset = stripe * self._stripe_bytes
-        placed = 0
-        frames = iter(self._frames)
-        frame = next(frames, None)
-        for piece in pieces:
-            view = memoryview(piece)
-            while len(view):
-                while frame is not None and offset >= len(frame):
-                    offset -= len(frame)
-                    frame = next(frames, None)
-                if frame is None:
-                    raise ValueError("a stripe reaches beyond the last frame")
-                part = view[: len(frame) - offset]
-                # Through a view: a slice of the bytearray itself would be copied twice.
-                memoryview(frame)[offset : offset + len(part)] = part
-                offset += len(part)
-                placed += len(part)
-                view = view[len(part) :]
-        with self._lock:
-            self._missing -= placed
-
-    def frames(self) -> list[Frame]:
-        """Return the frames; raises `ValueError` when a part of them is missing."""
-        if self._missing:
-            raise ValueError(f"{self._missing:,} bytes are missing")
-        return list(self._frames)
 
 
 def batches(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
@@ -159,6 +47,20 @@ def batches(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]
         total += size
     if batch:
         yield batch
+
+
+def by_shard(items: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
+    """Part what is done at each shard from what is done at others.
+
+    Examples
+    --------
+    >>> by_shard([(1, "a"), (0, "b"), (1, "c")])
+    {1: ['a', 'c'], 0: ['b']}
+    """
+    parts: dict[int, list[T]] = {}
+    for shard, item in items:
+        parts.setdefault(shard, []).append(item)
+    return parts
 
 
 class Objects:
@@ -179,7 +81,7 @@ class Objects:
         self._config = config
         self._counters = counters
         self._overflow = overflow
-        self._full_until = float("-inf")
+        self.room = Room(overflow)
         # Threads only help where there are several servers to wait for. They start when they are needed.
         self._threads = ThreadPoolExecutor(min(len(shards), 8), "storage") if len(shards) > 1 else None
 
@@ -188,49 +90,24 @@ class Objects:
         """Write values; see `lambda_worker.ports.Store.put`."""
         bytes_max = self._config.object_bytes_max
         sizes = {name: frames_nbytes(frames) for name, frames in objects}
-        if self._overflow is None:
-            for nbytes in sizes.values():
-                if nbytes > bytes_max:
-                    raise ValueTooLarge(
-                        f"a value of {nbytes:,} bytes is larger than {bytes_max:,} "
-                        "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
-                    )
-        # Asked in vain a moment ago, maybe for something larger: then a shard is only asked when nobody else has room.
-        asked = time.monotonic() >= self._full_until
-        fitting = [each for each in objects if asked and sizes[each[0]] <= bytes_max]
-        try:
-            refs = {ref.name: ref for ref in self._put(fitting)}
-        except StoreFull as error:
-            if self._overflow is None:
-                raise StoreFull(f"{error}, {_OVERFLOW_HINT}") from None
-            self._full_until = time.monotonic() + FULL_SECONDS
-            # Some of them may have been written, or a part of one.
-            self._unlink([self._ref(name, sizes[name]) for name, _ in fitting])
-            refs = {}
-        for name, frames in objects:
-            if name not in refs:
-                refs[name] = self._put_beside(name, frames, sizes[name])
-        return [refs[name] for name, _ in objects]
-
-    def _put_beside(self, name: str, frames: Frames, nbytes: int) -> Ref:
-        """Write a value to the overflow; if that is full too, to a shard: it may fit where more did not."""
-        try:
-            return self._keep(name, frames, nbytes)
-        except StoreFull as error:
-            if nbytes > self._config.object_bytes_max:
-                raise
-            try:
-                (ref,) = self._put([(name, frames)])
-            except StoreFull:
-                self._unlink([self._ref(name, nbytes)])
-                raise error from None
-            return ref
+        large = [each for each in objects if sizes[each[0]] > bytes_max]
+        if large and self._overflow is None:
+            raise ValueTooLarge(
+                f"a value of {sizes[large[0][0]]:,} bytes is larger than {bytes_max:,} "
+                "(serverless.storage.object-bytes-max): make the chunks smaller, or raise that limit"
+            )
+        fitting = [each for each in objects if sizes[each[0]] <= bytes_max]
+        refs = self.room.find(
+            lambda: self._put(fitting),
+            lambda: self._keep(fitting),
+            lambda: self._unlink([self._ref(name, sizes[name]) for name, _ in fitting]),
+        )
+        found = {ref.name: ref for ref in [*refs, *self._keep(large)]}
+        return [found[name] for name, _ in objects]
 
     def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
         """Write values to the overflow; without one, to the shards."""
-        if self._overflow is None:
-            return self.put(objects)
-        return [self._keep(name, frames, frames_nbytes(frames)) for name, frames in objects]
+        return self.put(objects) if self._overflow is None else self._keep(objects)
 
     @while_shards_go
     def put_again(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
@@ -238,32 +115,34 @@ class Objects:
         for ref, frames in objects:
             if frames_nbytes(frames) != ref.nbytes:
                 raise ValueError(f"{ref.name!r} had {ref.nbytes:,} bytes, and cannot be written with another size")
+            if ref.overflowed and self._overflow is None:
+                raise ValueLost(
+                    f"value {ref.name!r} was in an overflow, and there is none (serverless.storage.overflow)"
+                )
         on_shards = [each for each in objects if not each[0].overflowed]
-        beside = [each for each in objects if each[0].overflowed]
-        try:
-            self._write(on_shards)
-        except StoreFull as error:
-            if self._overflow is None:
-                raise StoreFull(f"{error}, {_OVERFLOW_HINT}") from None
-            self._unlink([ref for ref, _ in on_shards])
-            beside = list(objects)  # under their names, where readers look for what is not on its shard
-        for ref, frames in beside:
-            self._replace(ref, frames)
+        self.room.find(
+            lambda: self._write(on_shards),
+            lambda: self._replace(on_shards),  # under their names, where readers look for what is not on its shard
+            lambda: self._unlink([ref for ref, _ in on_shards]),
+        )
+        self._replace([each for each in objects if each[0].overflowed])
 
-    def _replace(self, ref: Ref, frames: Frames) -> None:
-        """Have a value in the overflow, instead of anything else under its name."""
-        if self._overflow is None:
-            raise ValueLost(f"value {ref.name!r} was in an overflow, and there is none (serverless.storage.overflow)")
-        if self._overflow.read(ref.name) != [flat(frame) for frame in frames]:
-            # The first complete write stays, so what is spoiled goes first. What is good stays: it may be being read.
-            self._overflow.delete([ref.name])
-            self._keep(ref.name, frames, ref.nbytes)
+    def _replace(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
+        for ref, frames in objects:
+            if self.room.replace(ref.name, frames):
+                self._count_kept(ref.nbytes)
 
-    def _keep(self, name: str, frames: Frames, nbytes: int) -> Ref:
-        assert self._overflow is not None
-        self._overflow.write(name, frames)
+    def _keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
+        refs = []
+        for name, frames in objects:
+            assert self._overflow is not None
+            self._overflow.write(name, frames)
+            refs.append(Ref(name, OVERFLOW, frames_nbytes(frames)))
+            self._count_kept(refs[-1].nbytes)
+        return refs
+
+    def _count_kept(self, nbytes: int) -> None:
         self._counters.add(objects_written=1, objects_overflowed=1, bytes_written=nbytes)
-        return Ref(name, OVERFLOW, nbytes)
 
     def _ref(self, name: str, nbytes: int) -> Ref:
         # By name, not by chance: writing twice must write to the same place.
@@ -276,26 +155,26 @@ class Objects:
         return refs
 
     def _write(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
-        stripes: dict[int, list[tuple[str, int, list[bytes | memoryview]]]] = {}
+        stripes: list[tuple[int, tuple[str, int, list[bytes | memoryview]]]] = []
         for ref, frames in objects:
             if not frames:
                 raise ValueError(f"{ref.name!r} has no frames: a sealed value has at least its tag")
             pieces = cut(frames, self._config.stripe_bytes)
-            for stripe, shard in self._places(ref):
-                stripes.setdefault(shard, []).append((ref.name, stripe, pieces[stripe]))
-        self.on_each(stripes, self._put_stripes)
+            stripes += [(shard, (ref.name, stripe, pieces[stripe])) for stripe, shard in self._places(ref)]
+        self.on_each(by_shard(stripes), self._put_stripes)
         self._counters.add(objects_written=len(objects), bytes_written=sum(ref.nbytes for ref, _ in objects))
 
     @while_shards_go
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
         """Read values; see `lambda_worker.ports.Store.get`."""
-        wanted: dict[int, dict[str, int]] = {}
-        for ref in refs:  # of a value in stripes, only the first one, which tells how large the frames are
-            if not ref.overflowed:
-                wanted.setdefault(self._places(ref)[0][1], {})[ref.name] = ref.nbytes // ref.stripes
+        # Of a value in stripes, only the first one, which tells how large the frames are.
+        wanted = by_shard(
+            (self._places(ref)[0][1], ((ref.name, 0), ref.nbytes // ref.stripes))
+            for ref in dict.fromkeys(refs)
+            if not ref.overflowed
+        )
         firsts: dict[str, list[Frame]] = {}
-        by_shard = {shard: [((name, 0), size) for name, size in items.items()] for shard, items in wanted.items()}
-        for part in self.on_each(by_shard, self._get_stripes):
+        for part in self.on_each(wanted, self._get_stripes):
             firsts.update((name, pieces) for (name, _), pieces in part.items())
         distinct = {ref.name: self._value(ref, firsts.get(ref.name, [])) for ref in dict.fromkeys(refs)}
         values = [distinct[ref.name] for ref in refs]
@@ -312,28 +191,19 @@ class Objects:
                 self._overflow.delete([ref.name for ref in refs])
 
     def _unlink(self, refs: Sequence[Ref]) -> None:
-        stripes: dict[int, list[tuple[str, int]]] = {}
-        for ref in refs:
-            for stripe, shard in self._places(ref):
-                stripes.setdefault(shard, []).append((ref.name, stripe))
-
-        def remove(shard: int, items: list[tuple[str, int]]) -> None:
+        def remove(shard: int, items: list[tuple[Ref, int]]) -> None:
             for batch in batches(items, lambda item: 0):
                 commands: list[Command] = []
-                for name, stripe in batch:
+                for (name, *_), stripe in batch:
                     commands.append(("UNLINK", self._keys.of_object(name, stripe)))
                     commands.append(("SREM", self._keys.of_job(job_of(name), "objects"), stripe_name(name, stripe)))
                 self.shards[shard].ask(*commands)
 
-        self.on_each(stripes, remove)
+        self.on_each(self._stripes(refs), remove)
 
     @while_shards_go
     def missing(self, refs: Sequence[Ref]) -> list[Ref]:
         """Return those values of which a stripe is not there, and that are not in the overflow."""
-        stripes: dict[int, list[tuple[Ref, int]]] = {}
-        for ref in refs:
-            for stripe, shard in self._places(ref):
-                stripes.setdefault(shard, []).append((ref, stripe))
 
         def look(shard: int, items: list[tuple[Ref, int]]) -> set[Ref]:
             absent: set[Ref] = set()
@@ -343,7 +213,7 @@ class Objects:
                 absent.update(ref for (ref, _), found in zip(batch, there, strict=True) if not found)
             return absent
 
-        absent = set().union(*self.on_each(stripes, look)).union(ref for ref in refs if ref.overflowed)
+        absent = set().union(*self.on_each(self._stripes(refs), look)).union(ref for ref in refs if ref.overflowed)
         if self._overflow is not None:
             absent = {ref for ref in absent if not self._overflow.has(ref.name)}
         return [ref for ref in refs if ref in absent]
@@ -351,47 +221,40 @@ class Objects:
     @while_shards_go
     def touch(self, refs: Sequence[Ref]) -> None:
         """Renew values' time to live."""
-        stripes: dict[int, list[str]] = {}
-        for ref in refs:
-            for stripe, shard in self._places(ref):
-                stripes.setdefault(shard, []).append(self._keys.of_object(ref.name, stripe))
 
-        def renew(shard: int, keys: list[str]) -> None:
-            for batch in batches(keys, lambda key: 0):
-                self.shards[shard].ask(*[("EXPIRE", key, self._config.ttl_seconds) for key in batch])
+        def renew(shard: int, items: list[tuple[Ref, int]]) -> None:
+            for batch in batches(items, lambda item: 0):
+                keys = [self._keys.of_object(ref.name, stripe) for ref, stripe in batch]
+                self.shards[shard].ask(*[("EXPIRE", key, self._config.ttl_seconds) for key in keys])
 
-        self.on_each(stripes, renew)
+        self.on_each(self._stripes(refs), renew)
         if self._overflow is not None:
             self._overflow.touch([ref.name for ref in refs])
 
     @while_shards_go
     def put_segments(self, job: str, segments: Mapping[int, bytes]) -> None:
         """Write a job's sealed segments."""
-        by_shard: dict[int, list[tuple[int, bytes]]] = {}
-        for number, segment in segments.items():
-            by_shard.setdefault(self._segment_place(job, number), []).append((number, segment))
         key = self._keys.of_job(job, "segments")
+        parts = by_shard((self._segment_place(job, number), (number, segment)) for number, segment in segments.items())
 
         def write(shard: int, items: list[tuple[int, bytes]]) -> None:
             for batch in batches(items, lambda item: len(item[1])):
                 fields = [part for item in batch for part in item]
-                try:
-                    self.shards[shard].transaction([("HSET", key, *fields), ("EXPIRE", key, self._config.ttl_seconds)])
-                except StoreFull:
-                    if self._overflow is None:
-                        raise
-                    for number, segment in batch:
-                        self._overflow.write(_segment_name(job, number), [segment])
+                self.shards[shard].transaction([("HSET", key, *fields), ("EXPIRE", key, self._config.ttl_seconds)])
 
-        self.on_each(by_shard, write)
+        def write_beside() -> list[bool]:
+            return [self.room.replace(_segment_name(job, number), [segment]) for number, segment in segments.items()]
+
+        def remove(shard: int, items: list[tuple[int, bytes]]) -> None:
+            self.shards[shard].ask(("HDEL", key, *[number for number, _ in items]))
+
+        self.room.find(lambda: self.on_each(parts, write), write_beside, lambda: self.on_each(parts, remove))
         self._counters.add(bytes_written=sum(map(len, segments.values())))
 
     @while_shards_go
     def get_segments(self, job: str, numbers: Sequence[int]) -> list[bytes]:
         """Read sealed segments; raises `ValueLost` naming the first that is missing."""
-        by_shard: dict[int, list[int]] = {}
-        for number in dict.fromkeys(numbers):
-            by_shard.setdefault(self._segment_place(job, number), []).append(number)
+        parts = by_shard((self._segment_place(job, number), number) for number in dict.fromkeys(numbers))
         key = self._keys.of_job(job, "segments")
 
         def read(shard: int, wanted: list[int]) -> list[tuple[int, bytes | None]]:
@@ -401,12 +264,13 @@ class Objects:
                 found += zip(batch, replies[0], strict=True)
             return found
 
-        segments = dict(pair for part in self.on_each(by_shard, read) for pair in part)
+        segments = dict(pair for part in self.on_each(parts, read) for pair in part)
         values = []
         for number in numbers:
             segment = segments[number]
             if segment is None and self._overflow is not None:
-                segment = b"".join(self._overflow.read(_segment_name(job, number)) or ()) or None
+                beside = self._overflow.read(_segment_name(job, number))
+                segment = None if beside is None else b"".join(beside)
             if segment is None:
                 raise ValueLost(f"segment {number} of job {job!r} is not in the storage tier")
             values.append(segment)
@@ -451,6 +315,9 @@ class Objects:
             return []
         where = self.shard_map.server
         return [(stripe, where(ref.shard + stripe, stripe_name(ref.name, stripe))) for stripe in range(ref.stripes)]
+
+    def _stripes(self, refs: Iterable[Ref]) -> dict[int, list[tuple[Ref, int]]]:
+        return by_shard((shard, (ref, stripe)) for ref in refs for stripe, shard in self._places(ref))
 
     def _segment_place(self, job: str, number: int) -> int:
         return self.shard_map.server(number, _segment_name(job, number))
@@ -507,16 +374,13 @@ class Objects:
     def _striped(self, ref: Ref, first: list[Frame]) -> list[Frame]:
         value = Uncut(first, ref.nbytes)
         first.clear()
-        others: dict[int, list[int]] = {}
-        for stripe, shard in self._places(ref)[1:]:
-            others.setdefault(shard, []).append(stripe)
 
         def read(shard: int, stripes: list[int]) -> None:
             for stripe in stripes:  # one at a time: a stripe is a round trip's worth
                 (pieces,) = self._get_stripes(shard, [((ref.name, stripe), 0)]).values()
                 value.place(stripe, pieces)
 
-        self.on_each(others, read)
+        self.on_each(by_shard((shard, stripe) for stripe, shard in self._places(ref)[1:]), read)
         return value.frames()
 
 

@@ -33,8 +33,13 @@ class Overflow(Protocol):
         """Keep a value. Raises `StoreFull`, which says where, how much is used and allowed, and what to do."""
         ...
 
-    def read(self, name: str) -> list[Frame] | None:
-        """Return a value's frames; None: it is missing, or not as it was written. Renews its time to live."""
+    def read(self, name: str, first: int = 0, count: int | None = None) -> list[Frame] | None:
+        """Return a value's frames, or `count` of them from number `first` on; None: it is missing, or not as it was
+        written. Renews its time to live."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Name the values of one job whose names begin so. Of names above 100 bytes some may be left out."""
         ...
 
     def has(self, name: str) -> bool:

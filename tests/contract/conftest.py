@@ -5,6 +5,8 @@ import itertools
 import os
 import threading
 import time
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -13,6 +15,7 @@ from dask_serverless.simulator.sim_store import SimStore
 from dask_serverless.simulator.tier import Tier
 from fargate_storage.client import RedisStore
 from fargate_storage.service import LocalTier, ServerNotFound
+from tests.contract.stories import stuff
 
 _numbers = itertools.count()
 
@@ -46,6 +49,30 @@ def make_redis_store(tier):
         store.close()
 
 
+@pytest.fixture(scope="session")
+def full_tier(tier):
+    """Servers that have no room for anything on the shards."""
+    with LocalTier(shards=2, maxmemory_bytes=16 * 2**20) as tier:
+        stuff(tier)
+        yield tier
+
+
+@pytest.fixture
+def make_overflowing_store(full_tier, tmp_path):
+    """Make clients of one fresh cluster, all of whose bulk data has to overflow."""
+    cluster, place = f"test-{next(_numbers)}", (tmp_path / "overflow").as_uri()
+    stores = []
+
+    def make(**options):
+        config = full_tier.config(cluster, overflow=place, overflow_bytes_max=2**30, **options)
+        stores.append(RedisStore(config))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
 @pytest.fixture
 def make_sim_store():
     """Make clients of one fresh `Tier`. Threads may share them: a lock makes each call one step."""
@@ -71,10 +98,13 @@ def make_sim_store():
     return lambda **options: Locked(tier, wait=changed.wait_for, **options)
 
 
-@pytest.fixture(params=["redis", "simulated"])
+KINDS = {"redis": "make_redis_store", "simulated": "make_sim_store", "overflowing": "make_overflowing_store"}
+
+
+@pytest.fixture(params=["redis", "simulated"])  # the third one only for bulk data
 def make_store(request):
     """Make clients of one fresh cluster, of every kind of store."""
-    return request.getfixturevalue({"redis": "make_redis_store", "simulated": "make_sim_store"}[request.param])
+    return request.getfixturevalue(KINDS[request.param])
 
 
 @pytest.fixture
@@ -85,8 +115,10 @@ def leftovers():
         if isinstance(store, SimStore):
             return store.tier.keys()
         config = store.config
+        place = None if config.overflow is None else Path(urlsplit(config.overflow).path)
+        files = [] if place is None else [path for path in (place / "values").rglob("*") if path.is_file()]
         servers = [redis.Redis.from_url(url, password=config.password) for url in (config.metadata, *config.shards)]
-        return [key for server in servers for key in server.scan_iter(f"{config.cluster}:*")]
+        return [*files, *(key for server in servers for key in server.scan_iter(f"{config.cluster}:*"))]
 
     return keys
 

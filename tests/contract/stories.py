@@ -1,5 +1,7 @@
 """The words in which the contract tests of stores tell their stories."""
 
+import redis
+
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.ports import Arrival
 
@@ -20,3 +22,15 @@ def opened(store, *executors, job="job"):
 
 def verdicts(reply):
     return [(claim.child, claim.verdict) for claim in reply.claims]
+
+
+def stuff(tier):
+    """The shards have no room at all."""
+    config = tier.config("")
+    for url in config.shards:
+        server = redis.Redis.from_url(url, password=config.password)
+        try:
+            while True:
+                server.append("stuffing", bytes(100_000))
+        except redis.exceptions.OutOfMemoryError:
+            pass

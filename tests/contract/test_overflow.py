@@ -61,6 +61,20 @@ def test_what_was_not_written_is_missing(overflow):
     assert overflow.read("job/1/a/10") is None and overflow.read("job/1") is None and overflow.read("job") is None
 
 
+def test_some_of_the_frames_are_read_without_the_others(overflow):
+    overflow.write("job/1/a/1", [b"tag", b"hello", b"", b"!"])
+    found = [overflow.read("job/1/a/1", *part) for part in ((1,), (1, 1), (2, 5), (0, 0), (4, 1))]
+    assert found == [[b"hello", b"", b"!"], [b"hello"], [b"", b"!"], [], []]
+
+
+def test_names_are_told_by_how_they_begin(overflow):
+    for name in ("job/s/1/0-7", "job/s/1/8-9", "job/s/10/0-9", "job/s%/1/0-9", "jo/s/1/0-7"):
+        overflow.write(name, [b"tag"])
+    assert sorted(overflow.names("job/s/1/")) == ["job/s/1/0-7", "job/s/1/8-9"]
+    assert overflow.names("job/s%") == ["job/s%/1/0-9"]
+    assert overflow.names("unknown/s") == [] and len(overflow.names("job/")) == 4
+
+
 def test_the_first_complete_write_stays(overflow):
     overflow.write("job/1/a/1", [b"first"])
     overflow.write("job/1/a/1", [b"second"])

@@ -25,6 +25,9 @@ OK, FENCED, CANCELLED = Standing.OK, Standing.FENCED, Standing.CANCELLED
 WAIT, YOURS, TAKEN, DONE = Verdict.WAIT, Verdict.YOURS, Verdict.TAKEN, Verdict.DONE
 MIB = 2**20
 
+#: Of bulk data also where there is no room on the shards.
+also_overflowing = pytest.mark.parametrize("make_store", ["redis", "simulated", "overflowing"], indirect=True)
+
 
 # Fan-ins
 
@@ -529,6 +532,7 @@ def test_unknown_and_closed_jobs_admit_none(store, leftovers):
     assert not leftovers(store)
 
 
+@also_overflowing
 def test_close_job_removes_all_but_kept_objects(store, leftovers):
     opened(store, "a", "b")
     store.arrive("job", "a", 1, [edge(100, 1, 2), edge(101, 1, 1)])
@@ -651,6 +655,7 @@ def test_a_large_backlog_comes_in_bounded_batches(store):
 # Segments and objects
 
 
+@also_overflowing
 def test_segments(store):
     segments = {number: os.urandom(number) for number in range(300)}
     store.open_job("job", segments)
@@ -661,6 +666,7 @@ def test_segments(store):
         store.load("job", [7, 300, 301])
 
 
+@also_overflowing
 def test_objects_come_back_frame_by_frame(store):
     memory = memoryview(array.array("d", range(1_000)))
     values = [
@@ -704,6 +710,7 @@ def test_missing_values_are_named(store):
 # Slices of shuffles
 
 
+@also_overflowing
 def test_slices_come_back_by_output_partition(store):
     opened(store)
     memory = memoryview(array.array("d", range(10_000)))
@@ -721,6 +728,7 @@ def test_slices_come_back_by_output_partition(store):
     assert store.get_slices("other", "0a1b", 3, 1_000) == {}
 
 
+@also_overflowing
 def test_slices_that_come_too_late_do_not_stay(store, leftovers):
     opened(store)
     store.put_slices("job", "0a1b", 0, {target: [b"tag"] for target in range(10)})
@@ -732,6 +740,7 @@ def test_slices_that_come_too_late_do_not_stay(store, leftovers):
     assert not leftovers(store)
 
 
+@also_overflowing
 def test_writing_a_slice_again_replaces_it(store):
     opened(store)
     store.put_slices("job", "0a1b", 0, {1: [b"tag", bytes(20_000), bytes(30_000)], 2: [b"tag"]})
@@ -770,6 +779,7 @@ def test_notes_are_kept_by_name_for_whoever_comes_next(make_store, leftovers):
     assert leftovers(first) == []
 
 
+@also_overflowing
 def test_what_was_lost_or_spoiled_is_written_again(make_store):
     store = make_store()
     refs = store.put([("outfit/1", [b"tag", b"one"]), ("outfit/2", [b"tag", b"two"])])
@@ -782,6 +792,7 @@ def test_what_was_lost_or_spoiled_is_written_again(make_store):
     store.put_again([])
 
 
+@also_overflowing
 def test_what_is_kept_is_read_and_removed_like_anything_else(make_store):
     store = make_store()
     (ref, other) = store.keep([("exports/1", [b"tag", b"one"]), ("exports/2", [b"tag", b"two"])])

@@ -7,7 +7,8 @@ from fargate_storage.client import RedisStore
 from fargate_storage.client.overflow import OVERFLOW
 from fargate_storage.service import LocalTier
 from lambda_worker.core.errors import StoreFull, ValueLost
-from tests.contract.stories import opened
+from tests.contract.stories import opened, stuff
+from tests.waiting import until
 
 MIB = 2**20
 
@@ -58,18 +59,6 @@ def flush(tier):
     config = tier.config("")
     for url in config.shards:
         redis.Redis.from_url(url, password=config.password).flushall()
-
-
-def stuff(tier):
-    """The shards have no room at all."""
-    config = tier.config("")
-    for url in config.shards:
-        server = redis.Redis.from_url(url, password=config.password)
-        try:
-            while True:
-                server.append("stuffing", bytes(100_000))
-        except redis.exceptions.OutOfMemoryError:
-            pass
 
 
 def fill(store, many=40):
@@ -233,3 +222,103 @@ def test_what_is_kept_outlives_its_shards(make_store, small_tier, nbytes):
         store.get([copied, lost])
     store.free([copied, alone])
     assert store.missing([copied, alone]) == [copied, alone] and store.usage()["overflow_bytes"] == 0
+
+
+# Slices of shuffles
+
+
+def slices(source, targets, nbytes=100_000):
+    """What an input partition has for some output partitions; each slice tells which it is."""
+    return {target: [b"tag", b"%d for %d" % (source, target), bytes([source]) * nbytes] for target in targets}
+
+
+def put_again_overflows(store):
+    before = store.counters()["slices_overflowed"]
+    store.put_slices("job", "s", 0, slices(4, [0]))
+    return store.counters()["slices_overflowed"] > before
+
+
+def read_slices(store, target, nbytes=10 * MIB):
+    found = store.get_slices("job", "s", target, nbytes)
+    return {source: [bytes(frame) for frame in frames] for source, frames in found.items()}
+
+
+@pytest.mark.fault(20)
+def test_slices_that_find_no_room_are_read_with_those_that_did(store, make_store):
+    opened(store)
+    for source in range(40):  # 40 MiB
+        store.put_slices("job", "s", source, slices(source, range(10)))
+    counters = store.counters()
+    assert 100 < counters["slices_overflowed"] < 400 == counters["slices_written"]
+    assert store.usage()["overflow_bytes"] > counters["slices_overflowed"] * 100_000
+    for target in range(10):
+        assert read_slices(make_store(), target) == {source: slices(source, [target])[target] for source in range(40)}
+    store.close_job("job", keep=[])
+    assert store.usage()["overflow_bytes"] == 0 and read_slices(store, 3) == {}
+
+
+@pytest.mark.fault(20, 23)
+def test_of_two_versions_of_a_slice_the_newer_one_is_read(store, small_tier):
+    """Written beside the shards or on them, whatever had room, by a task that does not repeat itself."""
+    opened(store)
+    store.put_slices("job", "s", 0, slices(0, range(4)))
+    stuff(small_tier)
+    for version in (slices(1, range(4), 50_000), slices(2, range(4))):
+        store.put_slices("job", "s", 0, version)
+        assert [read_slices(store, target) for target in range(4)] == [{0: version[target]} for target in range(4)]
+    # It cuts elsewhere; what nobody has written again stays.
+    store.put_slices("job", "s", 0, slices(3, [1]))
+    store.put_slices("job", "s", 0, slices(3, range(3, 9)))
+    latest = slices(2, range(4)) | slices(3, [1, *range(3, 9)])
+    assert [read_slices(store, target) for target in range(9)] == [{0: latest[target]} for target in range(9)]
+    flush(small_tier)
+    until(lambda: not put_again_overflows(store), "shards are asked again")
+    assert [read_slices(store, target) for target in range(2)] == [{0: slices(4, [0])[0]}, {0: latest[1]}]
+
+
+@pytest.mark.fault(17, 20)
+def test_slices_beside_the_shards_outlive_them_and_are_missed_when_they_are_spoiled(store, small_tier, tmp_path):
+    opened(store)
+    stuff(small_tier)
+    store.put_slices("job", "s", 0, slices(0, range(4)))
+    flush(small_tier)
+    assert read_slices(store, 2) == {0: slices(0, [2])[2]}
+    (file,) = (path for path in (tmp_path / "overflow" / "values").rglob("*") if path.is_file())
+    whole = file.read_bytes()
+    for spoiled in (whole[:-1], whole[:40] + b"?" * 100 + whole[140:], b""):
+        file.write_bytes(spoiled)
+        assert read_slices(store, 2) != {0: slices(0, [2])[2]}, "the tags that were written tell"
+        store.put_slices("job", "s", 0, slices(0, range(4)))
+        assert read_slices(store, 2) == {0: slices(0, [2])[2]}
+
+
+@pytest.mark.fault(20, 46)
+def test_slices_for_which_the_overflow_has_no_room_say_so(make_store, small_tier, tmp_path):
+    store = make_store(overflow_bytes_max=MIB)
+    opened(store)
+    stuff(small_tier)
+    with pytest.raises(StoreFull, match=rf"overflow at {tmp_path}/overflow is full: 0 of 1,048,576 bytes"):
+        store.put_slices("job", "s", 0, slices(0, range(20)))
+    flush(small_tier)  # within the second for which shards are not asked
+    store.put_slices("job", "s", 0, slices(0, range(20)))
+    assert read_slices(store, 7) == {0: slices(0, [7])[7]} and store.usage()["overflow_bytes"] == 0
+    with pytest.raises(StoreFull, match=r"is full .*serverless\.storage\.overflow\)"):
+        for source in range(40):
+            make_store(overflow=None).put_slices("job", "s", source, slices(source, range(20)))
+
+
+@pytest.mark.fault(20, 35)
+def test_a_slice_that_is_too_large_for_a_shard_goes_to_the_overflow(make_store):
+    store = make_store(object_bytes_max=1_000)
+    opened(store)
+    store.put_slices("job", "s", 0, slices(0, [1, 2]))
+    assert read_slices(store, 2) == {0: slices(0, [2])[2]} and store.counters()["slices_overflowed"] == 2
+
+
+@pytest.mark.fault(20)
+def test_slices_that_come_too_late_do_not_stay_in_the_overflow(store, small_tier):
+    opened(store)
+    stuff(small_tier)
+    store.close_job("job", [])
+    store.put_slices("job", "s", 0, slices(0, range(4)))
+    assert store.usage()["overflow_bytes"] == 0

@@ -9,9 +9,12 @@ from urllib.parse import urlsplit
 
 import dask
 import dask.array as da
+import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 from distributed import Client, wait
+from distributed.shuffle._exceptions import P2POutOfDiskError
 
 from dask_serverless import ServerlessCluster
 from dask_serverless.errors import StoreFull
@@ -65,6 +68,79 @@ def test_an_array_that_is_larger_than_the_storage_tier():
         assert cluster.stats()["executors_lost"] == 0
         del held
         until(lambda: not cluster.stats()["overflow_bytes"], "what nobody holds is removed")
+
+
+ROWS = 2**17
+
+
+def part(number):
+    """Rows that take 3 MiB, whose keys all partitions have."""
+    rng = np.random.default_rng(number)
+    return pd.DataFrame({"key": rng.permutation(ROWS), "from": number, "value": rng.random(ROWS)})
+
+
+def check(part):
+    keys = part.groupby("key")["from"]
+    said = {"rows": [len(part)], "keys": [keys.ngroups], "whole": [bool((keys.sum() == sum(range(16))).all())]}
+    return pd.DataFrame(said | {"value": [part.value.sum()]})
+
+
+def shuffled():
+    frames = dd.from_map(part, range(16), meta=part(0).iloc[:0])  # 48 MiB
+    meta = check(part(0)).iloc[:0]
+    return frames.shuffle("key", npartitions=8, shuffle_method="p2p").map_partitions(check, meta=meta)
+
+
+@pytest.mark.fault(20)
+def test_a_shuffle_that_is_larger_than_the_storage_tier():
+    with make(storage_max_memory="16 MiB") as cluster, Client(cluster) as client:
+        found = client.compute(shuffled(), sync=True)
+        assert found.rows.sum() == 16 * ROWS and found["keys"].sum() == ROWS and found.whole.all()
+        np.testing.assert_allclose(found.value.sum(), sum(part(number).value.sum() for number in range(16)))
+        stats = cluster.stats()
+        assert 0 < stats["slices_overflowed"] < stats["slices_written"]
+        assert not stats["executors_lost"] and not stats.get("tasks_remade")
+        until(lambda: not cluster.stats()["overflow_bytes"], "what it moved is removed")
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize(
+    "overflow, said",
+    [
+        ({"overflow": False}, r"limit: 16,777,216 bytes\).*storage_max_memory=.*serverless\.storage\.overflow\)"),
+        ({"overflow-max": "8 MiB"}, r"overflow is full: .* of 8,388,608 bytes.*serverless\.storage\.overflow-max"),
+    ],
+    ids=["off", "full"],
+)
+def test_a_shuffle_without_room_names_task_and_limit_and_says_what_to_do(overflow, said):
+    options = {f"serverless.storage.{name}": value for name, value in overflow.items()}
+    with dask.config.set(options), make(storage_max_memory="16 MiB") as cluster, Client(cluster) as client:
+        with pytest.raises(
+            P2POutOfDiskError, match=rf"^task .*shuffle-transfer.*: P2P .*no room for .*{said}"
+        ) as error:
+            client.compute(shuffled(), sync=True)
+        assert isinstance(error.value, StoreFull)
+        until(lambda: client.submit(sum, [1, 2], pure=False).result(SECONDS_MAX) == 3, "others go on")
+
+
+@pytest.mark.fault(17, 20, 23)
+def test_slices_that_the_overflow_loses_are_made_again(tmp_path):
+    options = {"serverless.storage.overflow-directory": str(tmp_path)}
+    with dask.config.set(options), make(storage_max_memory="16 MiB") as cluster, Client(cluster) as client:
+        lost = tmp_path / "lost"
+
+        def lose(values):
+            """After the first unpack."""
+            if not lost.exists():
+                for path in tmp_path.glob("*/overflow/values/*/=shuffle*"):
+                    path.unlink()
+                lost.touch()
+            return values
+
+        meta = check(part(0)).iloc[:0]
+        found = client.compute(shuffled().map_partitions(lose, meta=meta), sync=True)
+        assert found.rows.sum() == 16 * ROWS and found.whole.all()
+        assert lost.exists() and cluster.stats().get("tasks_remade", 0) > 0
 
 
 @pytest.mark.fault(20, 46)

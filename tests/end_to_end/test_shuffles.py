@@ -13,7 +13,6 @@ import pytest
 from dask._task_spec import Task, convert_legacy_graph
 from distributed import Client, LocalCluster
 from distributed.shuffle._core import P2PBarrierTask
-from distributed.shuffle._exceptions import P2POutOfDiskError
 
 from dask_serverless import ServerlessCluster
 from tests.waiting import until
@@ -328,15 +327,3 @@ def test_a_collection_larger_than_all_executors_together_is_reduced(small_execut
     with Client(small_executors) as client:
         kept = da.ones((90, MIB), chunks=(1, MIB)).persist()  # 720 MiB, in 2 * 320 MiB
         assert client.compute(kept.sum(), sync=True) == 90 * MIB
-
-
-@pytest.mark.fault(20)
-def test_a_storage_tier_without_room_says_so():
-    with ServerlessCluster(n_workers=2, dashboard_address=None, storage_max_memory="64 MiB") as cluster:
-        with Client(cluster) as client:
-            frames = dd.from_map(make_part, range(64), rows=MIB // 12, meta=make_part(0, 1))  # 128 MiB
-            said = r"no room for .* bytes of input partition .* is full .*storage_max_memory="
-            with pytest.raises(P2POutOfDiskError, match=said):
-                client.compute(frames.shuffle("key", shuffle_method="p2p").map_partitions(len), sync=True)
-            # And the cluster goes on.
-            until(lambda: client.submit(operator.add, 1, 2, pure=False).result() == 3)

@@ -111,7 +111,8 @@ def test_a_full_storage_tier_is_dasks_out_of_disk_and_says_what_to_do(store):
     spec = ArrayRechunkSpec(ID, True, ((2**20,) * 16,), ((2**24,),))
     executor = shuffles(store, spec)
     with pytest.raises(
-        NoRoomForSlices, match=r"no room for .* bytes of input partition 0: the .* is full .*storage_max_memory="
+        NoRoomForSlices,
+        match=r"no room for .* bytes of input partition 0, .* is full .*storage_max_memory=.*storage\.overflow\)",
     ):
         executor.add_partition(np.ones(2**24), (0,), ID)
 
@@ -125,3 +126,47 @@ def test_arrays_of_several_executors(store):
     total = executor.barrier(ID, ledgers)
     found = [executor.get_output_partition(ID, total, (number, 0)) for number in range(2)]
     np.testing.assert_array_equal(np.concatenate(found), whole)
+
+
+@pytest.fixture
+def overflowing(tier, request, tmp_path):
+    place = {"overflow": (tmp_path / "overflow").as_uri(), "overflow_bytes_max": 2**30}
+    store = RedisStore(tier.config(request.node.name, **place))
+    store.open_job(JOB, {})
+    yield store
+    store.close_job(JOB, [])
+    assert not store.usage()["overflow_bytes"]
+    store.close()
+
+
+@pytest.mark.fault(20)
+def test_more_than_the_tier_holds_is_exchanged_through_the_overflow(overflowing):
+    spec = ArrayRechunkSpec(ID, True, ((4,) * 4, (2**20,)), ((16,), (2**17,) * 8))
+    parts = [np.random.default_rng(number).random((16, 2**17)) for number in range(8)]  # 128 MiB
+    ledgers = [shuffles(overflowing, spec).add_partition(part, (0, number), ID) for number, part in enumerate(parts)]
+    assert 0 < overflowing.counters()["slices_overflowed"] < overflowing.counters()["slices_written"]
+    total = shuffles(overflowing, spec).barrier(ID, ledgers)
+    for target in range(4):
+        found = shuffles(overflowing, spec).get_output_partition(ID, total, (target, 0))
+        np.testing.assert_array_equal(found, np.hstack([part[4 * target : 4 * target + 4] for part in parts]))
+
+
+@pytest.mark.fault(20, 23)
+def test_slices_that_the_overflow_has_lost_are_an_error_too_and_written_again(overflowing, tmp_path):
+    spec = ArrayRechunkSpec(ID, True, ((4,) * 4, (2**20,)), ((16,), (2**17,) * 8))
+    executor = shuffles(overflowing, spec)
+    parts = [np.random.default_rng(number).random((16, 2**17)) for number in range(8)]  # 128 MiB
+    ledgers = [executor.add_partition(part, (0, number), ID) for number, part in enumerate(parts)]
+    total = executor.barrier(ID, ledgers)
+    files = [path for path in (tmp_path / "overflow" / "values").rglob("*") if path.is_file()]
+    for spoil in (lambda whole: bytes(len(whole)), lambda whole: whole[:-100] + bytes(100)):
+        for file in files:
+            file.write_bytes(spoil(file.read_bytes()))
+        with pytest.raises(SlicesLost):
+            for target in range(4):
+                executor.get_output_partition(ID, total, (target, 0))
+        for number, part in enumerate(parts):
+            np.testing.assert_array_equal(executor.add_partition(part, (0, number), ID), ledgers[number])
+        for target in range(4):
+            found = executor.get_output_partition(ID, total, (target, 0))
+            np.testing.assert_array_equal(found, np.hstack([part[4 * target : 4 * target + 4] for part in parts]))

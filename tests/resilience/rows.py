@@ -88,9 +88,9 @@ ROWS: dict[int, Row] = {
     ),
     20: Row(
         "A storage server is full",
-        "Values overflow to a disk. Without an overflow, or when that is full too: an error that names the task, the "
-        "limit and what to do. Executors can still beat, retire and be cancelled",
-        "slices of shuffles do not overflow, nor does the metadata server; there is no overflow to S3 yet",
+        "Values and slices of shuffles overflow to a disk. Without an overflow, or when that is full too: an error "
+        "that names the task, the limit and what to do. Executors can still beat, retire and be cancelled",
+        "the metadata server does not overflow; there is no overflow to S3 yet",
     ),
     21: Row(
         "A data server evicts values by itself (another `maxmemory-policy`)",
