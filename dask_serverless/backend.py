@@ -216,6 +216,7 @@ class LocalBackend:
         self.tier = LocalTier(
             shards=settings.storage_shards,
             maxmemory_bytes=settings.storage_max_memory,
+            metadata_bytes=settings.storage_metadata_max_memory,
             server=settings.storage_server,
             on_restart=self._server_restarted,
             keep=keep,

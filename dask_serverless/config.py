@@ -258,6 +258,7 @@ class Settings:
     storage_server: str | None = _setting("storage.server", _server)
     storage_shards: int = _setting("storage.shards", _count)
     storage_max_memory: int = _setting("storage.max-memory", _storage_memory)
+    storage_metadata_max_memory: int = _setting("storage.metadata-max-memory", _bytes(8 * MiB))
     storage_object_bytes_max: int = _setting("storage.object-bytes-max", _bytes(1))
     storage_overflow: bool = _setting("storage.overflow", _switch)
     storage_overflow_directory: str | None = _setting("storage.overflow-directory", _own_directory)

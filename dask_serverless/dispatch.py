@@ -57,6 +57,7 @@ from lambda_worker.core.errors import (
     PlatformError,
     ProtocolError,
     ServerlessError,
+    StoreFull,
 )
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment
@@ -338,6 +339,9 @@ class Dispatcher:
                 await self.launcher.hear_refusals(*under_way)
         except asyncio.CancelledError:
             raise
+        except StoreFull as error:  # of records, or pieces of the graph
+            first = next((task for task, _ in launch.starts), -1)
+            self._job_failed(job, StoreFull(f"{self._task_name(job, first)} cannot be begun: {error}"))
         except Exception as error:
             self._job_failed(job, error)
         finally:

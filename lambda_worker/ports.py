@@ -115,6 +115,9 @@ class Store(Protocol):
         ceiling, and the events of the succession are appended before the retirement. With `lingering`,
         who retires can be sent mail from this step on, until that time is over. A fenced caller
         has no effect at all. The lease is renewed.
+
+        A tier without room refuses (`StoreFull`) arrivals with values that travel inside them. References it takes
+        from a reserve, and events and retirements always.
         """
         ...
 

@@ -32,14 +32,17 @@ from lambda_worker.core.wire import (
     pack_inline,
     seal,
     seal_frames,
+    unpack_inline,
 )
 from lambda_worker.lingering import Waiter, mail_of
 from lambda_worker.parcels import fit
-from lambda_worker.ports import Arrival, Succession
+from lambda_worker.ports import Arrival, Reply, Succession
 from lambda_worker.task_runner import describe_value
 from lambda_worker.values import value_to_frames
 from lambda_worker.world import World
 
+#: How long small values are stored like large ones after there was no room for one at a fan-in.
+CROWDED_SECONDS = 1.0
 #: How long the proxy may take to say where a value is.
 PLACE_SECONDS_MAX = 10.0
 
@@ -79,6 +82,7 @@ class Publisher:
         self._counters: dict[str, int] = {"executors": 1}
         self._counted_runs = (0, 0, 0)
         self._numbers = itertools.count()
+        self._crowded_until = float("-inf")
         self._began = world.clock() if world.counted else None  # None: a new sandbox, which says nothing of others
 
     def say(self, word: str, content: Any = None) -> bool:
@@ -142,21 +146,35 @@ class Publisher:
         report = self._report(arrive)
         if report:
             events.append(["report", report])
-        reply = self._world.store.arrive(
-            mine.job,
-            mine.executor,
-            mine.attempt,
-            [
-                Arrival(child, parent, parents_of_child, locations[parent])
-                for child, parent, parents_of_child in arrive.arrivals
-                if parent in locations
-            ]
-            + [Arrival(child, parent, parents_of_child, None) for child, parent, parents_of_child in arrive.asks],
-            self._seal_events(events),
-            retire=arrive.retire,
-            succession=succession,
-            lingering=lingering,
-        )
+
+        def tell(arrivals: Iterable[tuple[int, int, int]]) -> Reply:
+            said = [Arrival(child, parent, parents, locations[parent]) for child, parent, parents in arrivals]
+            asked = [Arrival(child, parent, parents, None) for child, parent, parents in arrive.asks]
+            return self._world.store.arrive(
+                mine.job,
+                mine.executor,
+                mine.attempt,
+                said + asked,
+                self._seal_events(events),
+                retire=arrive.retire,
+                succession=succession,
+                lingering=lingering,
+            )
+
+        arrivals = [each for each in arrive.arrivals if each[1] in locations]
+        try:
+            reply = tell(arrivals)
+        except StoreFull:  # fan-ins take no more values, but references
+            try:
+                locations |= self._store_inline(parents, locations)
+                events.append(["count", self._counts()])
+                reply = tell(arrivals)
+            except StoreFull as error:
+                # A child that is never told of its input never runs. Its parent may be done and told of already.
+                events.append(
+                    ["erred", [[child, self._never_told(child, parent, error)] for child, parent, _ in arrivals]]
+                )
+                reply = tell([])
         if reply.retired and self._waiter is not None:
             self._waiter.offered = lingering is not None and lingering.seconds > 0
         for claim in reply.claims:
@@ -197,7 +215,8 @@ class Publisher:
                 )
                 continue
             nbytes, readers = frames_nbytes(frames), (fan_ins or {}).get(task, 1)
-            inline = self._world.policy.inline(nbytes, readers)
+            crowded = self._world.clock() < self._crowded_until
+            inline = not crowded and self._world.policy.inline(nbytes, readers)
             self._note("inline" if inline else "store", task=task, nbytes=nbytes, meeting=readers)
             sealed = seal_frames(self._world.secret, name, frames if inline else self._world.compressor.shrink(frames))
             if inline:
@@ -222,6 +241,20 @@ class Publisher:
                 self._note("stripe", task=task, nbytes=ref.nbytes, stripes=ref.stripes)
         belongings.locations.update(located)
         return located, failed, sum(ref.nbytes for ref in refs)
+
+    def _store_inline(self, tasks: Iterable[int], locations: Mapping[int, Location]) -> dict[int, Location]:
+        """Write small values to where large ones are: where fan-ins are, there is no room for them."""
+        self._crowded_until = self._world.clock() + CROWDED_SECONDS
+        inline = {task: where for task in tasks if isinstance(where := locations.get(task), bytes)}
+        refs = self._world.put(list(map(unpack_inline, inline.values())))
+        stored: dict[int, Location] = dict(zip(inline, refs, strict=True))
+        self._belongings.locations.update(stored)
+        return stored
+
+    def _never_told(self, child: int, parent: int, error: Exception) -> bytes:
+        # The child's own key may not be known here.
+        said = f"the value of task {self._belongings.key(parent)!r} cannot reach its children: {error}"
+        return self._belongings.error(child, type(error)(said))
 
     def _succession(self, successor: Successor | None, locations: Mapping[int, Location]) -> Succession | None:
         if successor is None:
@@ -251,9 +284,12 @@ class Publisher:
             assignments.append(replace(assignment, given=given))
         posting = bool(self._world.linger_seconds)
         mails = [mail_of(self._world.secret, each) if posting else b"" for each in assignments]
-        recipients = self._world.store.delegate_and_post(
-            mine.job, mine.executor, mine.attempt, assignments, mails, mine.ceiling
-        )
+        try:
+            recipients = self._world.store.delegate_and_post(
+                mine.job, mine.executor, mine.attempt, assignments, mails, mine.ceiling
+            )
+        except StoreFull:  # of records: the work stays here, as if there were no place
+            recipients = []
         granted = len(recipients)
         if not granted:
             return Delegated(0, self._world.clock())

@@ -9,7 +9,8 @@
 -- ARGV: header, events, then one value for each edge (empty: it asks).
 -- Header: job, executor, attempt, lease_ms, ttl, retire (0/1), digest of this call, edges (child, parent, parents, ...),
 --         succession (executor, attempt, starts, assignment, events; empty: none),
---         lingering (name, milliseconds; 0 ms or empty: it does not linger), who speaks
+--         lingering (name, milliseconds; 0 ms or empty: it does not linger), who speaks,
+--         how urgent it is (1: take it from the reserve, 2: and from beyond)
 -- Reply: standing, retired (0/1), {{child, verdict, parent, value, parent, value, ... (with 'yours')}, ...}
 
 local header = cmsgpack.unpack(ARGV[1])
@@ -17,8 +18,15 @@ local job, executor, attempt, lease_ms, ttl = header[1], header[2], header[3], h
 local retire, digest, edges, succession = header[6] == 1, header[7], header[8], header[9]
 local events = ARGV[2]
 
--- A full server must still let executors go: after a first write that needs no memory, the rest is not refused.
-if #edges == 0 and events == '' then redis.call('EXPIRE', leases_key, ttl) end
+-- A full server must still let executors go on and go: after a first write that needs no memory, the rest is not
+-- refused. Edges stay until their child's owner retires, so there is an end to them.
+local urgency = (#edges == 0 and events == '') and 2 or header[12]
+if urgency == 1 then
+  local memory = redis.call('INFO', 'memory')
+  local used, limit = string.match(memory, 'used_memory:(%d+)'), string.match(memory, '\nmaxmemory:(%d+)')
+  if tonumber(used) < tonumber(limit) * 1.25 then urgency = 2 end
+end
+if urgency == 2 then redis.call('EXPIRE', leases_key, ttl) end
 
 local standing = enter(job, executor, attempt, header[11])
 if standing ~= 'ok' then return {standing, 0, {}} end

@@ -145,6 +145,10 @@ class Endpoint:
         parts = urlsplit(url)
         # Say where, never who: user information stays out of messages.
         self.address = parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2]
+        metadata = role == "metadata" and config.shards
+        self._limit_setting = (
+            "serverless.storage.metadata-max-memory" if metadata else "storage_max_memory= of the cluster"
+        )
         self._retry_seconds = config.retry_seconds
         self._counters = counters
         self._is_gone = is_gone
@@ -263,7 +267,7 @@ class Endpoint:
             if isinstance(reply, OutOfMemoryError) or (isinstance(reply, ResponseError) and OOM in str(reply)):
                 raise StoreFull(
                     f"the {self.role} server at {self.address} is full (limit: {self._memory_limit()}). Let go of "
-                    "futures that are not needed any more, or raise storage_max_memory= of the cluster"
+                    f"futures that are not needed any more, or raise {self._limit_setting}"
                 )
 
     def ask(self, *commands: Command) -> list[Any]:

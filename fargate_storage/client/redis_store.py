@@ -30,7 +30,7 @@ from fargate_storage.client.objects import Objects
 from fargate_storage.client.overflow import open_overflow
 from fargate_storage.client.shard_map import ShardMap, while_shards_go
 from fargate_storage.client.slices import Slices
-from lambda_worker.core.errors import StoreForgot, StoreUnavailable
+from lambda_worker.core.errors import StoreForgot, StoreFull, StoreUnavailable
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import (
     Frame,
@@ -129,13 +129,20 @@ class RedisStore:
         digest = hashlib.blake2b(pack([attempt, edges, retire]) + events, digest_size=8).hexdigest() if events else ""
         if succession is not None and succession.record.job != job:
             raise ValueError("an executor can only be succeeded in its own job")
-        header = scripts.header(
+        fields = (
             *(job, executor, attempt, self._lease_ms, self.config.ttl_seconds, int(retire), digest, edges),
             [] if succession is None else [*_record_fields(succession.record)[1:], succession.events],
             [] if lingering is None else [lingering.name, round(lingering.seconds * 1000)],
             self._holder,
         )
-        standing, retired, answers = self._run(scripts.ARRIVE, header, events, *values)
+        try:
+            answer = self._run(scripts.ARRIVE, scripts.header(*fields, 0), events, *values)
+        except StoreFull:
+            if any(isinstance(arrival.value, bytes) for arrival in arrivals):
+                raise
+            urgency = 1 if any(values) else 2
+            answer = self._run(scripts.ARRIVE, scripts.header(*fields, urgency), events, *values)
+        standing, retired, answers = answer
         return Reply(Standing(standing.decode()), tuple(map(_claim, answers)), bool(retired))
 
     def delegate(self, job: str, executor: str, attempt: int, records: Sequence[Assignment], ceiling: int) -> int:
@@ -165,11 +172,14 @@ class RedisStore:
         mail, taken = self._keys.of_mail("mail", name), self._keys.of_mail("taken", name)
         # What was moved, but never arrived here because the connection broke, is found by the repetition.
         wait = max(0.001, min(seconds, LISTEN_SECONDS_MAX, self.config.wait_seconds / 2))  # BLMOVE 0 would be for ever
-        before, found, _ = self._metadata.ask(
-            ("LINDEX", taken, 0),
-            ("BLMOVE", mail, taken, "LEFT", "RIGHT", f"{wait:.3f}"),
-            ("PEXPIRE", taken, self._lease_ms),
-        )
+        try:
+            before, found, _ = self._metadata.ask(
+                ("LINDEX", taken, 0),
+                ("BLMOVE", mail, taken, "LEFT", "RIGHT", f"{wait:.3f}"),
+                ("PEXPIRE", taken, self._lease_ms),
+            )
+        except StoreFull:  # to wait needs memory, to leave does not
+            before = found = None
         if before is None and found is None:
             found = self._run(scripts.LEAVE, name, self._lease_ms)
         return before or found or b""

@@ -1,5 +1,6 @@
 """What only real servers show of the Redis store: keys, times to live, round trips, stripes, connections, limits."""
 
+import itertools
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from fargate_storage.service import LocalTier
 from lambda_worker.core.errors import StoreFull, StoreUnavailable, ValueLost
 from lambda_worker.core.wire import Ref
 from lambda_worker.ports import Lingering, Standing, Verdict
-from tests.contract.stories import edge, opened, record
+from tests.contract.stories import edge, opened, record, verdicts
 from tests.waiting import until
 
 OK, FENCED, CANCELLED = Standing.OK, Standing.FENCED, Standing.CANCELLED
@@ -383,7 +384,33 @@ def test_a_full_metadata_server_still_lets_executors_beat_retire_and_be_cancelle
                 store.admit([record(f"c{number}", given={0: bytes(10_000)})], 5_000)
         assert store.beat([("job", "a", 1, 5)]) == [OK]
         assert store.arrive("job", "b", 1, retire=True).retired
+        assert store.take_mail("b", 10.0) == b"", "who cannot linger leaves"
         store.cancel("job")
+        store.close_job("job", [])
+        opened(store, "d", job="next")
+        store.close()
+
+
+@pytest.mark.fault(20)
+def test_a_full_metadata_server_takes_references_from_a_reserve_and_events_always():
+    with LocalTier(metadata_bytes=8 * MIB) as tier:
+        store = RedisStore(tier.config("test"))
+        opened(store, "a", "b")
+        with pytest.raises(StoreFull, match="limit: 8,388,608 bytes.*raise serverless.storage.metadata-max-memory"):
+            for number in range(2_000):
+                store.arrive("job", "a", 1, [edge(100 + number, 1, 2, bytes(10_000))])
+        ref = Ref("job/1/a/1", 0, 100)
+        assert verdicts(store.arrive("job", "b", 1, [edge(100, 2, 2, ref)], b"events")) == [(100, YOURS)]
+        numbers = itertools.count(10_000, 100)
+        with pytest.raises(StoreFull):
+            for first in numbers:
+                store.arrive("job", "a", 1, [edge(first + number, 1, 2, ref) for number in range(100)])
+        assert next(numbers) > 20_000
+        with pytest.raises(StoreFull):  # not even the last one of a fan-in
+            store.arrive("job", "b", 1, [edge(10_000, 2, 2, ref)])
+        reply = store.arrive("job", "b", 1, (), b"erred", retire=True, lingering=Lingering("b", 10.0))
+        assert reply.retired and store.take_mail("b", 10.0) == b""
+        assert [events for *_, events in store.listen(0)] == [b"events", b"erred", b""]
         store.close_job("job", [])
         opened(store, "d", job="next")
         store.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+import redis
 from distributed import Client, wait
 from distributed.shuffle._exceptions import P2POutOfDiskError
 
@@ -178,6 +180,62 @@ def test_without_an_overflow_a_full_tier_is_an_error_that_says_so():
         assert isinstance(error, StoreFull) and "'large-" in str(error)
         assert "storage_max_memory=" in str(error) and "serverless.storage.overflow" in str(error)
         assert client.submit(sum, [1, 2]).result(SECONDS_MAX) == 3
+
+
+@contextmanager
+def full_of_small_values(go_on, **options):
+    """A wide fan-out of which every small value waits at a fan-in, until a file is there; more than there is room."""
+
+    def small(number):
+        return os.urandom(50_000)
+
+    def last():
+        until(go_on.exists)
+
+    def length(value, last):
+        return len(value)
+
+    with (
+        dask.config.set({"serverless.storage.metadata-max-memory": "8 MiB"}),
+        make(**options) as cluster,
+        Client(cluster) as client,
+    ):
+        end = dask.delayed(last)(dask_key_name="last-of-all")
+        values = [dask.delayed(small)(number, dask_key_name=f"small-{number}") for number in range(800)]  # 40 MB
+        lengths = [dask.delayed(length)(value, end, dask_key_name=f"length-{n}") for n, value in enumerate(values)]
+        yield cluster, client, client.compute(dask.delayed(sum)(lengths))
+
+
+@pytest.mark.fault(20)
+def test_a_wide_fan_out_of_more_small_values_than_the_metadata_server_holds(tmp_path):
+    with full_of_small_values(tmp_path / "go on") as (cluster, client, total):
+        # Those that find no room at fan-ins.
+        until(lambda: cluster.stats()["objects_written"] > 50, "they are stored like large ones", SECONDS_MAX)
+        (tmp_path / "go on").touch()
+        assert total.result(SECONDS_MAX) == 800 * 50_000
+        assert not cluster.stats()["executors_lost"]
+        del total
+        assert client.submit(sum, [1, 2]).result(SECONDS_MAX) == 3
+
+
+@pytest.mark.fault(20)
+def test_a_metadata_server_without_any_room_names_the_task_and_what_to_raise(tmp_path):
+    with full_of_small_values(tmp_path / "go on") as (cluster, client, total):
+        until(lambda: cluster.stats()["objects_written"] > 50, "fan-ins take no more values", SECONDS_MAX)
+        config = cluster._proxy.backend.store_config
+        server = redis.Redis.from_url(config.metadata, password=config.password)
+        server.config_set("maxmemory", MIB // 2)  # less than it ever has
+        (tmp_path / "go on").touch()
+        with pytest.raises(
+            StoreFull, match=r"task '(small|last)-.* cannot reach .*metadata server.* full.*metadata-max"
+        ):
+            total.result(SECONDS_MAX)
+        with pytest.raises(StoreFull, match=r"^task 'another' cannot be begun: .* full.*metadata-max-memory"):
+            client.submit(sum, [1, 2], key="another").result(SECONDS_MAX)
+        assert not cluster.stats()["executors_lost"]
+        server.config_set("maxmemory", 8 * MIB)
+        until(lambda: server.info("memory")["used_memory"] < 6 * MIB, "what has failed is cleaned up")
+        assert client.submit(sum, [1, 2]).result(SECONDS_MAX) == 3, "others go on"
 
 
 @pytest.mark.fault(35)

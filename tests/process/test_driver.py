@@ -57,6 +57,7 @@ _numbers = itertools.count()
 RAN: list[object] = []
 GATES: dict[str, threading.Event] = {}
 MEETINGS: dict[str, threading.Barrier] = {}
+TIERS: dict[str, LocalTier] = {}
 
 
 @contextlib.contextmanager
@@ -320,6 +321,15 @@ def gate(name):
     """Make a task block until the returned event is set."""
     GATES[f"{name}-open"] = threading.Event()
     return GATES[f"{name}-open"]
+
+
+def squeeze(tier, share, *values):
+    """Have the metadata server find that it may use less than it does."""
+    config = TIERS[tier].config("")
+    server = redis.Redis.from_url(config.metadata, password=config.password)
+    server.setrange("stuffing", 30_000_000, b"x")  # beside which connections and buffers are nothing
+    server.config_set("maxmemory", round(server.info("memory")["used_memory"] * share))
+    return sum(values)
 
 
 def a_lock(*values):
@@ -610,6 +620,42 @@ def test_a_full_store_names_task_and_limit(make_fleet):
         assert isinstance(outcome.errors["huge"], StoreFull)
         assert "'huge'" in str(outcome.errors["huge"]) and "limit" in str(outcome.errors["huge"])
         assert outcome.values == {"fine": 1}
+        fleet.close()
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_small_values_go_through_shards_where_fan_ins_have_no_room_for_them(make_fleet, groups):
+    with start_tier(shards=1, maxmemory_bytes=2**26) as small:
+        fleet = make_fleet(tier=small)
+        TIERS["small"] = small
+        tasks = {f"a{n}": (add, n) for n in range(40)} | {"full": (squeeze, "small", 0.9)}
+        tasks |= {f"c{n}": (add, 1, f"a{n}", "full") for n in range(40)}
+        outcome = fleet.compute(tasks, [f"c{n}" for n in range(40)], groups=groups)
+        assert outcome.values == {f"c{n}": n + 1 for n in range(40)} and set(outcome.reasons.values()) == {""}
+        assert sorted(outcome.retired) == sorted(outcome.reasons)
+        assert groups == 1 or outcome.counts["objects_written"] > 0
+        fleet.close()
+
+
+@pytest.mark.fault(20)
+def test_where_not_even_references_find_room_the_child_is_named_and_executors_end(make_fleet):
+    with start_tier(shards=1, maxmemory_bytes=2**26) as small:
+        fleet = make_fleet(tier=small)
+        TIERS["small"] = small
+        MEETINGS["both"] = threading.Barrier(2)
+        tasks = {"a": (meet, "both", 1), "b": (meet, "both", 2)}
+        tasks |= {"full": (squeeze, "small", 0.5, "a"), "c": (add, 3, "full", "b"), "fine": (add, 4, "b")}
+        outcome = fleet.compute(tasks, ["c", "fine"], groups=2)
+        assert outcome.values == {"fine": 6} and isinstance(outcome.errors["c"], StoreFull)
+        said = str(outcome.errors["c"])
+        assert (
+            said.startswith("the value of task ")
+            and "cannot reach its children" in said
+            and "metadata-max-memory" in said
+            and "limit: " in said
+        ), said
+        assert set(outcome.reasons.values()) == {""} and sorted(outcome.retired) == sorted(outcome.reasons)
         fleet.close()
 
 

@@ -88,9 +88,10 @@ ROWS: dict[int, Row] = {
     ),
     20: Row(
         "A storage server is full",
-        "Values and slices of shuffles overflow to a disk. Without an overflow, or when that is full too: an error "
-        "that names the task, the limit and what to do. Executors can still beat, retire and be cancelled",
-        "the metadata server does not overflow; there is no overflow to S3 yet",
+        "Values and slices of shuffles overflow to a disk, and small values to the data servers. Without an overflow, "
+        "or when that is full too: an error that names the task, the limit and what to do. Executors can still say "
+        "what they have done, beat, retire and be cancelled",
+        "there is no overflow to S3 yet",
     ),
     21: Row(
         "A data server evicts values by itself (another `maxmemory-policy`)",

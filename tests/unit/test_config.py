@@ -163,6 +163,7 @@ def test_the_whole_precedence_for_every_key(tmp_path):
         "storage.server": (sys.executable, "/bin/sh", "/bin/ls"),
         "storage.shards": (2, 3, 4),
         "storage.max-memory": (2**27, 2**28, 2**29),
+        "storage.metadata-max-memory": (2**27, 2**28, 2**29),
         "storage.object-bytes-max": (1000, 2000, 3000),
         "storage.overflow": (False, True, False),
         "storage.overflow-directory": tuple(f"{tempfile.gettempdir()}/{name}" for name in "abc"),
