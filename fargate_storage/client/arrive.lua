@@ -19,12 +19,14 @@ local retire, digest, edges, succession = header[6] == 1, header[7], header[8], 
 local events = ARGV[2]
 
 -- A full server must still let executors go on and go: after a first write that needs no memory, the rest is not
--- refused. Edges stay until their child's owner retires, so there is an end to them.
+-- refused. Edges stay until their child's owner retires, so there is an end to them: a quarter of the limit, and not
+-- less than 64 MiB, since messages that are on their way count, too.
 local urgency = (#edges == 0 and events == '') and 2 or header[12]
 if urgency == 1 then
   local memory = redis.call('INFO', 'memory')
-  local used, limit = string.match(memory, 'used_memory:(%d+)'), string.match(memory, '\nmaxmemory:(%d+)')
-  if tonumber(used) < tonumber(limit) * 1.25 then urgency = 2 end
+  local used = tonumber(string.match(memory, 'used_memory:(%d+)'))
+  local limit = tonumber(string.match(memory, '\nmaxmemory:(%d+)'))
+  if used < limit + math.max(limit / 4, 67108864) then urgency = 2 end
 end
 if urgency == 2 then redis.call('EXPIRE', leases_key, ttl) end
 

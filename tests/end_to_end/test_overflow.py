@@ -224,7 +224,9 @@ def test_a_metadata_server_without_any_room_names_the_task_and_what_to_raise(tmp
         until(lambda: cluster.stats()["objects_written"] > 50, "fan-ins take no more values", SECONDS_MAX)
         config = cluster._proxy.backend.store_config
         server = redis.Redis.from_url(config.metadata, password=config.password)
-        server.config_set("maxmemory", MIB // 2)  # less than it ever has
+        server.config_set("maxmemory", 0)
+        server.setrange("stuffing", 100 * MIB, b"x")
+        server.config_set("maxmemory", 8 * MIB)
         (tmp_path / "go on").touch()
         with pytest.raises(
             StoreFull, match=r"task '(small|last)-.* cannot reach .*metadata server.* full.*metadata-max"
@@ -233,7 +235,7 @@ def test_a_metadata_server_without_any_room_names_the_task_and_what_to_raise(tmp
         with pytest.raises(StoreFull, match=r"^task 'another' cannot be begun: .* full.*metadata-max-memory"):
             client.submit(sum, [1, 2], key="another").result(SECONDS_MAX)
         assert not cluster.stats()["executors_lost"]
-        server.config_set("maxmemory", 8 * MIB)
+        server.delete("stuffing")
         until(lambda: server.info("memory")["used_memory"] < 6 * MIB, "what has failed is cleaned up")
         assert client.submit(sum, [1, 2]).result(SECONDS_MAX) == 3, "others go on"
 

@@ -327,7 +327,7 @@ def squeeze(tier, share, *values):
     """Have the metadata server find that it may use less than it does."""
     config = TIERS[tier].config("")
     server = redis.Redis.from_url(config.metadata, password=config.password)
-    server.setrange("stuffing", 30_000_000, b"x")  # beside which connections and buffers are nothing
+    server.setrange("stuffing", 100_000_000, b"x")  # beside which connections and buffers are nothing
     server.config_set("maxmemory", round(server.info("memory")["used_memory"] * share))
     return sum(values)
 
@@ -645,7 +645,7 @@ def test_where_not_even_references_find_room_the_child_is_named_and_executors_en
         TIERS["small"] = small
         MEETINGS["both"] = threading.Barrier(2)
         tasks = {"a": (meet, "both", 1), "b": (meet, "both", 2)}
-        tasks |= {"full": (squeeze, "small", 0.5, "a"), "c": (add, 3, "full", "b"), "fine": (add, 4, "b")}
+        tasks |= {"full": (squeeze, "small", 0.1, "a"), "c": (add, 3, "full", "b"), "fine": (add, 4, "b")}
         outcome = fleet.compute(tasks, ["c", "fine"], groups=2)
         assert outcome.values == {"fine": 6} and isinstance(outcome.errors["c"], StoreFull)
         said = str(outcome.errors["c"])
