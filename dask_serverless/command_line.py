@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import click
@@ -168,6 +168,11 @@ def _in_account(
         raise SystemExit(2) from None
 
 
+def _tell_unknown(arns: Sequence[str]) -> None:
+    for arn in arns:
+        click.echo(f"carries this deployment's tags, but is of a kind not known here (or gone already): {arn}")
+
+
 @serverless.command(name="doctor")
 @_of_a_deployment
 def doctor_command(**where: Any) -> None:
@@ -184,6 +189,7 @@ def doctor_command(**where: Any) -> None:
         click.echo(f"deployment {account.name!r}: {condition_of(inventory, pieces)}, {len(findings)} finding(s)")
         for each in findings:
             click.echo(each)
+        _tell_unknown(inventory.unknown)
         if findings:
             raise SystemExit(1)
 
@@ -206,9 +212,10 @@ def destroy_command(dry_run: bool, yes: bool, minutes: float, **where: Any) -> N
     """
 
     async def remove(account: Account) -> None:
-        plan = await planned(account)
+        plan, unknown = await planned(account)
         if not plan:
-            click.echo(f"deployment {account.name!r}: nothing is there")
+            _tell_unknown(unknown)
+            click.echo(f"deployment {account.name!r}: nothing {'else ' if unknown else ''}is there")
             return
         click.echo("\n  ".join([f"deployment {account.name!r}, to be removed:", *plan]))
         if dry_run:
@@ -216,8 +223,7 @@ def destroy_command(dry_run: bool, yes: bool, minutes: float, **where: Any) -> N
         if not yes:
             click.confirm("Remove all of this, with what is stored in it?", abort=True)
         left = await destroy(account, click.echo, minutes * 60)
-        for arn in left.unknown:
-            click.echo(f"carries this deployment's tags, but is of a kind not known here (or gone already): {arn}")
-        click.echo(f"deployment {account.name!r}: nothing is left")
+        _tell_unknown(left.unknown)
+        click.echo(f"deployment {account.name!r}: nothing {'else ' if left.unknown else ''}is left")
 
     _in_account(remove, **where)

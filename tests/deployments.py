@@ -42,7 +42,7 @@ def properties(piece, number):
         case m.ROLE:
             policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "logs:*", "Resource": "*"}]}
             return {
-                "Path": m.ROLE_PATH,
+                "Path": {"Fn::Sub": m.role_path("${AWS::Region}")},
                 "AssumeRolePolicyDocument": ASSUMED_BY,
                 "Policies": [{"PolicyName": "least", "PolicyDocument": policy}],
             }

@@ -133,7 +133,8 @@ class Account:
         if not told["StackStatus"].endswith("_COMPLETE") or "ROLLBACK" in told["StackStatus"]:
             failures = latest_failures([each async for each in self._events(told["StackId"])])
         tags = {tag["Key"]: tag["Value"] for tag in told.get("Tags", ())}
-        return Stack(told["StackId"], told["StackStatus"], told.get("StackStatusReason", ""), tags, failures)
+        protected = bool(told.get("EnableTerminationProtection"))
+        return Stack(told["StackId"], told["StackStatus"], told.get("StackStatusReason", ""), tags, failures, protected)
 
     async def look(self, type: str, id: str) -> Found | None:
         """Look at something; None: it is not there."""
@@ -165,7 +166,8 @@ class Account:
         async for page in pages:
             for each in page["ResourceTagMappingList"]:
                 yield each["ResourceARN"]
-        async for page in self._pages("iam", "list_roles", "Marker", PathPrefix=manifest.ROLE_PATH):
+        region = (await self._client("cloudformation")).meta.region_name
+        async for page in self._pages("iam", "list_roles", "Marker", PathPrefix=manifest.role_path(region)):
             for each in page["Roles"]:
                 found = await self.look(manifest.ROLE, each["RoleName"])
                 if found is not None and manifest.belongs(found.tags, self.name):

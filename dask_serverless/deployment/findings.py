@@ -85,6 +85,7 @@ class Stack:
     reason: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[Event, ...] = ()
+    protected: bool = False  # against being deleted
 
 
 @dataclass(frozen=True, slots=True)

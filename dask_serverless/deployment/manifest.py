@@ -18,8 +18,6 @@ DEFAULT_NAME = "dask-serverless"
 CREATED_BY_TAG, CREATED_BY = "createdBy", "dask-serverless"
 NAME_TAG = "dask-serverless:stack"
 PIECE_TAG = "dask-serverless:piece"
-#: Roles have this path, since the tagging API does not know roles: it narrows the search, and tags decide.
-ROLE_PATH = "/dask-serverless/"
 
 FUNCTION = "AWS::Lambda::Function"
 QUEUE = "AWS::SQS::Queue"
@@ -120,6 +118,19 @@ def tags_of(name: str, piece: str | None = None) -> dict[str, str]:
     """
     tags = {CREATED_BY_TAG: CREATED_BY, NAME_TAG: name}
     return tags if piece is None else {**tags, PIECE_TAG: piece}
+
+
+def role_path(region: str) -> str:
+    """Return the path of a deployment's roles. They belong to all regions, and the tagging API does not know them.
+
+    So the path tells which region's deployments they are of; tags tell which deployment's.
+
+    Examples
+    --------
+    >>> role_path("eu-west-1")
+    '/dask-serverless/eu-west-1/'
+    """
+    return f"/dask-serverless/{region}/"
 
 
 def belongs(tags: Mapping[str, str], name: str) -> bool:

@@ -17,13 +17,13 @@ SECONDS_MAX = 3600.0
 PAUSE_SECONDS = 5.0
 
 
-async def planned(account: Account) -> list[str]:
-    """Say what is there to be removed, and remove nothing."""
+async def planned(account: Account) -> tuple[list[str], tuple[str, ...]]:
+    """Say what is there to be removed, and what is not known here, and remove nothing."""
     inventory = await account.inventory()
     if isinstance(step := next_step(inventory, inventory, 0), Refuse):
         raise DeploymentRefused(step.reason)
     stack = [] if inventory.stack is None else [f"the stack {inventory.stack.id}, which is {inventory.stack.status}"]
-    return stack + [str(each) for each in ours(inventory)]
+    return stack + [str(each) for each in ours(inventory)], inventory.unknown
 
 
 async def destroy(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dask_serverless.deployment.findings import DELETE_FAILED, DELETED, Found, Inventory, Stack
+from dask_serverless.deployment.findings import DELETE_FAILED, DELETED, NEVER_BEGUN, Found, Inventory, Stack
 from dask_serverless.deployment.manifest import BUCKET, REMOVAL_ORDER, belongs
 
 #: How often one run asks CloudFormation to delete a stack.
@@ -33,7 +33,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The stack is being deleted, or is about to be."""
+    """The stack is being deleted, or is about to be; or it is being changed, and cannot be deleted meanwhile."""
 
     stack: Stack
 
@@ -84,7 +84,10 @@ def next_step(inventory: Inventory, first: Inventory, deletions: int) -> Step:
         )
     if first.stack is None or stack.id != first.stack.id:
         return Refuse(f"another deployment {inventory.name!r} was begun meanwhile")
-    if stack.status == "DELETE_IN_PROGRESS" or (deletions and stack.status != DELETE_FAILED):
+    if stack.protected:  # before its buckets are emptied
+        return Refuse(f"the stack {stack.id} is protected against being deleted: lift that first, if you are sure")
+    changing = stack.status.endswith("_IN_PROGRESS") and stack.status not in (NEVER_BEGUN, "CREATE_IN_PROGRESS")
+    if changing or (deletions and stack.status != DELETE_FAILED):
         return Wait(stack)
     if deletions:
         if pieces:

@@ -226,6 +226,26 @@ async def test_what_belongs_to_others_survives(url, account, call):
     await call("sqs", "get_queue_url", QueueName="prod-FailureQueue")
 
 
+async def test_a_deployment_of_the_same_name_in_another_region_survives(url, account, call):
+    """Roles are the same in all regions. (So are buckets in moto's tagging API, but not in AWS's.)"""
+    await deploy(call, "prod", without=[*TWINS, "overflow-bucket"])
+    before = await account.inventory()
+    async with Account("prod", "eu-west-1", url) as elsewhere:
+        assert (await elsewhere.inventory()).found == ()
+        await remove(elsewhere)
+    assert await account.inventory() == before
+
+
+async def test_what_is_protected_against_being_deleted_keeps_what_is_stored(url, account, call):
+    made = await deploy(call, "prod", without=TWINS)
+    await put(call, made["overflow-bucket"])
+    [stack] = get_backend("cloudformation")[ACCOUNT][REGION].stacks.values()
+    stack.enable_termination_protection = True  # moto has no request for it
+    with pytest.raises(DeploymentRefused, match="protected"):
+        await remove(account)
+    assert len((await call("s3", "list_objects_v2", Bucket=made["overflow-bucket"]))["Contents"]) == 3
+
+
 async def test_a_stack_of_the_same_name_that_is_not_ours_is_not_touched(url, account, call):
     body = '{"Resources": {"Q": {"Type": "AWS::SQS::Queue", "Properties": {"QueueName": "theirs"}}}}'
     await call("cloudformation", "create_stack", StackName="prod", TemplateBody=body)

@@ -43,8 +43,8 @@ LIMIT = Event("FailureQueue", m.QUEUE, "CREATE_FAILED", "too many queues")
 NOT_EMPTY = Event("OverflowBucket", m.BUCKET, "DELETE_FAILED", "the bucket is not empty")
 
 
-def stack(status, *failures, tags=None, id="arn:stack/prod/1"):
-    return Stack(id, status, "", m.tags_of("prod") if tags is None else tags, failures)
+def stack(status, *failures, tags=None, id="arn:stack/prod/1", protected=False):
+    return Stack(id, status, "", m.tags_of("prod") if tags is None else tags, failures, protected)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,8 @@ NONE = Inventory("prod")
         (stack("CREATE_COMPLETE"), ALL, 0, DeleteStack(stack("CREATE_COMPLETE"), BUCKETS)),
         (stack("CREATE_COMPLETE"), (), 1, Wait(stack("CREATE_COMPLETE"))),
         (stack("DELETE_IN_PROGRESS"), ALL, 0, Wait(stack("DELETE_IN_PROGRESS"))),
+        (stack("UPDATE_IN_PROGRESS"), ALL, 0, Wait(stack("UPDATE_IN_PROGRESS"))),
+        (stack("CREATE_IN_PROGRESS"), ALL, 0, DeleteStack(stack("CREATE_IN_PROGRESS"), BUCKETS)),
         (stack("DELETE_FAILED"), ALL, 0, DeleteStack(stack("DELETE_FAILED"), BUCKETS)),
         (stack("DELETE_FAILED"), BUCKETS, 1, Remove(BUCKETS)),
         (stack("DELETE_FAILED"), (), 1, DeleteStack(stack("DELETE_FAILED"), ())),
@@ -213,6 +215,7 @@ def test_who_uses_something_goes_before_it():
     "found_stack, first, deletions, reason",
     [
         (stack("CREATE_COMPLETE", tags={}), NONE, 0, "another's"),
+        (stack("CREATE_COMPLETE", protected=True), None, 0, "protected"),
         (stack("CREATE_IN_PROGRESS"), NONE, 0, "another deployment 'prod' was begun"),
         (stack("CREATE_COMPLETE", id="2"), Inventory("prod", stack("CREATE_COMPLETE", id="1")), 1, "was begun"),
         (stack("DELETE_FAILED", NOT_EMPTY), None, DELETIONS_MAX, "OverflowBucket: the bucket is not empty"),
