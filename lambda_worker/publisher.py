@@ -19,15 +19,17 @@ from lambda_worker.core.executor import Executor
 from lambda_worker.core.instructions import Arrive, Delegate, Successor
 from lambda_worker.core.journal import Journal
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.verdicts import Standing
+from lambda_worker.core.verdicts import Claim, Standing, Verdict
 from lambda_worker.core.wire import (
     Frame,
+    Frames,
     Location,
     Ref,
     events_name,
     frames_nbytes,
     location_to_wire,
     object_name,
+    open_frames,
     pack,
     pack_inline,
     seal,
@@ -162,6 +164,7 @@ class Publisher:
             )
 
         arrivals = [each for each in arrive.arrivals if each[1] in locations]
+        never_told: list[Claim] = []
         try:
             reply = tell(arrivals)
         except StoreFull:  # fan-ins take no more values, but references
@@ -174,13 +177,15 @@ class Publisher:
                 events.append(
                     ["erred", [[child, self._never_told(child, parent, error)] for child, parent, _ in arrivals]]
                 )
+                never_told = [Claim(child, Verdict.DONE) for child in dict.fromkeys(child for child, _, _ in arrivals)]
                 reply = tell([])
         if reply.retired and self._waiter is not None:
             self._waiter.offered = lingering is not None and lingering.seconds > 0
         for claim in reply.claims:
             for parent, location in claim.values.items():
                 belongings.locations.setdefault(parent, location)
-        return Answered(reply.standing, reply.claims, reply.retired, self._world.clock(), nbytes, seconds)
+        claims = [*reply.claims, *never_told]  # nobody here keeps anything for those any more
+        return Answered(reply.standing, claims, reply.retired, self._world.clock(), nbytes, seconds)
 
     def _locate(
         self, tasks: Iterable[int], fan_ins: Mapping[int, int] | None = None
@@ -215,7 +220,7 @@ class Publisher:
                 )
                 continue
             nbytes, readers = frames_nbytes(frames), (fan_ins or {}).get(task, 1)
-            crowded = self._world.clock() < self._crowded_until
+            crowded = fan_ins is not None and task in fan_ins and self._world.clock() < self._crowded_until
             inline = not crowded and self._world.policy.inline(nbytes, readers)
             self._note("inline" if inline else "store", task=task, nbytes=nbytes, meeting=readers)
             sealed = seal_frames(self._world.secret, name, frames if inline else self._world.compressor.shrink(frames))
@@ -244,12 +249,20 @@ class Publisher:
 
     def _store_inline(self, tasks: Iterable[int], locations: Mapping[int, Location]) -> dict[int, Location]:
         """Write small values to where large ones are: where fan-ins are, there is no room for them."""
-        self._crowded_until = self._world.clock() + CROWDED_SECONDS
         inline = {task: where for task in tasks if isinstance(where := locations.get(task), bytes)}
-        refs = self._world.put(list(map(unpack_inline, inline.values())))
+        refs = self._world.put([self._as_own(task, *unpack_inline(where)) for task, where in inline.items()])
+        self._crowded_until = self._world.clock() + CROWDED_SECONDS
         stored: dict[int, Location] = dict(zip(inline, refs, strict=True))
         self._belongings.locations.update(stored)
         return stored
+
+    def _as_own(self, task: int, name: str, sealed: Frames) -> tuple[str, Frames]:
+        """Have a value that was made in another job stored for this one: what that one has stored goes with it."""
+        mine, secret = self._assignment, self._world.secret
+        if name.startswith(f"{mine.job}/"):
+            return name, sealed
+        own = object_name(mine.job, task, mine.executor, mine.attempt)
+        return own, seal_frames(secret, own, open_frames(secret, name, sealed))
 
     def _never_told(self, child: int, parent: int, error: Exception) -> bytes:
         # The child's own key may not be known here.

@@ -101,6 +101,7 @@ class Objects:
             lambda: self._put(fitting),
             lambda: self._keep(fitting),
             lambda: self._unlink([self._ref(name, sizes[name]) for name, _ in fitting]),
+            is_new=True,
         )
         found = {ref.name: ref for ref in [*refs, *self._keep(large)]}
         return [found[name] for name, _ in objects]

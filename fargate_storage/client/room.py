@@ -39,7 +39,14 @@ class Room:
         self.overflow = overflow
         self._full_until = float("-inf")
 
-    def find(self, on_shards: Callable[[], R], beside: Callable[[], R], remove: Callable[[], object]) -> R:
+    def find(
+        self,
+        on_shards: Callable[[], R],
+        beside: Callable[[], R],
+        remove: Callable[[], object],
+        *,
+        is_new: bool = False,
+    ) -> R:
         """Write something where there is room; return what the one that has done so returns.
 
         Parameters
@@ -48,6 +55,9 @@ class Room:
             Write all of it, there or in the overflow; they raise `StoreFull`, maybe after a part.
         remove
             Removes it from the shards.
+        is_new
+            Whether nobody has written anything under these names before. Only then a part that was written is removed
+            if there is no room for all: it might have been there, whole, from an earlier time.
         """
         if self.overflow is None:
             try:
@@ -65,7 +75,8 @@ class Room:
             try:
                 return on_shards()
             except StoreFull:
-                remove()
+                if is_new:
+                    remove()
                 raise error from None
         remove()
         return found
@@ -73,9 +84,15 @@ class Room:
     def replace(self, name: str, frames: Frames) -> bool:
         """Have something in the overflow, instead of anything else under its name; tell whether it was not there."""
         assert self.overflow is not None
-        if self.overflow.read(name) == [flat(frame) for frame in frames]:
+        before = self.overflow.read(name)
+        if before == [flat(frame) for frame in frames]:
             return False
         # The first complete write stays, so what is spoiled goes first. What is good stays: it may be being read.
         self.overflow.delete([name])
-        self.overflow.write(name, frames)
+        try:
+            self.overflow.write(name, frames)
+        except StoreFull:
+            if before is not None:  # there was room for it
+                self.overflow.write(name, before)
+            raise
         return True

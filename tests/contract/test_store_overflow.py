@@ -307,6 +307,32 @@ def test_slices_for_which_the_overflow_has_no_room_say_so(make_store, small_tier
             make_store(overflow=None).put_slices("job", "s", source, slices(source, range(20)))
 
 
+@pytest.mark.fault(20)
+def test_what_is_written_again_in_vain_is_still_there_as_before(make_store, small_tier):
+    store = make_store(overflow_bytes_max=MIB)
+    pieces = {number: bytes([number]) * 100_000 for number in range(20)}
+    store.open_job("job", pieces)
+    store.put_slices("job", "s", 0, slices(0, range(20)))
+    stuff(small_tier)
+    with pytest.raises(StoreFull):
+        store.open_job("job", pieces)
+    with pytest.raises(StoreFull):
+        store.put_slices("job", "s", 0, slices(0, range(20)))
+    assert store.load("job", list(pieces)) == list(pieces.values())
+    assert read_slices(store, 7) == {0: slices(0, [7])[7]}
+
+
+@pytest.mark.fault(20)
+def test_slices_that_find_no_room_beside_others_leave_those_there(make_store, small_tier):
+    store = make_store(overflow_bytes_max=MIB)
+    opened(store)
+    stuff(small_tier)
+    store.put_slices("job", "s", 0, {target: [b"tag", b"x" * 200_000] for target in range(3)})
+    with pytest.raises(StoreFull):  # put together with what is there
+        store.put_slices("job", "s", 0, {target: [b"tag", b"y" * 600_000] for target in (0, 2)})
+    assert read_slices(store, 1) == {0: [b"tag", b"x" * 200_000]}
+
+
 @pytest.mark.fault(20, 35)
 def test_a_slice_that_is_too_large_for_a_shard_goes_to_the_overflow(make_store):
     store = make_store(object_bytes_max=1_000)
