@@ -171,7 +171,7 @@ class ScalableCluster(Cluster):
         return adaptive
 
     def wait_for_workers(self, n_workers: int, timeout: Any = None) -> Any:
-        """Wait until the cluster can run `n_workers` tasks at once.
+        """Wait until the cluster can have `n_workers` executors, and Dask workers, at once.
 
         That is so as soon as the fleet is up, since executors start with the work.
 

@@ -23,6 +23,7 @@ from dask_serverless.call_stacks import CallStacks
 from dask_serverless.collector import collector_paused
 from dask_serverless.constant_pool import IDLE_BYTES_MAX, ConstantPool
 from dask_serverless.dask_graph import JobPlan
+from dask_serverless.ending import Ending
 from dask_serverless.experience import Experience
 from dask_serverless.hands import Hands
 from dask_serverless.job_events import (
@@ -151,6 +152,7 @@ class Dispatcher:
         self.spending = Spending(self)
         self.backups = Backups(self)
         self.losses = Losses(self, waiter)
+        self.ending = Ending()
         self.rebuilding = Rebuilding(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
         self.legacy = Legacy(self)
@@ -263,7 +265,7 @@ class Dispatcher:
                 case Fail(key, error):
                     self.waiter.fail(key, error)
                 case Launch():
-                    self.rebuilding.when_ended(functools.partial(self._begin_launch, instruction))
+                    self.ending.afterwards(functools.partial(self._begin_launch, instruction))
                 case Free(refs):
                     self._free_soon(refs)
                 case Import(key):
@@ -426,11 +428,12 @@ class Dispatcher:
 
     async def end_executors(self) -> None:
         """End everything that runs, at once, and use none of its sandboxes again."""
-        await self.call(self.backend.retire, True)
-        # 1. An invocation is on its way; 2. sandboxes are retired; 3. it arrives, and starts what nobody wants.
-        if self._launches:
-            await asyncio.wait(list(self._launches), timeout=LAUNCH_SECONDS_MAX)
+        with self.ending:
             await self.call(self.backend.retire, True)
+            # 1. An invocation is on its way; 2. sandboxes are retired; 3. it arrives, and starts what nobody wants.
+            if self._launches:
+                await asyncio.wait(list(self._launches), timeout=LAUNCH_SECONDS_MAX)
+                await self.call(self.backend.retire, True)
 
     async def retire_sandboxes(self) -> None:
         """Use no sandbox again that has served; those that work finish what they have."""

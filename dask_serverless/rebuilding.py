@@ -51,15 +51,6 @@ class Rebuilding:
         self._dispatcher = dispatcher
         self._holder = holder
         self._oblivion = Oblivion(dispatcher.backend.settings.storage_allowed_failures)
-        self._ending = 0  # how often executors are being ended: it may be forgotten again meanwhile
-        self._later: list[Callable[[], None]] = []
-
-    def when_ended(self, begin: Callable[[], None]) -> None:
-        """Begin something once no executors are being ended: one that begins meanwhile would be ended with them."""
-        if self._ending:
-            self._later.append(begin)
-        else:
-            begin()
 
     def forgotten(self) -> None:
         """The metadata server has lost what it knew; it is there again, and marked."""
@@ -79,7 +70,7 @@ class Rebuilding:
                     dispatcher.feed(Released(key))
             else:
                 dispatcher.feed(JobFailed(verdict.job, describe_error(_given_up(verdict.times))))
-        self._ending += 1
+        dispatcher.ending.begin()
         dispatcher.spawn(self._rebuild(closed, again))
 
     async def _rebuild(self, closed: Sequence[str], again: Sequence[Hashable]) -> None:
@@ -87,11 +78,7 @@ class Rebuilding:
         try:
             await self._try(dispatcher.end_executors)
         finally:
-            self._ending -= 1
-            if not self._ending:
-                later, self._later = self._later, []
-                for begin in later:
-                    begin()
+            dispatcher.ending.end()
         for step in (dispatcher.set_places, dispatcher.legacy.note_again, dispatcher.losses.look_after_all):
             await self._try(step)
         self._holder.ask_again(again)

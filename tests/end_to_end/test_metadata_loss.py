@@ -112,7 +112,7 @@ def test_what_is_submitted_while_executors_are_being_ended_is_not_ended_with_the
     until(ending.is_set, "executors are about to be ended")
     began, gate = tmp_path / "began", Gate(str(tmp_path / "open"))
     future = client.submit(begin_and_wait, str(began), gate)
-    until(lambda: dispatcher.rebuilding._later or began.exists(), "the proxy has it")
+    until(lambda: dispatcher.ending._later or began.exists(), "the proxy has it")
     go_on.set()
     until(began.exists, "it has begun")
     gate.open()
