@@ -338,7 +338,7 @@ class Proxy(Host):
                 self._begin_again()
             if not heard:
                 self._listening = False
-                if sim.tier.events:  # something came while the answer was on its way
+                if sim.tier.events or sim.store.is_forgotten:  # something happened while the answer was on its way
                     self.wake()
                 return
             for job, executor, _, blob in heard:
