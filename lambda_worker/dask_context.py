@@ -126,8 +126,10 @@ class _TaskClient(Client):
     """A client whose values go through the scheduler: executors accept no connections, and the
     worker that stands for all of them may not be reachable from where this runs."""
 
-    # What tasks print through Dask is for the user's client. Shown here, it would be a task's output again.
-    _default_event_handlers: dict[str, Any] = {}
+    def subscribe_topic(self, topic: str, handler: Any) -> None:
+        # What tasks print through Dask is for the user's client. Shown here, it would be a task's output again.
+        if handler is not Client._default_event_handlers.get(topic):
+            super().subscribe_topic(topic, handler)
 
     async def _gather(self, futures: Any, errors: str = "raise", direct: Any = None, local_worker: Any = None) -> Any:
         return await super()._gather(futures, errors=errors, direct=False, local_worker=None)

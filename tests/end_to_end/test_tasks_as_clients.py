@@ -120,6 +120,33 @@ def test_a_parent_that_dies_gives_its_place_back(cluster):
         assert client.submit(inc, 1).result(timeout=30) == 2
 
 
+def through_a_client(number):
+    with worker_client() as client:
+        return client.submit(sum, (number, 1)).result()
+
+
+def say(text):
+    import distributed
+
+    distributed.print(text)
+
+
+def test_what_is_printed_through_dask_is_shown_as_often_if_executors_are_clients(client, capsys):
+    """Once as a task's output and once by the user's client, as under LocalCluster, but not by every other client."""
+    assert client.gather(client.map(through_a_client, range(10))) == list(range(1, 11))
+    client.submit(say, "the first line").result()
+    client.submit(say, "the second line").result()
+    shown = ""
+
+    def has_come():
+        nonlocal shown
+        shown += capsys.readouterr().out
+        return shown.count("the second line") == 2
+
+    until(has_come, "it is shown")
+    assert shown.count("the first line") == 2
+
+
 def test_what_tasks_print_reaches_the_user(client, capsys):
     import distributed
 
