@@ -128,7 +128,7 @@ WORKLOADS = [
     ),
     svd2("svd2", "SVD2 (svd_compressed), {n:,} x {n:,} in chunks of {chunk:,}, k={k}", memory="10 GiB"),
     svd2(
-        "svd2-tight", "SVD2, {n:,} x {n:,}, with executors of 2 GiB, which have no room for the matrix", memory="2 GiB"
+        "svd2-tight", "SVD2, {n:,} x {n:,}, with executors of 2 GiB: no room for the matrix", memory="2 GiB"
     ),
     Workload(
         name="tsqr",
