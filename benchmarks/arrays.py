@@ -127,9 +127,7 @@ WORKLOADS = [
         others={"cubed": svd_by_cubed},
     ),
     svd2("svd2", "SVD2 (svd_compressed), {n:,} x {n:,} in chunks of {chunk:,}, k={k}", memory="10 GiB"),
-    svd2(
-        "svd2-tight", "SVD2, {n:,} x {n:,}, with executors of 2 GiB: no room for the matrix", memory="2 GiB"
-    ),
+    svd2("svd2-tight", "SVD2, {n:,} x {n:,}, with executors of 2 GiB: no room for the matrix", memory="2 GiB"),
     Workload(
         name="tsqr",
         title="TSQR, {rows:,} x {columns} in chunks of {chunk:,} rows",
