@@ -9,7 +9,7 @@ from lambda_worker.cache import Cache
 from lambda_worker.core.errors import Tampered, ValueLost
 from lambda_worker.core.instructions import Forget
 from lambda_worker.core.wire import Location, Ref
-from lambda_worker.task_runner import Bodies, Constants, describe_error, key_of, large_nbytes
+from lambda_worker.task_runner import Bodies, Constants, describe_error, key_of, large_nbytes, refers_to_scheduler
 
 _ABSENT = object()
 
@@ -56,7 +56,7 @@ class Belongings:
             # Under the name of what was lost: others here may still be told that it is there.
             location = self.lost.pop(task, None) or self.locations.pop(task, None)
             self.locations.pop(task, None)
-            if isinstance(location, Ref) and value is not _ABSENT:
+            if isinstance(location, Ref) and value is not _ABSENT and not refers_to_scheduler(value):
                 self._cache.put(location.name, value, max(location.nbytes, large_nbytes(value)))  # it may be compressed
         for segment in forget.segments:
             self.bodies.forget(segment)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -130,6 +131,11 @@ class _TaskClient(Client):
         # What tasks print through Dask is for the user's client. Shown here, it would be a task's output again.
         if handler is not Client._default_event_handlers.get(topic):
             super().subscribe_topic(topic, handler)
+
+    async def _get_dataset(self, *args: Any, **options: Any) -> Any:
+        # It tells the scheduler of every future here. Actors are in cycles: those of ended tasks stay until collected.
+        gc.collect()
+        return await super()._get_dataset(*args, **options)
 
     async def _gather(self, futures: Any, errors: str = "raise", direct: Any = None, local_worker: Any = None) -> Any:
         return await super()._gather(futures, errors=errors, direct=False, local_worker=None)

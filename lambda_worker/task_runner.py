@@ -289,6 +289,12 @@ def large_nbytes(value: Any) -> int:
     return nbytes if nbytes >= LARGE_BYTES_MIN else 0
 
 
+def refers_to_scheduler(value: Any) -> bool:
+    """Tell whether a value is a future or an actor: while somebody has one, the scheduler keeps what it stands for."""
+    dasks = sys.modules.get("dask._task_spec")  # without it there is no such value
+    return dasks is not None and isinstance(value, dasks.TaskRef)
+
+
 def describe_value(value: Any, cache: dict[type, tuple[bytes, str]]) -> tuple[int, bytes, str]:
     """Return what Dask's scheduler wants to know of a value: size in bytes, pickled type, its name."""
     from dask.sizeof import sizeof

@@ -24,6 +24,10 @@ SECONDS_MAX = 40
 #: One that is known to differ, and may hang.
 DIFFERS_SECONDS_MAX = 10
 
+#: Warnings that are not the program's: another server has Dask's port; the scheduler (it is in this process) hears of a
+#: forgotten key from the client of a worker, or executor, that still has garbage of an earlier program.
+_OF_OTHERS = re.compile(r"Port 8787 is already|Client '\w+-(worker|executor)-\S+' desires key .* but key is unknown")
+
 _SCRUB = (
     (re.compile(r"(tcp|tls|inproc|ucx)://[^\s'\",)>\]]+"), "<address>"),
     (re.compile(r"0x[0-9a-f]+"), "<id>"),
@@ -92,7 +96,7 @@ def run(program: Program, cluster: Any, seconds_max: float) -> Outcome:
     outcome.warnings = {
         (each.category.__name__, outcome.scrub(str(each.message)))
         for each in caught
-        if not issubclass(each.category, ResourceWarning) and not str(each.message).startswith("Port 8787 is already")
+        if not issubclass(each.category, ResourceWarning) and not _OF_OTHERS.match(str(each.message))
     }
     return outcome
 
