@@ -32,6 +32,7 @@ CLASSES: dict[str, dict[str, tuple[float, float]]] = {
     "cold-start": {"cold_seconds": (0.5, 20.0)},
     # Last: what the others draw stays what it was before there was this one.
     "metadata-lost": {"metadata_lost_per_second": (0.005, 0.1)},
+    "failover": {"failover_per_second": (0.005, 0.1), "failover_seconds": (0.01, 10.0)},
 }
 
 
@@ -71,6 +72,8 @@ class Faults:
         How long a cold start takes, on average.
     metadata_lost_per_second
         The metadata server dies, and is there again, empty.
+    failover_per_second, failover_seconds
+        Another one takes its place, which has not heard the last words: of so many seconds at most.
     """
 
     crash_per_second: float = 0.0
@@ -98,11 +101,18 @@ class Faults:
     slow_factor: float = 1.0
     cold_seconds: float = 0.2
     metadata_lost_per_second: float = 0.0
+    failover_per_second: float = 0.0
+    failover_seconds: float = 0.0
 
     @property
     def loses_values(self) -> bool:
         """Whether stored values may be gone."""
         return bool(self.value_lost_per_second or self.shard_lost_per_second or self.rollback_per_second)
+
+    @property
+    def loses_metadata(self) -> bool:
+        """Whether what is known of jobs may be gone."""
+        return bool(self.metadata_lost_per_second or self.failover_per_second)
 
     @property
     def classes(self) -> list[str]:

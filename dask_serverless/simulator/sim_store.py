@@ -66,7 +66,7 @@ class SimStore(Bulk):
         self.lease_seconds = lease_seconds
         self._wait = wait
         self._returned = 0  # events that the last `listen` returned
-        self._mark = 0  # what `begin` has found or put
+        self._mark = (0, 0)  # what `begin` has found or put
 
     def __repr__(self) -> str:
         return f"<SimStore of {self.tier}>"
@@ -418,11 +418,14 @@ class SimStore(Bulk):
     def begin(self) -> bool:
         """See `lambda_worker.ports.JobStore.begin`."""
         self._count(round_trips=1)
-        before = bool(self.tier.mark)
+        tier = self.tier
+        before = tier.mark[0] == tier.process
         if not before:
-            self.tier.lives += 1
-            self.tier.mark = self.tier.lives
-        self._mark, self._returned = self.tier.mark, 0
+            if tier.mark != (0, 0):
+                tier.clear()  # it is what another process has saved
+            tier.marks += 1
+            tier.mark = tier.process, tier.marks
+        self._mark, self._returned = tier.mark, 0
         return before
 
     def open_job(self, job: str, segments: Mapping[int, bytes]) -> None:
@@ -443,7 +446,7 @@ class SimStore(Bulk):
         del events[: self._returned]
         self._returned = 0
         if not events:
-            self._wait(lambda: bool(events) or self.tier.mark != self._mark > 0, seconds)
+            self._wait(lambda: bool(events) or self.is_forgotten, seconds)
             self._refuse_strangers()
         heard = events[:EVENTS_MAX]
         self._returned = len(heard)
@@ -451,8 +454,8 @@ class SimStore(Bulk):
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether the mark is lost that was found or put by `begin`."""
-        return bool(self._mark) and self.tier.mark != self._mark
+        """Whether the mark is lost that was found or put by `begin`, or another process has it now."""
+        return self._mark != (0, 0) and (self.tier.mark, self.tier.process) != (self._mark, self._mark[0])
 
     def _refuse_strangers(self) -> None:
         if self.is_forgotten:

@@ -225,7 +225,7 @@ class Simulation:
     def run(self) -> Outcome:
         """Run to the end, or to the first violation."""
         time, watch = self.timeline, self.watch
-        if self.drawn.metadata_lost_per_second:
+        if self.drawn.loses_metadata:
             self.store.begin()
         for job in self.workload.jobs:
             time.after(job.at, self.proxy.submit, job)
@@ -347,6 +347,7 @@ class Simulation:
                 (faults.rollback_per_second, self._roll_back),
                 (faults.jump_per_second, self._jump),
                 (faults.metadata_lost_per_second, self._forget),
+                (faults.failover_per_second, self._begin_failover),
             )
             if rate
         ]
@@ -393,6 +394,17 @@ class Simulation:
         self.watch.metadata_lost += 1
         self.tier.forget()
         self.proxy.wake()  # the connection that it listens on has broken
+
+    def _begin_failover(self) -> None:
+        seconds = self.luck.random() * self.faults.failover_seconds
+        self.timeline.after(seconds, self._fail_over, self.tier.save(), seconds)
+
+    def _fail_over(self, saved: dict[str, Any], seconds: float) -> None:
+        if self.faults is self.drawn:
+            self.tell("weather", f"another metadata server stands in, which knows nothing of the last {seconds:.3f} s")
+            self.watch.metadata_lost += 1
+            self.tier.fail_over(saved)
+            self.proxy.wake()
 
     def _jump(self) -> None:
         seconds = self.luck.choice((-1, 1)) * self.luck.uniform(0.0, self.faults.jump_seconds)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.core.wire import Frame, Frames, Location, frames_nbytes
 
 Who = tuple[str, str]  # job and executor
+
+#: What the metadata server knows.
+_METADATA = tuple("jobs leases events mark notes ceiling lingering generation mail taken taken_back".split())
 
 
 @dataclass(slots=True)
@@ -97,8 +102,9 @@ class Tier:
         self.jobs: dict[str, JobState] = {}
         self.leases: dict[Who, float] = {}
         self.events: list[tuple[str, str, int, bytes]] = []
-        self.mark = 0  # of this life of the metadata server; 0: nobody has put one
-        self.lives = 0
+        self.process = 1  # which one the metadata server is
+        self.mark: tuple[int, int] = (0, 0)  # at which process it was put, and by which `begin`
+        self.marks = 0
         self.notes: dict[str, bytes] = {}
         self.ceiling: int | None = None
         self.lingering: dict[str, float] = {}
@@ -147,11 +153,26 @@ class Tier:
 
     def forget(self) -> None:
         """The metadata server dies, and is there again, empty. Values and segments are elsewhere."""
+        self.process += 1
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove all metadata."""
         for each in (self.jobs, self.leases, self.events, self.notes, self.lingering, self.mail):
             each.clear()
         self.taken.clear()
         self.taken_back.clear()
-        self.ceiling, self.generation, self.mark = None, 0, 0
+        self.ceiling, self.generation, self.mark = None, 0, (0, 0)
+
+    def save(self) -> dict[str, Any]:
+        """Return what the metadata server knows now, as another one has it that follows this one."""
+        return copy.deepcopy({name: getattr(self, name) for name in _METADATA})
+
+    def fail_over(self, saved: dict[str, Any]) -> None:
+        """The metadata server dies, and another takes its place that has heard nothing since `save`."""
+        self.process += 1
+        for name, value in copy.deepcopy(saved).items():
+            setattr(self, name, value)
 
     def lose(self, shard: int, names: Sequence[str] | None = None) -> int:
         """A shard loses values: some, or all that it has with its segments. Return how many."""

@@ -6,7 +6,8 @@ key                                   type     what
 ``CLUSTER:leases``                    zset     of every live executor record: the end of its lease, store ms
 ``CLUSTER:events``                    stream   what executors publish, until the proxy has read it
 ``CLUSTER:ceiling``                   string   how many executors may live, since it was last changed
-``CLUSTER:mark``                      string   by which the proxy knows that this server has forgotten nothing
+``CLUSTER:mark``                      string   server process and a token, by which the proxy knows that nothing is
+                                               forgotten
 ``CLUSTER:notes``                     hash     what the proxy has noted for its successor
 ``CLUSTER:shard-map``                 hash     shard -> what became of it: ``gone``
 ``CLUSTER:lingering``                 zset     executors that linger: when each of them leaves, store ms

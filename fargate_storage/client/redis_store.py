@@ -231,10 +231,12 @@ class RedisStore:
 
     def begin(self) -> bool:
         """See `lambda_worker.ports.JobStore.begin`."""
-        mine = secrets.token_hex(8).encode()
-        _, found = self._metadata.ask(
-            ("SET", self._keys.mark, mine, "NX", "EX", self.config.ttl_seconds), ("GET", self._keys.mark)
-        )
+        mine = f"{self._metadata.info('server')['run_id']}-{secrets.token_hex(8)}".encode()
+        put = (("SET", self._keys.mark, mine, "NX", "EX", self.config.ttl_seconds), ("GET", self._keys.mark))
+        _, found = self._metadata.ask(*put)
+        if found and _process_of(found) != _process_of(mine):
+            self._empty()
+            _, found = self._metadata.ask(*put)
         self._mark = found or mine  # forgotten in between: then the next step finds out
         self._returned_to = None  # of another stream, perhaps
         return self._mark != mine  # a call that is repeated finds its own
@@ -322,8 +324,10 @@ class RedisStore:
 
     def executors(self, job: str) -> list[str]:
         """See `lambda_worker.ports.JobStore.executors`. Every record has a lease."""
-        mark, members = self._metadata.ask(("GET", self._keys.mark), ("ZRANGE", self._keys.leases, 0, -1))
-        self._refuse_strangers(mark)
+        server, mark, members = self._metadata.ask(
+            ("INFO", "server"), ("GET", self._keys.mark), ("ZRANGE", self._keys.leases, 0, -1)
+        )
+        self._refuse_strangers(server, mark)
         mine = self._keys.lease_member(job, "")
         return sorted(member.decode().removeprefix(mine) for member in members if member.startswith(mine.encode()))
 
@@ -515,19 +519,35 @@ class RedisStore:
         if self._returned_to is not None:
             commands.insert(0, ("XTRIM", key, "MINID", "=", _behind(self._returned_to)))
         # First, and on the same connection: what is read behind it was read where the mark is, or is not.
-        commands.insert(0, ("GETEX", self._keys.mark, "EX", self.config.ttl_seconds))
-        mark, *_, reply = self._metadata.ask(*commands)
-        self._refuse_strangers(mark)
+        commands[:0] = [("INFO", "server"), ("GETEX", self._keys.mark, "EX", self.config.ttl_seconds)]
+        server, mark, *_, reply = self._metadata.ask(*commands)
+        self._refuse_strangers(server, mark)
         self._returned_to = None
         return reply[0][1] if reply else []
 
-    def _refuse_strangers(self, mark: bytes | None) -> None:
-        """Raise `StoreForgot` if this is not the mark of the server that was begun with."""
-        if self._mark is not None and mark != self._mark:
+    def _refuse_strangers(self, server: bytes, mark: bytes | None) -> None:
+        """Raise `StoreForgot` if this is not the mark, or not the server, that was begun with."""
+        if self._mark is not None and (mark != self._mark or b"run_id:" + _process_of(mark) not in server):
             raise StoreForgot(
                 f"the metadata server at {self._metadata.address} has lost what it knew: it has died and was started "
-                "again, or somebody has emptied it"
+                "again, another one has taken its place, or somebody has emptied it"
             )
+
+    def _empty(self) -> None:
+        """Remove what another server has saved of this cluster, jobs first: from then on nobody can act in one."""
+        for what in (f"{self._keys.prefix}{{*}}:job", f"{self._keys.prefix}*"):
+            cursor: Any = 0
+            while True:
+                ((cursor, keys),) = self._metadata.ask(("SCAN", cursor, "MATCH", what, "COUNT", STEP_ITEMS_MAX))
+                if keys:
+                    self._metadata.ask(("UNLINK", *keys))
+                if cursor == b"0":
+                    break
+
+
+def _process_of(mark: bytes) -> bytes:
+    """Return which server process a mark was put at: another one has, at best, what that had at some moment."""
+    return mark.partition(b"-")[0]
 
 
 def _behind(entry: bytes) -> str:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from dask_serverless.simulator.tier import Tier
 from fargate_storage.client import RedisStore
 from fargate_storage.service import LocalTier, ServerNotFound
 from tests.contract.stories import stuff
+from tests.waiting import until
 
 _numbers = itertools.count()
 
@@ -135,6 +137,31 @@ def forget():
             server.delete(key)
 
     return forget
+
+
+@pytest.fixture
+def fail_over(tier):
+    """Return two steps: what the metadata server knows is saved; another one takes its place, which knows only that."""
+    saved = {}
+
+    def save(store):
+        if isinstance(store, SimStore):
+            saved[store.tier] = store.tier.save()
+        else:
+            redis.Redis.from_url(store.config.metadata, password=store.config.password).save()
+
+    def fail_over(store):
+        if isinstance(store, SimStore):
+            return store.tier.fail_over(saved[store.tier])
+        before = tier.pids["metadata"]
+        os.kill(before, signal.SIGKILL)
+        until(lambda: tier.pids["metadata"] != before, "another one has taken its place")
+        store.ping()  # it tries until it is answered
+        server = redis.Redis.from_url(store.config.metadata, password=store.config.password)
+        assert server.info("persistence")["rdb_last_load_keys_loaded"], "it has read what was saved"
+        (tier.directory / "dump.rdb").unlink()
+
+    return save, fail_over
 
 
 @pytest.fixture

@@ -636,6 +636,31 @@ def test_who_has_begun_hears_that_all_was_forgotten(make_store, forget):
     assert store.listen(0) == [("job", "a", 1, b"new")]
 
 
+@pytest.mark.fault(19)
+def test_of_what_another_server_remembers_nothing_counts(make_store, fail_over):
+    """It has the mark, but not the last words: who went on from there would run what is done, or wait for the dead."""
+    save, fail_over = fail_over
+    store, executor = make_store(), make_store()
+    assert not store.begin()
+    opened(executor, "a")
+    save(store)
+    executor.arrive("job", "a", 1, [edge(100, 1, 2)], events=b"forgotten")
+    assert store.listen(0) == [("job", "a", 1, b"forgotten")]
+    fail_over(store)
+    for _ in range(2):
+        with pytest.raises(StoreForgot):
+            store.listen(0)
+        with pytest.raises(StoreForgot):
+            store.executors("job")
+    assert executor.beat([("job", "a", 1, 0)]) == [Standing.OK], "the other server knows it"
+    assert not store.begin() and store.begin()
+    assert executor.beat([("job", "a", 1, 0)]) == [Standing.FENCED]
+    assert store.listen(0) == [] and store.executors("job") == [] and store.noted() == {}
+    opened(executor, "a")
+    executor.arrive("job", "a", 1, events=b"new")
+    assert store.listen(0) == [("job", "a", 1, b"new")]
+
+
 def test_who_has_not_begun_is_not_told(make_store, forget):
     """An executor finds out by being fenced."""
     store = make_store()

@@ -153,6 +153,26 @@ def test_a_metadata_server_that_is_emptied(cluster, client, tmp_path):
     until_empty(cluster)
 
 
+@pytest.mark.fault(19)
+def test_another_metadata_server_that_has_forgotten_the_last_words(cluster, client, tmp_path):
+    """As after a failover: it has the mark and the jobs, as they were some tasks ago."""
+    path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))
+    future = client.compute(tree([delayed(slowly)(path, n) for n in range(63)] + [delayed(gated)(gate, 63)]))
+    until(lambda: runs(path).total() > 10, "some tasks have run", SECONDS_MAX)
+    tier = cluster._local.tier
+    server = redis.Redis(unix_socket_path=str(tier._socket("metadata")), password=tier._password)
+    server.save()
+    before = runs(path).total()
+    until(lambda: runs(path).total() > before + 10, "more tasks have run", SECONDS_MAX)
+    kill(cluster)
+    assert server.info("persistence")["rdb_last_load_keys_loaded"], "it has read what was saved"
+    gate.open()
+    assert future.result(timeout=SECONDS_MAX) == sum(range(64)) + tree_sum(64, 0)
+    assert cluster.stats()["metadata_lost"] == 1
+    del future
+    until_empty(cluster)
+
+
 @pytest.mark.fault(22)
 def test_futures_of_a_map_that_are_done_are_not_run_again(cluster, client, tmp_path):
     path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))

@@ -83,8 +83,8 @@ ROWS: dict[int, Row] = {
     ),
     19: Row(
         "A failover forgets the last writes",
-        "As if those values were lost: they are made again",
-        "a metadata server that forgets a part, and not its mark, is not noticed: there is no local one that could",
+        "Values: as if those were lost, they are made again. Metadata: as if all were lost (row 22), since nothing "
+        "tells what is",
     ),
     20: Row(
         "A storage server is full",

@@ -178,6 +178,14 @@ class DoesNotListen(SimStore):
     is_forgotten = False
 
 
+class TrustsWhoStandsIn(SimStore):
+    """Nobody finds out that another metadata server has taken the place of the one that was begun with."""
+
+    @property
+    def is_forgotten(self):
+        return self._mark != (0, 0) and self.tier.mark != self._mark
+
+
 class BeginsAgainUnderTheSameName(Proxy):
     """Who was at work before is not told from who is at work now."""
 
@@ -216,6 +224,11 @@ def test_a_bug_that_there_was_is_caught_again():
 @pytest.mark.parametrize("parts", [Parts(store=DoesNotListen), Parts(proxy=BeginsAgainUnderTheSameName)], ids=repr)
 def test_a_planted_bug_in_beginning_again_is_caught(parts):
     catch(parts, 200, ["metadata-lost"], 1.0)
+
+
+@pytest.mark.fault(19)
+def test_a_failover_that_nobody_notices_is_caught():
+    catch(Parts(store=TrustsWhoStandsIn), 200, ["failover"], 1.0)
 
 
 def catch(parts, seeds, *faults):
