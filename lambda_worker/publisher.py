@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -149,7 +149,7 @@ class Publisher:
         if report:
             events.append(["report", report])
 
-        def tell(arrivals: Iterable[tuple[int, int, int]]) -> Reply:
+        def tell(arrivals: Sequence[tuple[int, int, int]]) -> Reply:
             said = [Arrival(child, parent, parents, locations[parent]) for child, parent, parents in arrivals]
             asked = [Arrival(child, parent, parents, None) for child, parent, parents in arrive.asks]
             return self._world.store.arrive(
@@ -164,28 +164,40 @@ class Publisher:
             )
 
         arrivals = [each for each in arrive.arrivals if each[1] in locations]
-        never_told: list[Claim] = []
+        untold: Mapping[int, bytes] = {}
         try:
             reply = tell(arrivals)
-        except StoreFull:  # fan-ins take no more values, but references
-            try:
-                locations |= self._store_inline(parents, locations)
-                events.append(["count", self._counts()])
-                reply = tell(arrivals)
-            except StoreFull as error:
-                # A child that is never told of its input never runs. Its parent may be done and told of already.
-                events.append(
-                    ["erred", [[child, self._never_told(child, parent, error)] for child, parent, _ in arrivals]]
-                )
-                never_told = [Claim(child, Verdict.DONE) for child in dict.fromkeys(child for child, _, _ in arrivals)]
-                reply = tell([])
+        except StoreFull:
+            reply, untold = self._tell_without_room(arrivals, locations, events, tell)
         if reply.retired and self._waiter is not None:
             self._waiter.offered = lingering is not None and lingering.seconds > 0
         for claim in reply.claims:
             for parent, location in claim.values.items():
                 belongings.locations.setdefault(parent, location)
-        claims = [*reply.claims, *never_told]  # nobody here keeps anything for those any more
+        # Nobody here keeps anything any more for who is never told.
+        claims = [*reply.claims, *(Claim(child, Verdict.DONE) for child in untold)]
         return Answered(reply.standing, claims, reply.retired, self._world.clock(), nbytes, seconds)
+
+    def _tell_without_room(
+        self,
+        arrivals: Sequence[tuple[int, int, int]],
+        locations: dict[int, Location],
+        events: list[Any],
+        tell: Callable[[Sequence[tuple[int, int, int]]], Reply],
+    ) -> tuple[Reply, Mapping[int, bytes]]:
+        """Arrive where fan-ins take references at most; return why for each child that cannot be told, as well."""
+        try:
+            locations |= self._store_inline([parent for _, parent, _ in arrivals], locations)
+            events.append(["count", self._counts()])
+            return tell(arrivals), {}
+        except StoreFull as error:
+            # A child that is never told of its input never runs. Its parent may be done and told of already.
+            untold: dict[int, bytes] = {}
+            for child, parent, _ in arrivals:
+                if child not in untold:
+                    untold[child] = self._never_told(child, parent, error)
+            events.append(["erred", list(untold.items())])
+            return tell([]), untold
 
     def _locate(
         self, tasks: Iterable[int], fan_ins: Mapping[int, int] | None = None
@@ -220,7 +232,7 @@ class Publisher:
                 )
                 continue
             nbytes, readers = frames_nbytes(frames), (fan_ins or {}).get(task, 1)
-            crowded = fan_ins is not None and task in fan_ins and self._world.clock() < self._crowded_until
+            crowded = task in (fan_ins or ()) and self._world.clock() < self._crowded_until
             inline = not crowded and self._world.policy.inline(nbytes, readers)
             self._note("inline" if inline else "store", task=task, nbytes=nbytes, meeting=readers)
             sealed = seal_frames(self._world.secret, name, frames if inline else self._world.compressor.shrink(frames))
