@@ -639,6 +639,28 @@ def test_small_values_go_through_shards_where_fan_ins_have_no_room_for_them(make
 
 
 @pytest.mark.fault(20)
+def test_a_small_value_of_another_job_goes_through_shards_under_a_name_of_this_one(make_fleet):
+    """So it goes when this job is over: nobody looks for it in the other one."""
+    with start_tier(shards=1, maxmemory_bytes=2**26) as small:
+        fleet = make_fleet(tier=small)
+        TIERS["small"] = small
+        elsewhere = "other/7/a/1"
+        x = pack_inline(elsewhere, seal_frames(SECRET, elsewhere, value_to_frames(5)))
+        tasks = {"y": (add, 2)} | {f"c{n}": (add, 1, "x", "y") for n in range(40)}
+        graph = materialise(LLGExpr({**tasks, "x": 0}), set(tasks)).tasks
+        del graph["x"]
+        children = list(tasks)[1:]
+        job, plan, assignments = fleet.begin(graph, children, groups=2, given={"x": x}, known={"x"})
+        squeeze("small", 0.9)
+        fleet.invoke(assignments)
+        outcome = fleet.outcome(job, plan)
+        assert outcome.values == dict.fromkeys(children, 8) and outcome.counts["objects_written"] > 0
+        stored = [key.decode() for key in intruder(fleet, fleet.config.shards[0]).scan_iter("*object*")]
+        assert stored and all(f"{{{job}}}" in key for key in stored), stored
+        fleet.close()
+
+
+@pytest.mark.fault(20)
 def test_where_not_even_references_find_room_the_child_is_named_and_executors_end(make_fleet):
     with start_tier(shards=1, maxmemory_bytes=2**26) as small:
         fleet = make_fleet(tier=small)
