@@ -12,8 +12,8 @@ WAIT_SECONDS_MAX = 20.0
 PAUSE_SECONDS = 0.02
 
 
-def until(condition: Callable[[], T], what: str = "", seconds_max: float = WAIT_SECONDS_MAX) -> T:
-    """Return what `condition` returns as soon as that is true.
+def until(condition: Callable[[], T], what: str | Callable[[], str] = "", seconds_max: float = WAIT_SECONDS_MAX) -> T:
+    """Return what `condition` returns as soon as that is true; `what` says what was waited for, and may find out then.
 
     Examples
     --------
@@ -23,6 +23,7 @@ def until(condition: Callable[[], T], what: str = "", seconds_max: float = WAIT_
     deadline = time.monotonic() + seconds_max
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds_max:g} s: {what or condition} (last seen: {found!r})")
+            said = (what() if callable(what) else what) or condition
+            raise AssertionError(f"not within {seconds_max:g} s: {said} (last seen: {found!r})")
         time.sleep(PAUSE_SECONDS)
     return found

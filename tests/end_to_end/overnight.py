@@ -16,6 +16,8 @@ from distributed import Client
 from dask_serverless import ServerlessCluster
 
 SECONDS_MAX = 40.0
+#: How long a task waits for its gate: longer than any test, which may never open it.
+GATE_SECONDS_MAX = 600.0
 
 
 def options(directory, timeout="60 s", **more):
@@ -32,7 +34,7 @@ def step(directory, name, gate, *inputs):
     """Note that this runs, wait for the gate to be opened, and return the name with the number of inputs."""
     with open(Path(directory, "runs"), "a") as file:
         file.write(f"{name}\n")
-    deadline = time.monotonic() + SECONDS_MAX
+    deadline = time.monotonic() + GATE_SECONDS_MAX
     while gate and not Path(directory, gate).exists():
         assert time.monotonic() < deadline
         threading.Event().wait(0.01)

@@ -90,6 +90,12 @@ def users(cluster):
     return list(cluster.scheduler.client_comms)
 
 
+def told(cluster):
+    """Tell of each key how it stands, and who wants it."""
+    tasks = cluster.scheduler.tasks.values()
+    return {ts.key: (ts.state, [each.client_key for each in ts.who_wants or ()]) for ts in tasks}
+
+
 def stored(cluster):
     """Name the values that are in the storage tier (an outfit is none: it is there if this process is configured)."""
     config = cluster._local.tier.config("")
@@ -120,7 +126,10 @@ def test_whoever_comes_back_after_a_kill_finds_the_work_going_on(make, start, tm
     runs = Counter(overnight.runs(tmp_path))
     assert {runs[name] for name in runs if name != "F"} == {1}
     assert cluster.stats()["tasks_planned"] == planned
-    until(lambda: cluster.scheduler.tasks.keys() == {"forgotten"}, "who came back has said goodbye")
+    until(
+        lambda: cluster.scheduler.tasks.keys() == {"forgotten"},
+        lambda: f"who came back has said goodbye: {told(cluster)}",
+    )
 
 
 def test_after_the_grace_all_is_cancelled_but_what_was_to_be_forgotten(make, start, tmp_path):
