@@ -66,6 +66,6 @@ def entrants(defaults: Mapping[str, Any], wanted: Sequence[str] | None = None) -
     everything = {key: value for each in off.values() for key, value in each.items()}
     if wanted is None:
         found.append(Entrant(ALL_OFF, "serverless", everything))
-        if LOCALITY in there:
-            found.append(Entrant(NO_LOCALITY, "serverless", {**everything, **dict([there[LOCALITY]])}))
+    if LOCALITY in there and (wanted is None or LOCALITY in wanted):
+        found.append(Entrant(NO_LOCALITY, "serverless", {**everything, **dict([there[LOCALITY]])}))
     return found

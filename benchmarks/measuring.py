@@ -2,18 +2,22 @@
 
 For each workload every entrant is opened afresh, all at once. The first turn of each is not timed: it warms up, its
 answer is checked, and its memory is sampled. Then they take turns, each with its own data, so that whatever else the
-machine does meets all of them; the order is turned around every time. Answers are compared in every turn.
+machine does meets all of them; the order is another one every time. Answers are compared in every turn.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 from benchmarks.memory import Memory
 from benchmarks.stage import Entrant, GivenUp, Stage, Turn
@@ -28,6 +32,10 @@ CLOSE = 1e-6
 TURN_SECONDS_MAX = 900.0
 #: After this long nobody takes further turns of a workload, but everybody has one.
 BUDGET_SECONDS = 240.0
+#: The machine is at rest when, for so long, it was so busy at most; it need not be, on a machine that others use.
+SETTLE_LOOK_SECONDS = 0.5
+AT_REST_PERCENT = 15.0
+SETTLE_SECONDS_MAX = 5.0
 
 
 @dataclass(slots=True)
@@ -130,18 +138,25 @@ def _give_up(stages: dict[str, Stage], results: Mapping[str, Result], label: str
     stages.pop(label).close()
 
 
+def settle() -> None:
+    """Wait until the machine is at rest: whoever had the last turn may still be clearing up after it."""
+    deadline = time.monotonic() + SETTLE_SECONDS_MAX
+    while psutil.cpu_percent(SETTLE_LOOK_SECONDS) > AT_REST_PERCENT and time.monotonic() < deadline:
+        pass
+
+
 def _take_turns(
     workload: Workload, size: Size, stages: dict[str, Stage], results: Mapping[str, Result], turn: int
 ) -> None:
     """Let each entrant take one turn; turn 0 warms up."""
     order = list(stages)
-    if turn % 2 == 0:
-        order.reverse()
+    random.Random(f"{workload.name} {turn}").shuffle(order)  # nobody always has the same one before it
     answers: dict[str, tuple[bool, Any]] = {}
     for label in order:
         stage, result = stages[label], results[label]
         if turn > 1 and sum(result.seconds) > BUDGET_SECONDS:
             continue
+        settle()
         try:
             if turn == 0:
                 with Memory(stage.pid) as memory:
