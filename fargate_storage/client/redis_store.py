@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import secrets
 import threading
 import time
@@ -535,7 +536,8 @@ class RedisStore:
 
     def _empty(self) -> None:
         """Remove what another server has saved of this cluster, jobs first: from then on nobody can act in one."""
-        for what in (f"{self._keys.prefix}{{*}}:job", f"{self._keys.prefix}*"):
+        mine = re.sub(r"([*?\[\\])", r"\\\1", self._keys.prefix)  # whatever a user calls a cluster
+        for what in (f"{mine}{{*}}:job", f"{mine}*"):
             cursor: Any = 0
             while True:
                 ((cursor, keys),) = self._metadata.ask(("SCAN", cursor, "MATCH", what, "COUNT", STEP_ITEMS_MAX))

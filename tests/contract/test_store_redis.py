@@ -1,5 +1,6 @@
 """What only real servers show of the Redis store: keys, times to live, round trips, stripes, connections, limits."""
 
+import contextlib
 import os
 import threading
 import time
@@ -469,3 +470,20 @@ def test_an_admission_after_the_end_says_so(store):
     store.close()
     with pytest.raises(StoreUnavailable):
         store.begin_admit([record("c")], [MAIL], None)()
+
+
+@pytest.mark.fault(19)
+def test_what_another_server_has_saved_is_removed_whatever_the_cluster_is_called(tier):
+    """And nothing of another cluster on the same server."""
+    with (
+        contextlib.closing(RedisStore(tier.config("odd [1]*?\\"))) as store,
+        contextlib.closing(RedisStore(tier.config("odd 1xy\\"))) as other,
+    ):
+        for each in (store, other):
+            assert not each.begin()
+            each.note({"a": b"note"})
+        server, *_ = connections(store)
+        server.set("odd [1]*?\\:mark", b"another-mark")
+        assert not store.begin() and store.begin()
+        assert store.noted() == {} and store.listen(0) == []
+        assert other.noted() == {"a": b"note"} and other.begin()
