@@ -167,6 +167,8 @@ class Watch:
     def claimed(self, driver: Driver, reply: Reply) -> None:
         """The store has told an executor whose each child is."""
         mine = driver.assignment
+        if mine.job not in self.simulation.proxy.ledger.jobs:  # it is over: a step done twice has opened it once more
+            return
         for claim in reply.claims:
             if claim.verdict is Verdict.YOURS:
                 owner = self._owners.setdefault((mine.job, claim.child), mine.executor)
