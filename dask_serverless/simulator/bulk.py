@@ -54,19 +54,24 @@ class Bulk:
                 raise ValueError(f"{name!r} has no frames: a sealed value has at least its tag")
         refs = []
         for (name, frames), nbytes in zip(objects, sizes, strict=True):
-            refs.append(Ref(name, self.shard_of(name), nbytes))
-            self._write(refs[-1], frames)
+            refs.append(self._write(Ref(name, self.shard_of(name), nbytes), frames))
         return refs
 
-    def _write(self, ref: Ref, frames: Frames) -> None:
-        shard = self.tier.shards[ref.shard]
-        self._remove(shard, [ref.name])
-        if shard.nbytes + ref.nbytes > self.tier.shard_bytes_max:
+    def _write(self, ref: Ref, frames: Frames) -> Ref:
+        """Write a value where its `Ref` says, or beside the shards if there is no room; return where it is."""
+        self._remove(self.tier.place(ref), [ref.name])
+        if ref.nbytes > self.tier.room(ref):
             limit = f"(limit: {self.tier.shard_bytes_max:,} bytes)"
-            raise StoreFull(f"the shard {ref.shard} server is full {limit}")
-        shard.objects[ref.name] = [frame if isinstance(frame, bytes) else bytes(frame) for frame in frames]
-        shard.nbytes += ref.nbytes
-        self._count(objects_written=1, bytes_written=ref.nbytes)
+            full = StoreFull(f"the shard {ref.shard} server is full {limit}")
+            ref = ref._replace(shard=-1)
+            self._remove(self.tier.overflow, [ref.name])
+            if ref.nbytes > self.tier.room(ref):
+                raise full
+        place = self.tier.place(ref)
+        place.objects[ref.name] = [frame if isinstance(frame, bytes) else bytes(frame) for frame in frames]
+        place.nbytes += ref.nbytes
+        self._count(objects_written=1, objects_overflowed=int(ref.overflowed), bytes_written=ref.nbytes)
+        return ref
 
     def put_again(self, objects: Sequence[tuple[Ref, Frames]]) -> None:
         """See `lambda_worker.ports.JobStore.put_again`."""
@@ -77,7 +82,7 @@ class Bulk:
             self._write(ref, frames)
 
     def keep(self, objects: Sequence[tuple[str, Frames]]) -> list[Ref]:
-        """See `lambda_worker.ports.JobStore.keep`. There is no overflow here."""
+        """See `lambda_worker.ports.JobStore.keep`. Nothing is copied here."""
         return self.put(objects)
 
     def get(self, refs: Sequence[Ref]) -> list[list[Frame]]:
@@ -85,9 +90,9 @@ class Bulk:
         self._count(round_trips=1)
         found = []
         for ref in refs:
-            frames = self.tier.shards[ref.shard].objects.get(ref.name)
+            frames = self._find(ref)
             if frames is None or self.tier.measure(frames) != ref.nbytes or ref.stripes != 1:
-                where = f"the shard {ref.shard} server"
+                where = "the overflow" if ref.overflowed else f"the shard {ref.shard} server"
                 raise ValueLost(f"value {ref.name!r} ({ref.nbytes:,} bytes) is not in {where} as it was written")
             found.append(list(frames))
         self._count(bytes_read=sum(ref.nbytes for ref in refs))
@@ -97,12 +102,13 @@ class Bulk:
         """See `lambda_worker.ports.JobStore.free`."""
         self._count(round_trips=1)
         for ref in refs:
-            self._remove(self.tier.shards[ref.shard], [ref.name])
+            for place in (self.tier.place(ref), self.tier.overflow):
+                self._remove(place, [ref.name])
 
     def missing(self, refs: Sequence[Ref]) -> list[Ref]:
         """See `lambda_worker.ports.JobStore.missing`."""
         self._count(round_trips=1)
-        return [ref for ref in refs if ref.name not in self.tier.shards[ref.shard].objects]
+        return [ref for ref in refs if self._find(ref) is None]
 
     def touch(self, refs: Sequence[Ref]) -> None:
         """See `lambda_worker.ports.JobStore.touch`. Nothing expires here."""
@@ -133,6 +139,11 @@ class Bulk:
         found = self.tier.shards[self.shard_of(name)].slices.get(name, {})
         self._count(bytes_read=sum(map(frames_nbytes, found.values())))
         return {source: list(frames) for source, frames in found.items()}
+
+    def _find(self, ref: Ref) -> list[Frame] | None:
+        """Return a value's frames: what its shard does not have may be beside the shards."""
+        frames = self.tier.place(ref).objects.get(ref.name)
+        return self.tier.overflow.objects.get(ref.name) if frames is None else frames
 
     def shard_of(self, name: str) -> int:
         """Tell where a value is written: by name, so that writing twice writes to the same place."""

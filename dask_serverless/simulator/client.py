@@ -74,7 +74,7 @@ class Client:
             value, _ = from_frames(unpack_inline(location)[1])
         elif key not in self.released and sim.options.gather:
             try:
-                (frames,) = yield from self.host.ask(sim.shards[location.shard], lambda: sim.store.get([location]))
+                (frames,) = yield from self.host.ask(sim.server(location.shard), lambda: sim.store.get([location]))
                 value, _ = from_frames(frames)
             except ValueLost as error:
                 if key not in self.released:

@@ -281,7 +281,7 @@ class Driver:
 
         def ask(some: list[Ref]) -> Body:
             nbytes = sum(ref.nbytes for ref in some)
-            return self.sandbox.ask(sim.shards[shard], lambda: self.sandbox.store.get(some), back=lambda _: nbytes)
+            return self.sandbox.ask(sim.server(shard), lambda: self.sandbox.store.get(some), back=lambda _: nbytes)
 
         try:
             frames = yield from ask(list(refs.values()))
@@ -398,7 +398,10 @@ class Driver:
         def ask(some: list[tuple[int, str, list[bytes]]]) -> Body:
             nbytes = sum(self.values[task][1] for task, _, _ in some if task in self.values)
             objects = [(name, frames) for _, name, frames in some]
-            return self.sandbox.ask(sim.shards[shard], lambda: self.sandbox.store.put(objects), out=nbytes)
+            refs = yield from self.sandbox.ask(sim.shards[shard], lambda: self.sandbox.store.put(objects), out=nbytes)
+            if overflowed := sum(ref.nbytes for ref in refs if ref.overflowed):
+                yield sim.timeline.sleep(sim.overflow.seconds(overflowed, sim.timeline.now))
+            return refs
 
         try:
             refs = yield from ask(items)

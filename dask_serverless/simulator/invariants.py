@@ -103,7 +103,7 @@ class Watch:
             case "ValueLost":
                 fine = bool(self.values_lost)
             case "StoreFull":
-                fine = bool(drawn.shard_mebibytes)
+                fine = bool(drawn.shard_mebibytes) and sim.options.overflow_mebibytes < float("inf")
             case "BudgetExceeded":
                 purse = sim.proxy.purse
                 fine = purse.exceeded_at is not None or where[0] in purse.storms

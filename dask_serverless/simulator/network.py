@@ -8,6 +8,7 @@ answers in 27 ms (median) and in 75 ms (95 of 100).
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,20 @@ class Server:
         self.steps += 1
         self.nbytes += int(nbytes)
         return self.free_at - now
+
+
+class ObjectStore(Server):
+    """What is beside the servers (S3): it serves any number at once, slowly, and now and then very slowly."""
+
+    def __init__(self, name: str, luck: random.Random) -> None:
+        super().__init__(name, BASELINE_PER_SECOND)
+        self._luck = luck
+
+    def seconds(self, nbytes: float, now: float) -> float:
+        """Serve a request; return how long that takes."""
+        self.steps += 1
+        self.nbytes += int(nbytes)
+        return self._luck.lognormvariate(math.log(S3_SECONDS), S3_SPREAD) + nbytes / self.per_second
 
 
 class Host:

@@ -479,7 +479,7 @@ class SimStore(Bulk):
             self._forget_executors(job)
             del self.tier.jobs[job]
         kept = {ref.name for ref in keep}
-        for shard in self.tier.shards:
+        for shard in self.tier.places():
             self._remove(shard, [name for name in shard.objects if job_of(name) == job and name not in kept])
             for name in [name for name in shard.slices if job_of(name) == job]:
                 del shard.slices[name]
@@ -523,5 +523,5 @@ class SimStore(Bulk):
         return {
             "store_keys": len(self.tier.keys()) + len(self.tier.mail) + len(self.tier.taken),
             "store_bytes": sum(shard.nbytes for shard in self.tier.shards),
-            "overflow_bytes": 0,
+            "overflow_bytes": self.tier.overflow.nbytes,
         }

@@ -21,7 +21,7 @@ from dask_serverless.simulator.driver import Driver
 from dask_serverless.simulator.faults import Faults
 from dask_serverless.simulator.invariants import Violated, Watch
 from dask_serverless.simulator.lambda_service import LambdaConfig, LambdaService
-from dask_serverless.simulator.network import ZONE_PER_SECOND, Server
+from dask_serverless.simulator.network import ZONE_PER_SECOND, ObjectStore, Server
 from dask_serverless.simulator.proxy import Proxy
 from dask_serverless.simulator.sim_store import SimStore
 from dask_serverless.simulator.tier import Tier
@@ -54,8 +54,8 @@ class Options:
         As in a cluster's configuration.
     function
         Lambda's figures.
-    shards
-        Of the storage tier.
+    shards, overflow_mebibytes
+        Of the storage tier; and what there is beside them (as S3: endless, and slow now and then).
     latency_seconds, latency_spread
         From a host to the tier, or back: the median, and the deviation of the logarithm.
     segments_travel
@@ -90,6 +90,7 @@ class Options:
     linger_seconds: float = 0.2
     function: LambdaConfig = field(default_factory=LambdaConfig)
     shards: int = 2
+    overflow_mebibytes: float = 0.0
     latency_seconds: float = 0.0005
     latency_spread: float = 0.0
     segments_travel: bool = True
@@ -189,12 +190,14 @@ class Simulation:
         self._edges: dict[bytes, Edges] = {}
         self._asked: dict[tuple[str, int], int] = {}
         room = int(self.drawn.shard_mebibytes * MIB) or 2**60
-        self.tier = Tier(self._store_clock, self.options.shards, room, workloads.measure)
+        beside = int(min(self.options.overflow_mebibytes * MIB, 2**60))
+        self.tier = Tier(self._store_clock, self.options.shards, room, workloads.measure, beside)
         self.tier.on_mail = self._on_mail
         self.stores: list[SimStore] = []
         self.store = self.new_store()  # the proxy's
         self.metadata = Server("the metadata server")
         self.shards = [Server(f"the shard {number} server") for number in range(self.options.shards)]
+        self.overflow = ObjectStore("the overflow", self.luck)
         self.zone = Server("the zone's network", self.options.zone_per_second, 0.0)
         self.watch = Watch(self)
         self.service = LambdaService(self, self.options.function)
@@ -217,6 +220,10 @@ class Simulation:
         store = self.parts.store(self.tier, lease_seconds=self.options.lease_seconds, holder=holder)
         self.stores.append(store)
         return store
+
+    def server(self, shard: int) -> Server:
+        """Return who serves values of a shard (-1: of none, but beside them)."""
+        return self.overflow if shard < 0 else self.shards[shard]
 
     def tell(self, who: str, what: str) -> None:
         """Add to the story."""
@@ -368,7 +375,8 @@ class Simulation:
             sandbox.cut_until = self.timeline.now + seconds
 
     def _lose_value(self) -> None:
-        stored = [(number, name) for number, shard in enumerate(self.tier.shards) for name in shard.objects]
+        places = enumerate(self.tier.places())
+        stored = [(number, name) for number, place in places for name in place.objects]
         if stored:
             number, name = self.luck.choice(stored)
             self._lose(number, [name], "loses")
@@ -385,7 +393,8 @@ class Simulation:
 
     def _lose(self, number: int, names: Collection[str] | None, how: str) -> None:
         lost = self.tier.lose(number, names if names is None else list(names))
-        self.tell("weather", f"shard {number} {how} {lost} values")
+        where = f"shard {number}" if number < len(self.shards) else "the overflow"
+        self.tell("weather", f"{where} {how} {lost} values")
         self.watch.values_lost += lost + (names is None)
         self.watch.excuse("value")
 
@@ -458,4 +467,6 @@ def draw_options(luck: random.Random) -> Options:
     )
     # Drawn last: what was drawn before stays what it was.
     tier_bytes_per_second = luck.choice((math.inf, 1e8, 1e6))  # with the least, values are held for long
-    return replace(options, policy=replace(policy, tier_bytes_per_second=tier_bytes_per_second))
+    overflow_mebibytes = luck.choice((0.0, 20.0, math.inf))
+    policy = replace(policy, tier_bytes_per_second=tier_bytes_per_second)
+    return replace(options, policy=policy, overflow_mebibytes=overflow_mebibytes)

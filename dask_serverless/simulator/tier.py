@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lambda_worker.core.schedule import Assignment
-from lambda_worker.core.wire import Frame, Frames, Location, frames_nbytes
+from lambda_worker.core.wire import Frame, Frames, Location, Ref, frames_nbytes
 
 Who = tuple[str, str]  # job and executor
 
@@ -82,8 +82,8 @@ class Tier:
         Their time, in seconds; it may jump.
     shards
         How many there are, beside the one for metadata.
-    shard_bytes_max
-        What a shard has room for.
+    shard_bytes_max, overflow_bytes_max
+        What a shard has room for, and what there is beside the shards.
     measure
         Tells the size of a value's frames; in a simulation they stand for more than they are.
     """
@@ -94,10 +94,13 @@ class Tier:
         shards: int = 2,
         shard_bytes_max: int = 2**60,
         measure: Callable[[Frames], int] = frames_nbytes,
+        overflow_bytes_max: int = 0,
     ) -> None:
         self.clock = clock
         self.shards = [Shard() for _ in range(shards)]
+        self.overflow = Shard()
         self.shard_bytes_max = shard_bytes_max
+        self.overflow_bytes_max = overflow_bytes_max
         self.measure = measure
         self.jobs: dict[str, JobState] = {}
         self.leases: dict[Who, float] = {}
@@ -140,10 +143,23 @@ class Tier:
             yield from (f"{name}:record:{executor}" for executor in job.records)
             yield from (f"{name}:claims:{executor}" for executor, claims in job.claims.items() if claims)
             yield from (f"{name}:fan-in:{child}" for child in job.fan_ins)
-        for shard in self.shards:
+        for shard in self.places():
             yield from (f"object:{name}" for name in shard.objects)
             yield from (f"slices:{name}" for name in shard.slices)
             yield from (f"segment:{job}:{number}" for job, number in shard.segments)
+
+    def place(self, ref: Ref) -> Shard:
+        """Return where a value is."""
+        return self.overflow if ref.overflowed else self.shards[ref.shard]
+
+    def places(self) -> list[Shard]:
+        """Return all that keep bulk data: the shards, and what is beside them."""
+        return [*self.shards, self.overflow]
+
+    def room(self, ref: Ref) -> int:
+        """Return how many bytes there is room for where a value is to be."""
+        limit = self.overflow_bytes_max if ref.overflowed else self.shard_bytes_max
+        return limit - self.place(ref).nbytes
 
     def job(self, name: str) -> JobState:
         """Return a job's metadata; of an unknown one, nothing that stays."""
@@ -175,8 +191,8 @@ class Tier:
             setattr(self, name, value)
 
     def lose(self, shard: int, names: Sequence[str] | None = None) -> int:
-        """A shard loses values: some, or all that it has with its segments. Return how many."""
-        server = self.shards[shard]
+        """A shard (-1: the overflow) loses values: some, or all that it has with its segments. Return how many."""
+        server = self.places()[shard]
         lost = list(server.objects) if names is None else [name for name in names if name in server.objects]
         for name in lost:
             server.nbytes -= self.measure(server.objects.pop(name))

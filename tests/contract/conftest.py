@@ -77,9 +77,19 @@ def make_overflowing_store(full_tier, tmp_path):
 
 @pytest.fixture
 def make_sim_store():
-    """Make clients of one fresh `Tier`. Threads may share them: a lock makes each call one step."""
+    """Make clients of one fresh `Tier`."""
+    return clients_of(Tier(time.monotonic))
+
+
+@pytest.fixture
+def make_overflowing_sim_store():
+    """Make clients of one fresh `Tier`, whose shards have no room for anything."""
+    return clients_of(Tier(time.monotonic, shard_bytes_max=0, overflow_bytes_max=2**30))
+
+
+def clients_of(tier):
+    """Return what makes clients. Threads may share them: a lock makes each call one step."""
     changed = threading.Condition(threading.RLock())
-    tier = Tier(time.monotonic)
 
     class Locked(SimStore):
         def __getattribute__(self, name):
@@ -100,10 +110,15 @@ def make_sim_store():
     return lambda **options: Locked(tier, wait=changed.wait_for, **options)
 
 
-KINDS = {"redis": "make_redis_store", "simulated": "make_sim_store", "overflowing": "make_overflowing_store"}
+KINDS = {
+    "redis": "make_redis_store",
+    "simulated": "make_sim_store",
+    "overflowing": "make_overflowing_store",
+    "simulated-overflowing": "make_overflowing_sim_store",
+}
 
 
-@pytest.fixture(params=["redis", "simulated"])  # the third one only for bulk data
+@pytest.fixture(params=["redis", "simulated"])  # the others only for bulk data
 def make_store(request):
     """Make clients of one fresh cluster, of every kind of store."""
     return request.getfixturevalue(KINDS[request.param])

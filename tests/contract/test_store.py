@@ -26,7 +26,9 @@ WAIT, YOURS, TAKEN, DONE = Verdict.WAIT, Verdict.YOURS, Verdict.TAKEN, Verdict.D
 MIB = 2**20
 
 #: Of bulk data also where there is no room on the shards.
-also_overflowing = pytest.mark.parametrize("make_store", ["redis", "simulated", "overflowing"], indirect=True)
+also_overflowing = pytest.mark.parametrize(
+    "make_store", ["redis", "simulated", "overflowing", "simulated-overflowing"], indirect=True
+)
 
 
 # Fan-ins

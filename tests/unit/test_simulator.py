@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import random
 import subprocess
@@ -25,7 +26,7 @@ from dask_serverless.simulator.faults import NONE, Faults
 from dask_serverless.simulator.invariants import Violated
 from dask_serverless.simulator.proxy import Proxy
 from dask_serverless.simulator.sim_store import SimStore
-from dask_serverless.simulator.simulation import Parts, Simulation
+from dask_serverless.simulator.simulation import Parts, Simulation, draw_options
 from dask_serverless.simulator.tier import FanIn
 from dask_serverless.simulator.workload import SimJob, SimTask, Workload
 from lambda_worker.core.verdicts import Standing
@@ -281,6 +282,20 @@ def test_silence_alone_brings_a_lost_invocation_back():
     outcome = Simulation(1, chain(3), Faults(invocation_lost=0.9, failure_lost=1.0)).run()
     assert outcome.violation is None
     assert outcome.answers in ({"last": "a value"}, {"last": "error lost of j1/-1"})
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("beside", [0.0, math.inf])
+def test_what_finds_no_room_on_the_shards_goes_beside_them(beside):
+    refused = overflowed = 0
+    for seed in range(30):
+        options = replace(draw_options(random.Random(seed)), overflow_mebibytes=beside)
+        simulation = Simulation(seed, faults=Faults(shard_mebibytes=1.0), options=options)
+        outcome = simulation.run()
+        assert outcome.violation is None, outcome
+        refused += any("StoreFull" in answer for answer in outcome.answers.values())
+        overflowed += sum(store.counters()["objects_overflowed"] for store in simulation.stores)
+    assert (refused > 0, overflowed > 0) == (not beside, bool(beside))
 
 
 @pytest.mark.fault(22)
