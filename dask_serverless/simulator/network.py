@@ -95,6 +95,11 @@ class Server:
         return self.free_at - now
 
 
+def s3_answers_in(luck: random.Random) -> float:
+    """Draw how many seconds S3 takes to answer."""
+    return luck.lognormvariate(math.log(S3_SECONDS), S3_SPREAD)
+
+
 class ObjectStore(Server):
     """What is beside the servers (S3): it serves any number at once, slowly, and now and then very slowly."""
 
@@ -106,7 +111,7 @@ class ObjectStore(Server):
         """Serve a request; return how long that takes."""
         self.steps += 1
         self.nbytes += int(nbytes)
-        return self._luck.lognormvariate(math.log(S3_SECONDS), S3_SPREAD) + nbytes / self.per_second
+        return s3_answers_in(self._luck) + nbytes / self.per_second
 
 
 class Host:
@@ -213,7 +218,7 @@ class Host:
         """Read what is no task's value: data that was there before, in S3 or something like it."""
         sim = self.simulation
         time, now = sim.timeline, sim.timeline.now
-        asked = sim.luck.lognormvariate(math.log(S3_SECONDS), S3_SPREAD)
+        asked = s3_answers_in(sim.luck)
         waits = max(sim.zone.seconds(nbytes, now), self.back.seconds(nbytes, now))
         yield time.sleep(asked + waits)
 

@@ -615,6 +615,15 @@ def test_a_repeated_call_publishes_its_events_once(store):
     assert [attempt for _, _, attempt, _ in store.listen(0)] == [1, 1, 2]
 
 
+def hears_that_all_was_forgotten(store):
+    """Check that it is told, whatever it asks, until it begins again."""
+    for _ in range(2):
+        with pytest.raises(StoreForgot):
+            store.listen(0)
+        with pytest.raises(StoreForgot):
+            store.executors("job")
+
+
 @pytest.mark.fault(22)
 def test_who_has_begun_hears_that_all_was_forgotten(make_store, forget):
     store, executor = make_store(), make_store()
@@ -622,11 +631,7 @@ def test_who_has_begun_hears_that_all_was_forgotten(make_store, forget):
     opened(executor, "a")
     executor.arrive("job", "a", 1, events=b"before")
     forget(store)
-    for _ in range(2):
-        with pytest.raises(StoreForgot):
-            store.listen(0)
-        with pytest.raises(StoreForgot):
-            store.executors("job")
+    hears_that_all_was_forgotten(store)
     # Nothing of the old jobs can act any more: nobody knows them.
     assert executor.beat([("job", "a", 1, 0)]) == [Standing.FENCED]
     assert executor.arrive("job", "a", 1, [edge(100, 1, 1)], b"after", retire=True).standing is Standing.FENCED
@@ -649,11 +654,7 @@ def test_of_what_another_server_remembers_nothing_counts(make_store, fail_over):
     executor.arrive("job", "a", 1, [edge(100, 1, 2)], events=b"forgotten")
     assert store.listen(0) == [("job", "a", 1, b"forgotten")]
     fail_over(store)
-    for _ in range(2):
-        with pytest.raises(StoreForgot):
-            store.listen(0)
-        with pytest.raises(StoreForgot):
-            store.executors("job")
+    hears_that_all_was_forgotten(store)
     assert executor.beat([("job", "a", 1, 0)]) == [Standing.OK], "the other server knows it"
     assert not store.begin() and store.begin()
     assert executor.beat([("job", "a", 1, 0)]) == [Standing.FENCED]

@@ -55,14 +55,20 @@ def kill(cluster, seen=True):
         until(lambda: cluster.stats()["metadata_lost"] > before, "the cluster has noticed")
 
 
+def server_of(cluster, name):
+    """Connect to a storage server without any of our code."""
+    tier = cluster._local.tier
+    return redis.Redis(unix_socket_path=str(tier._socket(name)), password=tier._password)
+
+
 def left(cluster):
     """Name what is in the store, but for what is always there.
 
     Constants stay for a while when nobody uses them; there is an outfit if this process has a configuration of its own.
     """
-    tier, found = cluster._local.tier, []
-    for name in tier.names:
-        server = redis.Redis(unix_socket_path=str(tier._socket(name)), password=tier._password)
+    found = []
+    for name in cluster._local.tier.names:
+        server = server_of(cluster, name)
         found += [key.decode() for key in server.scan_iter()]
     return [
         key
@@ -87,6 +93,11 @@ def slowly(path, number, *inputs):
 def runs(path):
     """Count how often each of these has run."""
     return Counter(Path(path).read_text().split() if os.path.exists(path) else ())
+
+
+def gated_tree(path, gate):
+    """Return a tree of 64 large values, the last of which waits for the gate."""
+    return tree([delayed(slowly)(path, n) for n in range(63)] + [delayed(gated)(gate, 63)])
 
 
 def begin_and_wait(began, gate):
@@ -124,8 +135,7 @@ def test_what_is_submitted_while_executors_are_being_ended_is_not_ended_with_the
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_a_tree_of_large_values(cluster, client, tmp_path, deaths):
     path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))
-    leaves = [delayed(slowly)(path, n) for n in range(63)] + [delayed(gated)(gate, 63)]
-    future = client.compute(tree(leaves))
+    future = client.compute(gated_tree(path, gate))
     for death in range(deaths):
         until(lambda n=death: runs(path).total() > 15 * (n + 1), "some tasks have run", SECONDS_MAX)
         kill(cluster)
@@ -141,10 +151,9 @@ def test_a_tree_of_large_values(cluster, client, tmp_path, deaths):
 def test_a_metadata_server_that_is_emptied(cluster, client, tmp_path):
     """It lives, and forgets all: nobody's connection breaks."""
     path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))
-    future = client.compute(tree([delayed(slowly)(path, n) for n in range(63)] + [delayed(gated)(gate, 63)]))
+    future = client.compute(gated_tree(path, gate))
     until(lambda: runs(path).total() > 10, "some tasks have run", SECONDS_MAX)
-    tier = cluster._local.tier
-    redis.Redis(unix_socket_path=str(tier._socket("metadata")), password=tier._password).flushall()
+    server_of(cluster, "metadata").flushall()
     until(lambda: cluster.stats()["metadata_lost"], "the cluster has noticed")
     gate.open()
     assert future.result(timeout=SECONDS_MAX) == sum(range(64)) + tree_sum(64, 0)
@@ -157,10 +166,9 @@ def test_a_metadata_server_that_is_emptied(cluster, client, tmp_path):
 def test_another_metadata_server_that_has_forgotten_the_last_words(cluster, client, tmp_path):
     """As after a failover: it has the mark and the jobs, as they were some tasks ago."""
     path, gate = str(tmp_path / "runs"), Gate(str(tmp_path / "open"))
-    future = client.compute(tree([delayed(slowly)(path, n) for n in range(63)] + [delayed(gated)(gate, 63)]))
+    future = client.compute(gated_tree(path, gate))
     until(lambda: runs(path).total() > 10, "some tasks have run", SECONDS_MAX)
-    tier = cluster._local.tier
-    server = redis.Redis(unix_socket_path=str(tier._socket("metadata")), password=tier._password)
+    server = server_of(cluster, "metadata")
     server.save()
     before = runs(path).total()
     until(lambda: runs(path).total() > before + 10, "more tasks have run", SECONDS_MAX)
