@@ -8,11 +8,12 @@
 
 Rules kept here:
 
-* A file is written under another name, brought to the disk, and then linked to its own, which fails if that is taken:
-  so it is whole, and the first one.
-* Room is promised before anything is written, under one lock, so that all processes together keep the bound. Who is
-  killed in the middle leaves a promise and a part of a file; both are found, by the lock that is gone, when room is
-  short.
+* A file is written under another name, brought to the disk, and then renamed, under one lock, unless its own name is
+  taken: so it is whole, and the first one, and never there twice.
+* Room is promised before anything is written, under the same lock, so that all processes together keep the bound. Who
+  is killed in the middle leaves a promise and a part of a file; both are found, by the lock that is gone, when room is
+  short. The number that is noted may be too high then, never too low: it is raised before a file begins, and lowered
+  after one has gone.
 * Names are made safe: no name leaves the directory, whatever is in it.
 """
 
@@ -25,7 +26,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from urllib.parse import quote, unquote
 
@@ -46,7 +47,7 @@ COUNTED_SECONDS = 1.0
 #: How many files are removed while others wait for the lock.
 FILES_MAX = 100
 #: How often a value's directory may be removed under our hands.
-LINKS_MAX = 5
+NAMINGS_MAX = 5
 #: What says that something is not there.
 ABSENT = (FileNotFoundError, NotADirectoryError)
 
@@ -112,12 +113,10 @@ class DirectoryOverflow:
                 whole = True
             finally:
                 try:
-                    with (
-                        self._used() as used
-                    ):  # so that whoever counts finds the value once, and what is taken back not
-                        kept = whole and self._link(temporary, final)
-                        os.unlink(temporary)
-                        used[0] -= 0 if kept else nbytes
+                    with self._used() as used:  # whoever counts finds the value once, and what is taken back not
+                        if not (whole and self._name(temporary, final)):
+                            os.unlink(temporary)
+                            used.nbytes -= nbytes
                 finally:
                     os.close(descriptor)
 
@@ -135,14 +134,15 @@ class DirectoryOverflow:
         for each in (self.path, os.path.dirname(directory), directory):
             os.makedirs(each, mode=0o700, exist_ok=True)
 
-    def _link(self, temporary: str, final: str) -> bool:
-        """Give a file its name, if nobody has that; tell whether it has it now."""
-        for _ in range(LINKS_MAX):
-            try:
-                os.link(temporary, final)
-                return True
-            except FileExistsError:
+    def _name(self, temporary: str, final: str) -> bool:
+        """Give a file its name, if nobody has that; tell whether it has it now. With the lock, which all others that
+        name files have as well."""
+        for _ in range(NAMINGS_MAX):
+            if os.path.exists(final):
                 return False
+            try:
+                os.rename(temporary, final)
+                return True
             except FileNotFoundError:  # its directory goes with a job's last value, even if that was made just now
                 self._make(os.path.dirname(final))
         raise OSError(errno.ENOENT, "its directory is removed again and again", final)
@@ -190,35 +190,23 @@ class DirectoryOverflow:
         if not os.path.exists(self.path):
             return 0
         with self._errors(0), self._used() as used:
-            return used[0]
+            return used.nbytes
 
     # -- room -----------------------------------------------------------------------------------
 
     @contextmanager
-    def _used(self) -> Iterator[list[int]]:
-        """Hold the lock; what is in the list when it is let go is what is used."""
+    def _used(self) -> Iterator[_Used]:
+        """Hold the lock, under which what is used is known and changed."""
         with _guard:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             descriptor = os.open(os.path.join(self.path, "used"), os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX)  # bound: some file operations of others; their death ends it
-                text = os.pread(descriptor, 32, 0)
-                before = int(text) if text.strip().isdigit() else self._count()
-                used = [before]
+                used = _Used(descriptor, self._count)
                 yield used
-                if used[0] != before or not text:
-                    self._note(descriptor, used[0], promised=used[0] > before)
+                used.note()
             finally:
                 os.close(descriptor)
-
-    @staticmethod
-    def _note(descriptor: int, used: int, promised: bool) -> None:
-        try:
-            os.pwrite(descriptor, b"%-31d\n" % max(0, used), 0)
-        except OSError as error:
-            # A number that is not noted, or too high, is counted again when it matters. One that is too low is not.
-            if promised or error.errno not in NO_ROOM:
-                raise
 
     def _promise(self, nbytes: int) -> tuple[int, str]:
         """Promise room, and begin a file that is locked as long as it is being written."""
@@ -226,20 +214,26 @@ class DirectoryOverflow:
         descriptor = None
         try:
             with self._used() as used:
-                if used[0] + nbytes > self._bytes_max and time.monotonic() >= self._counted_until:
-                    used[0] = self._count()
+                if used.nbytes + nbytes > self._bytes_max and time.monotonic() >= self._counted_until:
+                    used.nbytes = self._count()
                     self._counted_until = time.monotonic() + COUNTED_SECONDS
-                if used[0] + nbytes > self._bytes_max:
+                if used.nbytes + nbytes > self._bytes_max:
                     raise StoreFull(
-                        f"the overflow at {self.path} is full: {used[0]:,} of {self._bytes_max:,} bytes are used, and "
+                        f"the overflow at {self.path} is full: {used.nbytes:,} of {self._bytes_max:,} bytes are used, and "
                         f"{nbytes:,} more were to be written. Let go of futures that are not needed any more, or raise "
                         "serverless.storage.overflow-max"
                     )
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                # Not `lockf`: threads of one process are to be told apart here.
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # bound: nobody else has it
-                os.ftruncate(descriptor, nbytes)  # so that who counts finds all that was promised
-                used[0] += nbytes
+                used.nbytes += nbytes
+                used.note()
+                try:
+                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    # Not `lockf`: threads of one process are to be told apart here.
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)  # bound: nobody else has it
+                    os.ftruncate(descriptor, nbytes)  # so that who counts finds all that was promised
+                except OSError:
+                    used.nbytes -= nbytes
+                    used.note()
+                    raise
         except BaseException:
             if descriptor is not None:
                 os.unlink(temporary)
@@ -291,7 +285,7 @@ class DirectoryOverflow:
                         size = _size(path)
                         if size is not None:
                             os.unlink(path)
-                            used[0] -= size
+                            used.nbytes -= size
             for directory in {os.path.dirname(path) for path in there}:
                 try:
                     os.rmdir(directory)  # a job's last value takes it along
@@ -324,6 +318,36 @@ class DirectoryOverflow:
     def _file(self, name: str) -> str:
         job, _, rest = name.partition("/")
         return os.path.join(self._values, _safe(job), _safe(rest))
+
+
+class _Used:
+    """What is used, as it is noted in a file; with the lock.
+
+    Parameters
+    ----------
+    descriptor
+        The file.
+    count
+        Finds out what is used, if nothing is noted.
+    """
+
+    def __init__(self, descriptor: int, count: Callable[[], int]) -> None:
+        text = os.pread(descriptor, 32, 0)
+        self._descriptor = descriptor
+        self._noted = int(text) if text.strip().isdigit() else None
+        self.nbytes = self._before = count() if self._noted is None else self._noted
+
+    def note(self) -> None:
+        """Note what is used now."""
+        if self.nbytes == self._noted:
+            return
+        try:
+            os.pwrite(self._descriptor, b"%-31d\n" % max(0, self.nbytes), 0)
+        except OSError as error:
+            # A number that is not noted, or too high, is counted again when it matters. One that is too low is not.
+            if self.nbytes > self._before or error.errno not in NO_ROOM:
+                raise
+        self._noted = self._before = self.nbytes
 
 
 def _safe(part: str) -> str:

@@ -206,7 +206,7 @@ def test_whoever_counts_while_something_is_removed_or_written_counts_it_once(tmp
     def others_may_count():
         locked.append(is_locked(tmp_path))
 
-    for name in ("unlink", "link"):
+    for name in ("unlink", "rename"):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *args, real=real: (others_may_count(), real(*args))[1])
     overflow.delete(["job/0", "job/1"])
@@ -215,7 +215,7 @@ def test_whoever_counts_while_something_is_removed_or_written_counts_it_once(tmp
     with pytest.raises(StoreFull, match=r"refuses 1,0\d\d bytes \(.*\): 2,0\d\d of 1,048,576"):
         overflow.write("job/4", [bytes(1_000)])
     assert list((tmp_path / "writing").iterdir()) == [] and not overflow.has("job/4")
-    assert locked == [True] * 5
+    assert locked == [True] * 4
     assert overflow.usage() == sum(each.stat().st_size for each in (tmp_path / "values").rglob("=[0-9]*"))
 
 
@@ -295,6 +295,57 @@ def test_a_job_that_is_gone_leaves_no_directory(tmp_path):
     assert [each.name for each in (tmp_path / "values").iterdir()] == ["=job"]
     overflow.delete(["job/1"])
     assert list((tmp_path / "values").iterdir()) == []
+
+
+STEPS = ("open", "flock", "ftruncate", "write", "fsync", "rename", "unlink", "pwrite")
+
+
+def write_and_delete_until(step, number, path):
+    """Die right after the n-th call of what a write and a deletion are made of; else end."""
+    module, calls = (fcntl if step == "flock" else os), []
+    real = getattr(module, step)
+
+    def last(*args, **kwargs):
+        result = real(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == number:
+            os._exit(9)
+        return result
+
+    setattr(module, step, last)
+    overflow = DirectoryOverflow(str(path), MIB)
+    overflow.write("job/3", [bytes(1_000)])
+    overflow.delete(["job/1"])
+    os._exit(0)
+
+
+@pytest.mark.fault(3, 20)
+@pytest.mark.parametrize("step", STEPS)
+def test_whoever_is_killed_at_any_step_has_promised_enough(tmp_path, step):
+    """What is noted as used is never less than what is there: else the bound would be passed, and nobody counted."""
+    for number in range(1, 10):
+        path = tmp_path / str(number)
+        overflow = DirectoryOverflow(str(path), MIB)
+        for each in range(3):
+            overflow.write(f"job/{each}", [bytes(1_000)])
+        context = multiprocessing.get_context("fork")
+        writer = context.Process(target=write_and_delete_until, args=(step, number, path))
+        writer.start()
+        writer.join(60)
+        there = {each.stat().st_ino: each.stat().st_size for each in path.rglob("*") if each.is_file()}
+        assert overflow.usage() >= sum(there.values()) - (path / "used").stat().st_size
+        tight = DirectoryOverflow(str(path), 4_200)
+        for each in (1, 3):
+            tight.delete([f"job/{each}"])
+        tight.write("job/4", [bytes(2_000)])  # whose room is short
+        assert list((path / "writing").iterdir()) == []
+        assert tight.usage() == sum(each.stat().st_size for each in (path / "values").rglob("=[0-9]*"))
+        if writer.exitcode == 0:
+            break
+        assert writer.exitcode == 9
+    else:
+        raise AssertionError(f"{step} is done without end")
+    assert number > 1, f"{step} was never done"
 
 
 def write_for_ever(path, number):
