@@ -209,10 +209,14 @@ class Dispatcher:
         """Return a number, unique in this cluster, for what is neither a job nor an executor."""
         return next(self._others)
 
-    def adopt(self, preparation: Preparation, again: Callable[[], JobPlan], constants: Mapping[bytes, Ref]) -> None:
-        """Take on a job that another process has prepared, opened, and begun."""
+    def adopt(
+        self, preparation: Preparation, again: Callable[[], JobPlan], constants: Mapping[bytes, Ref], opened: bool
+    ) -> None:
+        """Take on a job that another process has prepared and noted, and for all we know `opened`."""
         job, plan = preparation.job, preparation.plan
         self._preparations[job] = preparation
+        if not opened:
+            self._unopened[job] = plan
         self.losses.note(job, plan, again)
         self.constants.adopt(job, constants)
         self.experience.log.begin(job, len(plan.graph) - len(plan.externals), plan.visible)
@@ -285,7 +289,8 @@ class Dispatcher:
             plan = self._unopened.pop(job, None)
             if plan is not None:
                 opening = self._opened[job] = asyncio.get_running_loop().create_future()
-                self._preparations[job] = prepare(job, plan, self.backend.secret)
+                if job not in self._preparations:  # else another process has prepared it
+                    self._preparations[job] = prepare(job, plan, self.backend.secret)
             elif job in self._opened:
                 await asyncio.shield(self._opened[job])
             preparation = self._preparations.get(job)

@@ -155,10 +155,11 @@ class Legacy:
         if notes is None or not dispatcher.backend.epoch:
             return None
         found: Found = await dispatcher.call(notes.read)
-        for job in (past.job for past in found.pasts):
-            note = found.jobs[job]
+        for past in found.pasts:
+            job, note = past.job, found.jobs[past.job]
             preparation = Preparation(job, note.plan, dict(note.segments), prefixes_of(note.plan))
-            dispatcher.adopt(preparation, note.again, note.constants)
+            # A job is noted before it is opened, and only in one that is open is anything given.
+            dispatcher.adopt(preparation, note.again, note.constants, opened=bool(past.given or past.executors))
         for data in found.data:
             dispatcher.feed(Kept(data.key, data.location))
         for event in resume(found.pasts, {data.key for data in found.data}):

@@ -156,6 +156,15 @@ def with_a_large_graph(client, directory):
     return future
 
 
+def noted_only(client, directory):
+    """What shall be started is noted, and of that nothing has been done yet."""
+    dispatcher = client.cluster._proxy.dispatcher
+    dispatcher.launcher.begin = lambda *about: threading.Event().wait
+    future = client.submit(step, str(directory), "N", "", key="noted")
+    _wait_for(lambda: any(name.startswith("given:") for name in dispatcher.backend.store.noted()), directory)
+    return future
+
+
 def idle(client, directory):
     """Nothing to do, but for one executor more than at the start."""
     client.cluster.scale(3)
@@ -168,6 +177,7 @@ _STORIES = (
     with_scattered_data,
     with_untouched_data,
     with_a_large_graph,
+    noted_only,
     idle,
 )
 STORIES = {each.__name__: each for each in _STORIES}

@@ -112,6 +112,17 @@ def test_it_finishes_while_nobody_looks(start, tmp_path):
 
 
 @pytest.mark.fault(25)
+def test_what_was_noted_and_not_begun_is_begun(start, tmp_path):
+    """Killed between the note of a job and its opening: the successor opens it, and what comes later goes on, too."""
+    start("noted_only").kill()
+    with take_over() as cluster, Client(cluster) as client:
+        noted = client.submit(overnight.step, str(tmp_path), "N", "", key="noted")
+        assert noted.result(SECONDS_MAX) == "N(0)"
+        assert client.submit(sum, [1, 2]).result(SECONDS_MAX) == 3
+        assert overnight.runs(tmp_path) == ["N"] and cluster.stats()["tasks_planned"] == 1
+
+
+@pytest.mark.fault(25)
 def test_it_is_taken_over_again_and_again(start, tmp_path):
     first = start("in_the_middle")
     first.kill()
