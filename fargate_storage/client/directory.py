@@ -219,9 +219,9 @@ class DirectoryOverflow:
                     self._counted_until = time.monotonic() + COUNTED_SECONDS
                 if used.nbytes + nbytes > self._bytes_max:
                     raise StoreFull(
-                        f"the overflow at {self.path} is full: {used.nbytes:,} of {self._bytes_max:,} bytes are used, and "
-                        f"{nbytes:,} more were to be written. Let go of futures that are not needed any more, or raise "
-                        "serverless.storage.overflow-max"
+                        f"the overflow at {self.path} is full: {used.nbytes:,} of {self._bytes_max:,} bytes are used, "
+                        f"and {nbytes:,} more were to be written. Let go of futures that are not needed any more, or "
+                        "raise serverless.storage.overflow-max"
                     )
                 used.nbytes += nbytes
                 used.note()

@@ -283,8 +283,8 @@ class Policy:
         """
         return not self.group or 2 * nbytes <= seconds * bandwidth
 
-    def compresses(self, saved: float, seconds_per_byte: float, bandwidth: float | None = None) -> bool:
-        """Decide whether a frame is compressed.
+    def seconds_saved(self, saved: float, seconds_per_byte: float, bandwidth: float | None = None) -> float:
+        """Return how much time it saves, for each byte of a frame, to compress it; 0 or less: it shall not be.
 
         Parameters
         ----------
@@ -298,13 +298,14 @@ class Policy:
         Examples
         --------
         >>> far, near = Policy(bytes_per_second=50e6), Policy(bytes_per_second=500e6)
-        >>> far.compresses(saved=0.5, seconds_per_byte=2e-9), near.compresses(saved=0.5, seconds_per_byte=2e-9)
-        (True, False)
-        >>> near.compresses(saved=0.5, seconds_per_byte=2e-9, bandwidth=100e6)
+        >>> [policy.seconds_saved(saved=0.5, seconds_per_byte=2e-9) > 0 for policy in (far, near)]
+        [True, False]
+        >>> near.seconds_saved(saved=0.5, seconds_per_byte=2e-9, bandwidth=100e6) > 0
         True
         """
         bytes_per_second = self.bytes_per_second if bandwidth is None else bandwidth / 2  # that is there and back
-        return self.compress and saved / bytes_per_second > seconds_per_byte + 1 / self.expand_bytes_per_second
+        spent = seconds_per_byte + 1 / self.expand_bytes_per_second
+        return saved / bytes_per_second - spent if self.compress else 0.0
 
     def invoke_here(self, executors: int, warm: bool) -> bool:
         """Decide who invokes new executors: the one that delegates, or the proxy on its behalf.

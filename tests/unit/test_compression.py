@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 
+import lz4.block
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambda_worker.compression import FRAME_BYTES_MIN, Compressor, expand, expand_blob
+from lambda_worker import compression
+from lambda_worker.compression import FRAME_BYTES_MIN, Compressor, expand, expand_blob, put_together, take_apart
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.wire import Ref, frames_nbytes
 from lambda_worker.values import frames_to_value, value_to_frames
@@ -63,6 +65,37 @@ def test_what_looks_random_or_is_small_stays_as_it_is(value, policy):
     assert compressor(policy).shrink(frames) == frames
 
 
+SMOOTH = RANDOM.normal(size=100_000).cumsum()
+
+
+@pytest.mark.parametrize("value", [SMOOTH, SMOOTH.astype("f4"), 10**18 + SMOOTH.astype("i8") * 1_000])
+def test_numbers_near_each_other_are_taken_apart(value):
+    """As they are, hardly anything repeats in them: only their signs and exponents are alike."""
+    frames = value_to_frames(value)
+    lean = compressor(seconds_per_sample=5e-6).shrink(frames)
+    assert frames_nbytes(lean) < frames_nbytes(frames) * 0.85
+    assert [bytes(frame) for frame in expand(lean)] == [bytes(frame) for frame in frames]
+    # Taking apart and putting together costs time, too.
+    assert compressor(seconds_per_sample=1e-3).shrink(frames) == frames
+
+
+def test_what_repeats_as_it_is_stays_together():
+    frames = value_to_frames(np.round(RANDOM.random(100_000) * 100, 2))
+    lean = compressor(seconds_per_sample=5e-6).shrink(frames)
+    apart = len(lz4.block.compress(take_apart(frames[2])))
+    assert frames_nbytes(lean) < frames_nbytes(frames) * 0.65 < apart * 0.75
+
+
+@given(st.binary(max_size=200), st.integers(1, 40))
+def test_what_is_taken_apart_is_put_together(data, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "SHUFFLED_BYTES", size)
+        apart = take_apart(data)
+        assert sorted(apart) == sorted(data)
+        put_together(apart)
+    assert apart == data
+
+
 def test_what_takes_longer_than_it_saves_stays_as_it_is():
     frames = value_to_frames(RANDOM.integers(0, 50, 100_000))
     assert compressor(NEAR).shrink(frames) == frames
@@ -109,7 +142,8 @@ def test_whatever_it_is_made_of(kinds, size):
     kind = [np.zeros(size), RANDOM.random(size), np.arange(size), RANDOM.bytes(size)]
     value = [kind[each] for each in kinds]
     frames = value_to_frames(value)
-    assert [bytes(each) for each in expand(compressor().shrink(frames))] == [bytes(each) for each in frames]
+    lean = compressor(seconds_per_sample=1e-6).shrink(frames)
+    assert [bytes(each) for each in expand(lean)] == [bytes(each) for each in frames]
 
 
 @pytest.mark.parametrize("value", ["x" * 100_000, RANDOM.bytes(100_000), 1])
