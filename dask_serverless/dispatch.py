@@ -470,6 +470,8 @@ class Dispatcher:
                 self.backups.note(job, executor, task, now)
             case ("report", job, executor, report):
                 self.experience.take(job, executor, report, asyncio.get_running_loop().time(), self.key_of)
+            case ("sandbox", job, executor, sandbox, mailbox):
+                self.launcher.note_retired(job, executor, sandbox, mailbox)
             case ("posted", job, posted):
                 for recipient, executor in posted:
                     self.launcher.note_posted(recipient, job, executor)

@@ -148,7 +148,6 @@ class Launcher:
         if not recipient:
             return
         self._counts["mails"] += 1
-        self._whereabouts.came(recipient, job, executor)
         if not self._is_live(job, executor):  # it has ended before we heard that it began
             return
         self._postings.sent(recipient, job, executor)
@@ -156,6 +155,10 @@ class Launcher:
             self._hands.spawn(self.recipient_died(recipient, self._dead[recipient]))
         else:
             asyncio.get_running_loop().call_later(TAKE_BACK_SECONDS, self._see_to, recipient, job, executor)
+
+    def note_retired(self, job: str, executor: str, sandbox: str, mailbox: str) -> None:
+        """An executor has ended in a sandbox, which lingers under the name of that mailbox ("": it does not)."""
+        self._whereabouts.retired(job, executor, sandbox, mailbox)
 
     def _see_to(self, recipient: str, job: str, executor: str) -> None:
         if (job, executor) in self._postings and not self._hands.closing.is_set():

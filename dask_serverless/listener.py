@@ -146,7 +146,7 @@ def decode(secret: bytes, job: str, executor: str, attempt: int, blob: bytes) ->
             events.append((kind, job, executor, content))
         elif kind == "lost":
             events.append((kind, job, [(task, where and location_from_wire(where)) for task, where in content]))
-        elif kind == "stack":
+        elif kind in ("stack", "sandbox"):
             events.append((kind, job, executor, *content))
         else:
             events.append((kind, content))

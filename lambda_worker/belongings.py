@@ -50,16 +50,24 @@ class Belongings:
     def forget(self, forget: Forget) -> None:
         """Let go of what nobody here needs any more."""
         for task in forget.tasks:
-            value = self.values.pop(task, _ABSENT)
-            self.unreadable.pop(task, None)
-            self.durations.pop(task, None)
-            # Under the name of what was lost: others here may still be told that it is there.
-            location = self.lost.pop(task, None) or self.locations.pop(task, None)
-            self.locations.pop(task, None)
-            if isinstance(location, Ref) and value is not _ABSENT and not refers_to_scheduler(value):
-                self._cache.put(location.name, value, max(location.nbytes, large_nbytes(value)))  # it may be compressed
+            self._forget(task)
         for segment in forget.segments:
             self.bodies.forget(segment)
+
+    def clear(self) -> None:
+        """Let go of everything: the executor has ended."""
+        for task in list(self.values):
+            self._forget(task)
+
+    def _forget(self, task: int) -> None:
+        value = self.values.pop(task, _ABSENT)
+        self.unreadable.pop(task, None)
+        self.durations.pop(task, None)
+        # Under the name of what was lost: others here may still be told that it is there.
+        location = self.lost.pop(task, None) or self.locations.pop(task, None)
+        self.locations.pop(task, None)
+        if isinstance(location, Ref) and value is not _ABSENT and not refers_to_scheduler(value):
+            self._cache.put(location.name, value, max(location.nbytes, large_nbytes(value)))  # it may be compressed
 
     def remade(self, task: int) -> None:
         """Note that a task has a value: if one was lost, this takes its place, for whoever is told of it from here."""

@@ -17,7 +17,7 @@ class Cache:
     Parameters
     ----------
     bytes_max
-        Size of all values, at most. Larger ones are not kept at all.
+        Size of all values, at most, and of what else is `beside` them. Larger ones are not kept at all.
 
     Examples
     --------
@@ -33,6 +33,7 @@ class Cache:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.nbytes = 0
+        self._beside = 0
         self._values: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()  # tasks and input run on different threads
 
@@ -48,6 +49,15 @@ class Cache:
             self._values.move_to_end(name)
             return found[0]
 
+    def take(self, name: str, default: Any = None) -> Any:
+        """Return a value that is counted elsewhere from now on, or `default`."""
+        with self._lock:
+            found = self._values.pop(name, None)
+            if found is None:
+                return default
+            self.nbytes -= found[1]
+            return found[0]
+
     def put(self, name: str, value: Any, nbytes: int) -> None:
         """Keep a value for as long as there is room."""
         with self._lock:
@@ -58,6 +68,30 @@ class Cache:
                 return
             self._values[name] = (value, nbytes)
             self.nbytes += nbytes
-            while self.nbytes > self.bytes_max:
-                _, (_, size) = self._values.popitem(last=False)
-                self.nbytes -= size
+            self._shrink(self.bytes_max - self._beside)
+
+    def make_room(self, nbytes: int) -> None:
+        """So much else is in memory now, beside what is kept here.
+
+        Examples
+        --------
+        >>> cache = Cache(bytes_max=100)
+        >>> cache.put("a", "first", 60), cache.make_room(30), "a" in cache
+        (None, None, True)
+        >>> cache.make_room(50), "a" in cache
+        (None, False)
+        """
+        if nbytes != self._beside:
+            with self._lock:
+                self._beside = nbytes
+                self._shrink(self.bytes_max - nbytes)
+
+    def shrink(self, nbytes: int) -> None:
+        """Keep only so much of what is kept now."""
+        with self._lock:
+            self._shrink(nbytes)
+
+    def _shrink(self, nbytes: int) -> None:
+        while self._values and self.nbytes > nbytes:
+            _, (_, size) = self._values.popitem(last=False)
+            self.nbytes -= size

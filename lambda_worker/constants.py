@@ -33,8 +33,8 @@ class Constants:
 
     @property
     def nbytes_max(self) -> int:
-        """How many bytes to keep, at most."""
-        return self._cache.bytes_max
+        """How many bytes of constants a job may have open, at most."""
+        return self._cache.bytes_max // 4
 
     def value(self, ref: Ref) -> Any:
         """Make a constant: a new object each time.

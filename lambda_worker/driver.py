@@ -95,6 +95,9 @@ class _Failed:
     error: BaseException
 
 
+_ABSENT = object()
+
+
 class Driver:
     """Run one assignment to its end in this process.
 
@@ -145,18 +148,27 @@ class Driver:
                 self.world.last_words.begin(f"{self.assignment.job}.{self.assignment.executor}")
                 self._words = self.world.last_words
         self.world.beside.after(self.world.lease_seconds / 3, self._beat)
+        if self.assignment.attempt > 1:  # whatever it was that killed the one before: memory was short, perhaps
+            self.world.cache.shrink(0)
         edges = {number: self._open_segment(number, blob) for number, blob in self.assignment.segments.items()}
         if self.world.policy.threads > 1:
             self._pool = ThreadPoolExecutor(self.world.policy.threads, thread_name_prefix="executor-task")
         try:
             self._dress()
-            reason = self._loop(self._handle(Began(self.world.clock(), edges, self._until)))
+            cached = {
+                task: location.nbytes
+                for task, location in self.assignment.given.items()
+                if isinstance(location, Ref) and location.name in self.world.cache
+            }
+            reason = self._loop(self._handle(Began(self.world.clock(), edges, self._until, cached)))
         finally:
             # An alarm may hold this object a little longer: it must not beat for a dead executor.
             self.executor.finished = True
+            self.world.cache.make_room(0)
+            self.world.headroom.rest()
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)  # a task that runs is waited for, as where there is one thread
-            self._belongings.values.clear()
+            self._belongings.clear()
             if self._context is not None:
                 self._context.attach(None)
         if self._words is not None:
@@ -244,6 +256,7 @@ class Driver:
         if (why := self._belongings.why_unreadable(run.parents)) is not None:
             self._belongings.errors[task] = self._belongings.error(task, why)
             return TaskErred(task, clock(), final=True)
+        self.world.headroom.watch()
         if self._words is not None:
             self._words.say(task if self.executor.tasks_running == 1 else -1)  # who is not alone is not to blame
         started = clock()
@@ -310,6 +323,7 @@ class Driver:
             if instructions and isinstance(instructions[0], Forget):
                 self._belongings.forget(instructions[0])
                 del instructions[0]
+            self.world.cache.make_room(self.executor.kept_nbytes)
         return instructions
 
     def _perform_beside(self, instruction: Instruction) -> None:
@@ -435,8 +449,8 @@ class Driver:
         wanted = [(parent, location) for parent, location in values if anew or parent not in found]
         stored = [(parent, location) for parent, location in wanted if isinstance(location, Ref)]
         for parent, ref in stored:
-            if ref.name in self.world.cache:
-                found[parent] = self.world.cache.get(ref.name)
+            if (kept := self.world.cache.take(ref.name, _ABSENT)) is not _ABSENT:
+                found[parent] = kept
         stored = [(parent, ref) for parent, ref in stored if anew or parent not in found]
         nbytes = sum(ref.nbytes for _, ref in stored)
         try:

@@ -35,7 +35,6 @@ from typing import Any
 from fargate_storage.client.config import StoreConfig
 from fargate_storage.client.redis_store import RedisStore
 from lambda_worker.beside import Beside
-from lambda_worker.cache import Cache
 from lambda_worker.core.policy import Policy
 from lambda_worker.driver import Driver
 from lambda_worker.invoker import LambdaInvoker, is_loopback
@@ -91,7 +90,8 @@ def make_world(environment: Mapping[str, str]) -> World:
         payload_bytes_max=settings.get("payload_bytes_max", 256 * 1024),
         last_words=LastWords(words_directory, name) if words_directory else None,
         name=name,
-        cache=Cache(memory // 8 if settings.get("cache", True) else 0),
+        memory_bytes=memory,
+        caches=settings.get("cache", True),
         tls=json.loads(environment.get("DASK_SERVERLESS_TLS", "null")),
     )
 

@@ -229,7 +229,7 @@ class JobStore(Store, Protocol):
         preferred: Sequence[str] = (),
     ) -> list[str]:
         """Do as `admit`, and send mail as `delegate_and_post` does; to those who are preferred ("": anybody) if
-        they linger now."""
+        they linger now. Who is preferred for one of the records is sent no other's mail."""
         ...
 
     def take_back(self, name: str) -> bytes:

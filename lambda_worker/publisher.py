@@ -145,6 +145,8 @@ class Publisher:
         lingering = self._waiter.offer() if self._waiter is not None and arrive.retire and succession is None else None
         if lingering is not None and lingering.seconds > 0:
             self._note("linger", seconds=lingering.seconds)
+        if lingering is not None and self._world.name:  # whoever reads what was written here had better be sent here
+            events.append(["sandbox", [self._world.name, lingering.name if lingering.seconds > 0 else ""]])
         report = self._report(arrive)
         if report:
             events.append(["report", report])

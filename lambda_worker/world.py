@@ -13,6 +13,7 @@ from lambda_worker.constants import Constants
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.speed import Speed
 from lambda_worker.core.wire import Frame, Frames, Location, Ref, open_frames, unpack_inline
+from lambda_worker.headroom import Headroom
 from lambda_worker.last_words import LastWords
 from lambda_worker.ports import Clock, Invoker, Store
 from lambda_worker.values import frames_to_value
@@ -21,8 +22,8 @@ from lambda_worker.wardrobe import Wardrobe
 if TYPE_CHECKING:
     from lambda_worker.dask_context import TaskWorker
 
-#: Values and constants kept between tasks and invocations of one sandbox, unless something else is said.
-CACHE_BYTES_MAX = 256 * 2**20
+#: Of a sandbox, unless something else is said.
+MEMORY_BYTES = 2 * 2**30
 
 
 @dataclass
@@ -45,9 +46,12 @@ class World:
     wardrobe: Wardrobe | None = None
     # For tasks that are clients, see `lambda_worker.dask_context.TaskWorker`. Has a private key.
     tls: Mapping[str, Any] | None = field(default=None, repr=False)
-    cache: Cache = field(default_factory=lambda: Cache(CACHE_BYTES_MAX))
+    memory_bytes: int = MEMORY_BYTES
+    caches: bool = True
     counted: dict[str, int] = field(default_factory=dict)
     types: dict[type, tuple[bytes, str]] = field(default_factory=dict)
+    cache: Cache = field(init=False)
+    headroom: Headroom = field(init=False)
     constants: Constants = field(init=False)
     compressor: Compressor = field(init=False)
     speed: Speed = field(init=False)
@@ -55,6 +59,8 @@ class World:
     def __post_init__(self) -> None:
         self.speed = Speed(2 * self.policy.bytes_per_second)  # that is there and back
         self.compressor = Compressor(self.policy, self.clock, self.speed)
+        self.cache = Cache(self.memory_bytes // 2 if self.caches else 0)
+        self.headroom = Headroom(self.cache, self.memory_bytes, self.beside)
         self.constants = Constants(self.store, self.secret, self.cache)
 
     def task_worker(self, scheduler: str, name: str) -> TaskWorker:

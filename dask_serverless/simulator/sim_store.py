@@ -233,6 +233,12 @@ class SimStore(Bulk):
     ) -> list[str]:
         posted: list[str] = []
         letters, names = mails or [b""] * len(records), preferred or [""] * len(records)
+        lingering = self.tier.lingering
+        reserved = {
+            name: lingering.pop(name)
+            for mail, name in zip(letters, names, strict=True)
+            if mail and name in lingering and lingering[name] > self.tier.clock()
+        }
         for record, mail, name in zip(records, letters, names, strict=True):
             state = self.tier.job(record.job)
             if not state.opened or state.cancelled:
@@ -252,12 +258,17 @@ class SimStore(Bulk):
                 break
             if write:
                 made = self._create_record(record)
-                made.recipient = recipient = self._post(mail, name)
+                if reserved.pop(name, None) is not None:
+                    recipient = self._send(mail, name)
+                else:
+                    recipient = self._post(mail)
+                made.recipient = recipient
             elif known is not None and known.attempt == record.attempt:
                 recipient = known.recipient
             if giver is not None:
                 giver.gave[record.executor] = gave
             posted.append(recipient)
+        lingering.update(reserved)
         return posted
 
     def _create_record(self, assignment: Assignment) -> Record:
@@ -372,21 +383,19 @@ class SimStore(Bulk):
 
     # -- mail -----------------------------------------------------------------------------------
 
-    def _post(self, mail: bytes, preferred: str = "") -> str:
-        """Send mail, most of all to who is preferred; return its name, or "": nobody, or it was sent away."""
+    def _post(self, mail: bytes) -> str:
+        """Send mail to who came last to linger for it; return its name, or "": nobody, or it was sent away."""
         tier = self.tier
-        if mail and preferred in tier.lingering and tier.lingering[preferred] > tier.clock():
-            del tier.lingering[preferred]
-            tier.mail[preferred] = mail
-            tier.on_mail(preferred)
-            return preferred
         while tier.lingering:
             name = max(tier.lingering, key=lambda each: (tier.lingering[each], each))
             if tier.lingering.pop(name) > tier.clock():
-                tier.mail[name] = mail
-                tier.on_mail(name)
-                return name if mail else ""
+                return self._send(mail, name)
         return ""
+
+    def _send(self, mail: bytes, name: str) -> str:
+        self.tier.mail[name] = mail
+        self.tier.on_mail(name)
+        return name if mail else ""
 
     def take_mail(self, name: str, seconds: float) -> bytes:
         """See `lambda_worker.ports.Store.take_mail`."""

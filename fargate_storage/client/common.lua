@@ -44,27 +44,19 @@ local function create_record(job, executor, attempt, starts, assignment, lease_m
   renew(job, executor, lease_ms, ttl)
 end
 
+local function send(mail, lease_ms, name)
+  redis.call('RPUSH', mail_key('mail', name), mail)
+  redis.call('PEXPIRE', mail_key('mail', name), lease_ms) -- as long as its record lives untaken
+  return mail ~= '' and name or ''
+end
+
 -- Send mail to the executor that came last to linger for it; return its name, or '' if there is none. Whoever is sent
 -- empty mail goes: somebody else is invoked instead, and needs the place.
-local function post(mail, lease_ms, preferred)
-  if mail ~= '' and preferred ~= '' then
-    local until_ms = redis.call('ZSCORE', lingering_key, preferred)
-    if until_ms and tonumber(until_ms) > now_ms then
-      redis.call('ZREM', lingering_key, preferred)
-      redis.call('RPUSH', mail_key('mail', preferred), mail)
-      redis.call('PEXPIRE', mail_key('mail', preferred), lease_ms)
-      return preferred
-    end
-  end
+local function post(mail, lease_ms)
   while true do
     local latest = redis.call('ZPOPMAX', lingering_key)
-    local name = latest[1]
-    if not name then return '' end
-    if tonumber(latest[2]) > now_ms then
-      redis.call('RPUSH', mail_key('mail', name), mail)
-      redis.call('PEXPIRE', mail_key('mail', name), lease_ms) -- as long as its record lives untaken
-      return mail ~= '' and name or ''
-    end
+    if not latest[1] then return '' end
+    if tonumber(latest[2]) > now_ms then return send(mail, lease_ms, latest[1]) end
   end
 end
 

@@ -25,6 +25,18 @@ if giver ~= '' then
   giver_record = key_of(giver_job, 'record:' .. giver)
 end
 
+-- Those who linger and have what somebody is given are for that one: whoever else came first would read all of it
+-- elsewhere, and so would that one.
+local reserved = {}
+for _, item in ipairs(records) do
+  local mail, preferred = item[6], item[7]
+  local until_ms = mail ~= '' and preferred ~= '' and tonumber(redis.call('ZSCORE', lingering_key, preferred) or nil)
+  if until_ms and until_ms > now_ms then
+    redis.call('ZREM', lingering_key, preferred)
+    reserved[preferred] = until_ms
+  end
+end
+
 local posted = {}
 for _, item in ipairs(records) do
   local job, executor, attempt, starts, assignment = item[1], item[2], item[3], item[4], item[5]
@@ -57,12 +69,20 @@ for _, item in ipairs(records) do
       redis.call('UNLINK', record)
     end
     create_record(job, executor, attempt, starts, assignment, lease_ms, ttl)
-    recipient = post(item[6], lease_ms, item[7])
+    if reserved[item[7]] then
+      reserved[item[7]] = nil
+      recipient = send(item[6], lease_ms, item[7])
+    else
+      recipient = post(item[6], lease_ms)
+    end
     if recipient ~= '' then redis.call('HSET', record, 'recipient', recipient) end
   elseif known_attempt == attempt then
     recipient = redis.call('HGET', record, 'recipient') or '' -- a call that is repeated hears what it would have heard
   end
   if giver_record then redis.call('HSET', giver_record, 'gave:' .. executor, gave) end
   posted[#posted + 1] = recipient
+end
+for name, until_ms in pairs(reserved) do
+  redis.call('ZADD', lingering_key, until_ms, name)
 end
 return posted

@@ -15,11 +15,13 @@ from lambda_worker.core.wire import Location
 @dataclass(frozen=True, slots=True)
 class Began:
     """The Lambda has started; `edges` are the segments that came with the assignment. Its time is over
-    soon after `until`."""
+    soon after `until`. Of values that are given, the sandbox may have some from jobs before: `cached` are their sizes.
+    """
 
     now: float
     edges: Mapping[int, Edges]
     until: float = math.inf
+    cached: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,11 @@ class Executor:
         return len(self._running)
 
     @property
+    def kept_nbytes(self) -> int:
+        """How much it has of large values."""
+        return self._kept.nbytes
+
+    @property
     def tasks_remade(self) -> int:
         """How many tasks have run again for their values."""
         return self._remaking.tasks
@@ -217,7 +222,8 @@ class Executor:
                 self._on_rescheduled(task, now, out)
             case Delegated():
                 self._on_delegated(event, out)
-            case Began(now, edges, until):
+            case Began(now, edges, until, cached):
+                self._kept.cached(cached)
                 self._now = now
                 self._leave_at = min(until, now + (self.assignment.patience or math.inf))
                 self._on_began(now, edges, out)
@@ -647,7 +653,7 @@ class Executor:
     def _split(self) -> list[Delegate]:
         """Offer shares of the ready tasks if that pays, of those that may be parted from their inputs."""
         seconds_left = self._leave_at - self._now
-        if not self._kept.nbytes:
+        if not self._kept.has_large:
             return self._delegation.split(self._ready, seconds_left)
         if not self._delegation.may_split(len(self._ready), seconds_left):
             return []
@@ -681,7 +687,7 @@ class Executor:
                 out += self._split()
 
     def _moves(self, task: int) -> bool:
-        nbytes = self._kept.nbytes_of(self._segments.known_parents(task) or ())
+        nbytes = self._kept.nbytes_near(self._segments.known_parents(task) or ())
         return not nbytes or self.policy.moves(nbytes, self._observed.seconds((task,)), self._speed.bandwidth)
 
     def _offer_all(self, out: list[Instruction]) -> None:

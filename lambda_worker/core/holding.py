@@ -98,7 +98,7 @@ class Holding:
         for child, edges in by_child.items():
             at_home = bisect_right(home, child) % 2 and child not in arriving
             if child in self.held or (at_home and self._is_worth_it(child, edges)):
-                nbytes = self._kept.nbytes_of(parent for _, parent, _ in edges)
+                nbytes = self._kept.nbytes_near(parent for _, parent, _ in edges)
                 if child not in self.held:
                     self._expect(child, edges)
                 self._journal.note(
@@ -114,7 +114,7 @@ class Holding:
         waited = held.waited(now)
         if waited < self._policy.hold_seconds_min:
             return
-        nbytes = self._kept.nbytes_of(held.parents())
+        nbytes = self._kept.nbytes_near(held.parents())
         expected = max((self._expected[child] for child in held.children() if child in self._expected), default=None)
         if waited >= self._policy.hold_seconds(nbytes, bandwidth, self._executors, expected):
             self.let_go()
@@ -132,7 +132,7 @@ class Holding:
 
     def _is_worth_it(self, child: int, edges: Iterable[Edge]) -> bool:
         parents = [parent for _, parent, _ in edges]
-        if self._kept.nbytes_of(parents) < self._policy.hold_bytes_min:
+        if self._kept.nbytes_near(parents) < self._policy.hold_bytes_min:
             return False
         known = [self._segments.here[segment_of(parent)] for parent in parents]
         if any(parent in each.visible for parent, each in zip(parents, known, strict=True)):

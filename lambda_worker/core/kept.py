@@ -43,6 +43,11 @@ class Kept:
         self._lost: set[int] = set()  # neither here nor anywhere else
         self._reasons: dict[int, int] = {}  # more than zero each
         self._nbytes: dict[int, int] = {}
+        self._cached: dict[int, int] = {}  # sizes of what is elsewhere, and in the sandbox as well
+
+    def cached(self, sizes: Mapping[int, int]) -> None:
+        """Note the sizes of values that the sandbox has from jobs before: reading them costs nothing here."""
+        self._cached.update(sizes)
 
     def made(self, task: int, nbytes: int) -> None:
         """Note that a value was made here, and its size if it is large."""
@@ -66,6 +71,18 @@ class Kept:
         """Return the size of those of these values that are here and large."""
         sizes = self._nbytes
         return sum(sizes.get(task, 0) for task in tasks) if sizes else 0
+
+    def nbytes_near(self, tasks: Iterable[int]) -> int:
+        """Return the size of those of these values that are large, and are here or cached."""
+        cached = self._cached
+        if not cached:
+            return self.nbytes_of(tasks)
+        return sum(self._nbytes.get(task) or cached.get(task, 0) for task in tasks)
+
+    @property
+    def has_large(self) -> bool:
+        """Whether any large values are here or cached."""
+        return bool(self.nbytes or self._cached)
 
     def locate(self, task: int, location: Location) -> None:
         """Note where a value is, unless it is here."""
@@ -128,6 +145,7 @@ class Kept:
 
     def _drop(self, task: int) -> None:
         self._reasons.pop(task, None)
+        self._cached.pop(task, None)
         self.nbytes -= self._nbytes.pop(task, 0)
         if self._located.pop(task, None) is not None or task in self._here or task in self._lost:
             self._here.discard(task)

@@ -55,6 +55,21 @@ def test_who_is_preferred_gets_the_mail_if_it_lingers(store):
     assert store.take_mail("two", LONG) == MAIL
 
 
+def test_who_lingers_is_for_whom_it_is_preferred_even_if_that_one_comes_last(store):
+    """Whoever came first would read elsewhere what is there, and so would that one."""
+    lingering(store, "one", "two")
+    records = [record(each) for each in "bcde"]
+    preferred = ["gone", "", "two", "one"]
+    assert store.admit_and_post(records, [MAIL] * 4, None, False, preferred) == ["", "", "two", "one"]
+
+
+def test_who_was_preferred_for_what_found_no_room_lingers_still(store):
+    lingering(store, "one")
+    records = [record(each) for each in "bc"]
+    assert store.admit_and_post(records, [MAIL] * 2, 1, False, ["gone", "one"]) == [""]
+    assert post(store, "d") == ["one"]
+
+
 def test_who_is_preferred_is_not_sent_away_for_what_is_invoked(store):
     lingering(store, "one", "two")
     assert store.admit_and_post([record("b")], [b""], None, False, ["one"]) == [""]

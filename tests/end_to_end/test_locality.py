@@ -47,12 +47,30 @@ def test_a_product_of_matrices_larger_than_an_executor(squeezed):
 
 
 def test_what_is_cached_never_costs_an_executor_its_memory(squeezed):
-    """Persisted data of 240 MiB, read again and again by executors whose caches have 40 MiB."""
+    """Persisted data of 240 MiB, read again and again by executors that may cache 160 MiB each, less what they use."""
     cluster, client = squeezed
     data = client.persist(matrix(480_000, 64, (10_000, 64), 4))
     sums = [client.compute(data[:, column].sum(), sync=True) for column in range(4)]
     np.testing.assert_allclose(sums, np.asarray(client.compute(data[:, :4].sum(axis=0), sync=True)))
     assert cluster.stats()["executors_lost"] == 0
+
+
+def grow(pieces):
+    """Take 32 MiB, and again, which nobody could know."""
+    return len([np.ones(4 * MIB) for _ in range(pieces)])
+
+
+def test_what_is_cached_makes_room_for_what_a_task_needs():
+    """Executors of 768 MiB, which have cached 240 MiB or more, run a task that needs 512."""
+    with small_cluster("768 MiB") as cluster, Client(cluster) as client:
+        data = client.persist(matrix(1_000_000, 64, (20_000, 64), 6))
+        before = client.compute(data.sum(), sync=True)
+        assert client.compute(data.sum(), sync=True) == before
+        grown = client.map(grow, [16] * 4, pure=False)  # 512 MiB
+        assert client.gather(grown) == [16] * 4
+        assert client.compute(data.sum(), sync=True) == before
+        stats = cluster.stats()
+        assert stats["executors_lost"] == 0, stats
 
 
 @pytest.mark.parametrize("switch", ["hold", "group", "split", "cache", "prefetch", "compress", "inline", "locality"])

@@ -30,6 +30,15 @@ def test_who_hears_late_that_an_input_is_lost_does_not_fail_who_has_it():
     assert mine.why_unreadable([1]) is None
 
 
+def test_what_is_stored_stays_in_the_sandbox_when_its_executor_has_ended():
+    cache = Cache(1_000)
+    mine = Belongings("job", {}, cache, constants=None)
+    mine.values |= {0: "stored", 1: "not stored"}
+    mine.locations[0] = Ref("job/0", 0, 10)
+    mine.clear()
+    assert not mine.values and cache.take("job/0") == "stored" and cache.nbytes == 0
+
+
 def test_a_reference_into_the_scheduler_is_not_kept_for_later_tasks():
     """Kept in a warm sandbox, an actor would go on being wanted there when all others have let go of it."""
     cache = Cache(1_000)

@@ -140,11 +140,12 @@ def test_switches_are_those_of_the_installed_version():
     policy = {"group": True, "locality": True, "hold-seconds-max": 2.0}
     section = {"policy": policy, "executor": {"linger": "200 ms", "lease": "15 s"}}
     found = {each.label: dict(each.settings) for each in ablation.entrants(section)}
-    off = {"serverless.policy.group": False, "serverless.executor.linger": 0}
+    as_written = {"optimization.fuse.active": False}
+    off = {**as_written, "serverless.policy.group": False, "serverless.executor.linger": 0}
     assert found == {
-        "all on": {},
-        "without group": {"serverless.policy.group": False},
-        "without linger": {"serverless.executor.linger": 0},
+        "all on": as_written,
+        "without group": {**as_written, "serverless.policy.group": False},
+        "without linger": {**as_written, "serverless.executor.linger": 0},
         "all off": off,
         "no locality": {**off, "serverless.policy.locality": False},
     }

@@ -62,6 +62,19 @@ def test_small_values_are_not_held():
     assert begun().handle(TaskDone(0, 0.1, 0.1, 100)) == [Arrive([(2, 0, 2)], [], [], retire=True)]
 
 
+@pytest.mark.parametrize("cached", [LARGE, 100, 0])
+def test_who_has_a_large_input_from_jobs_before_waits_for_what_it_meets(cached):
+    """A persisted block meets a small new value: whoever has that comes last, perhaps, and would read the block."""
+    given = {0: Ref("before/0/e/1", 0, LARGE)}
+    executor = Executor(Assignment("job", "e", 1, starts=[0], given=given, home=(0, 4)), POLICY)
+    (arrive,) = executor.handle(Began(0.0, {0: EDGES}, cached={0: cached} if cached else {}))
+    assert bool(arrive.asks) == (cached == LARGE) and bool(arrive.arrivals) != bool(arrive.asks)
+    if cached == LARGE:
+        for _ in range(2):  # it asks again at once
+            executor.handle(answer(0.1, Claim(2, Verdict.WAIT)))
+        assert gives_up(executor, 100.0)
+
+
 def test_values_that_are_written_anyway_are_not_held():
     executor = begun(edges=replace(EDGES, visible=frozenset({0, 3})))
     assert executor.handle(TaskDone(0, 0.1, 0.1, LARGE)) == [Arrive([(2, 0, 2)], [0], [], retire=True)]

@@ -10,6 +10,7 @@ import pytest
 from dask_serverless import whereabouts
 from dask_serverless.launcher import Launcher
 from lambda_worker.core.schedule import Assignment
+from lambda_worker.core.wire import Ref
 
 
 class Hands:
@@ -63,8 +64,20 @@ def test_only_the_newest_executors_are_remembered(monkeypatch):
     monkeypatch.setattr(whereabouts, "EXECUTORS_MAX", 2)
     known = whereabouts.Whereabouts()
     for name in "abc":
-        known.came(f"room-{name}", "job", name)
-    assert repr(known) == "<Whereabouts of 2 executors>"
+        known.retired("job", name, f"sandbox-{name}", f"room-{name}")
+    assert repr(known) == "<Whereabouts of 2 executors in 2 sandboxes>"
+
+
+def test_a_sandbox_is_known_by_what_was_written_there_under_whatever_name_it_lingers():
+    known = whereabouts.Whereabouts()
+    known.retired("j1", "a", "S", "j1/a/1")
+    reader = Assignment("j3", "b", 1, (0,), given={0: Ref("j1/7/a/1", 0, 1_000)})
+    assert known.best(reader) == "j1/a/1"
+    known.retired("j2", "c", "S", "j2/c/1")  # it was invoked once more
+    assert known.best(reader) == "j2/c/1"
+    known.retired("j2", "d", "S", "")  # and did not linger
+    assert known.best(reader) == ""
+    assert known.best(Assignment("j3", "b", 1, (0,), given={0: Ref("j1/7/z/1", 0, 1_000)})) == ""
 
 
 @pytest.mark.fault(9)
