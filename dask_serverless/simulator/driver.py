@@ -107,7 +107,9 @@ class Driver:
         now = self.sandbox.clock()
         leave_at = sim.options.policy.leave_at(now, until - sim.timeline.now)
         self.sandbox.spawn(self._beat())
-        self.feed(Began(now, edges, leave_at))
+        given = {task: where.nbytes for task, where in mine.given.items() if isinstance(where, Ref)}
+        cached = {task: nbytes for task, nbytes in given.items() if sim.is_cached(self.name, task)}
+        self.feed(Began(now, edges, leave_at, cached))
         yield self._finished.wait
         sim.last_words.pop(self._who[:2], None)
 

@@ -68,6 +68,8 @@ class Options:
         As in a cluster's configuration.
     speculation
         Whether stragglers get backups.
+    cached_share
+        Of the values from other jobs that an executor is given: how many its sandbox takes for cached.
     packed_per_second
         Bytes of values that an executor packs or unpacks.
     zone_per_second
@@ -100,6 +102,7 @@ class Options:
     executions_per_task: int = 10
     storage_allowed_failures: int = 5
     speculation: bool = False
+    cached_share: float = 0.0
     packed_per_second: float = math.inf
     zone_per_second: float = ZONE_PER_SECOND
     reads_one_by_one: bool = False
@@ -214,6 +217,11 @@ class Simulation:
         self.graphs[job.name] = job.graph
         self.externals[job.name] = frozenset(job.externals.values())
         self.origins[job.name] = job.origin or job.name
+
+    def is_cached(self, driver: str, task: int) -> bool:
+        """Tell whether an executor finds a value from another job in its sandbox."""
+        share = self.options.cached_share
+        return share > 0 and _luck(self.seed, f"cached {driver} {task}").random() < share
 
     def new_store(self, holder: str = "") -> SimStore:
         """Make a client of the tier."""
@@ -469,4 +477,5 @@ def draw_options(luck: random.Random) -> Options:
     tier_bytes_per_second = luck.choice((math.inf, 1e8, 1e6))  # with the least, values are held for long
     overflow_mebibytes = luck.choice((0.0, 20.0, math.inf))
     policy = replace(policy, tier_bytes_per_second=tier_bytes_per_second)
-    return replace(options, policy=policy, overflow_mebibytes=overflow_mebibytes)
+    cached_share = luck.choice((0.0, 0.5, 1.0))
+    return replace(options, policy=policy, overflow_mebibytes=overflow_mebibytes, cached_share=cached_share)

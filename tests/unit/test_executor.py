@@ -121,9 +121,9 @@ class World:
         located = {**assignment.given, **{p: v for values in assignment.claims.values() for p, v in values.items()}}
         actor = Actor(self, Executor(assignment, self.policy), located, bodies=set(inline))
         self.actors.append(actor)
-        actor.perform(
-            actor.executor.handle(Began(self.now, {n: self.segments[n] for n in inline}, self.now + self.seconds_left))
-        )
+        edges = {n: self.segments[n] for n in inline}
+        cached = {task: 10**7 for task in assignment.given if self.random.random() < self.large}
+        actor.perform(actor.executor.handle(Began(self.now, edges, self.now + self.seconds_left, cached)))
 
     def run(self):
         steps = 0
