@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import dask
 from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
 
 from dask_serverless.config import DEFAULTS
 
@@ -20,6 +21,9 @@ WORKERS = 2
 #: Executors that linger are billed for it, so they are waited for; and for how long at most.
 SETTLE_SECONDS_MAX = 3.0
 SETTLE_POLL_SECONDS = 0.1
+
+
+MEMORY = "serverless.lambda.memory"
 
 
 class Absent(Exception):
@@ -159,6 +163,12 @@ class ServerlessThreads(Serverless):
     name = "serverless-threads"
     title = f"ServerlessCluster(n_workers=1, threads_per_worker={WORKERS})"
     workers, threads = 1, WORKERS
+
+    def start(self) -> Any:
+        # As much as several of one thread have together, as LocalCluster has it.
+        memory = self.settings.get(MEMORY, f"{WORKERS * parse_bytes(DEFAULTS['serverless']['lambda']['memory'])} B")
+        with dask.config.set({MEMORY: memory}):
+            return super().start()
 
 
 def has_setting(key: str) -> bool:
