@@ -53,9 +53,9 @@ class Whereabouts:
             job, _, writer = location.name.partition("/")
             _, _, writer = writer.partition("/")  # its task
             executor, _, _ = writer.rpartition("/")  # its attempt
-            if (sandbox := self._sandboxes.get((job, executor))) is not None:
-                nbytes[sandbox] = nbytes.get(sandbox, 0) + location.nbytes
-        return self._mailboxes.get(max(nbytes, key=nbytes.__getitem__), "") if nbytes else ""
+            if mailbox := self._mailboxes.get(self._sandboxes.get((job, executor), "")):
+                nbytes[mailbox] = nbytes.get(mailbox, 0) + location.nbytes
+        return max(nbytes, key=nbytes.__getitem__) if nbytes else ""
 
 
 def _remember(known: OrderedDict[Any, str], name: Any, value: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -34,11 +36,17 @@ class Cache:
         self.bytes_max = bytes_max
         self.nbytes = 0
         self._beside = 0
+        self._coming = 0
         self._values: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()  # tasks and input run on different threads
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
+
+    def nbytes_of(self, name: str) -> int:
+        """Return the size of a value; 0: it is not here."""
+        found = self._values.get(name)
+        return 0 if found is None else found[1]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a value, or `default`."""
@@ -68,7 +76,7 @@ class Cache:
                 return
             self._values[name] = (value, nbytes)
             self.nbytes += nbytes
-            self._shrink(self.bytes_max - self._beside)
+            self._shrink(self._room)
 
     def make_room(self, nbytes: int) -> None:
         """So much else is in memory now, beside what is kept here.
@@ -84,12 +92,28 @@ class Cache:
         if nbytes != self._beside:
             with self._lock:
                 self._beside = nbytes
-                self._shrink(self.bytes_max - nbytes)
+                self._shrink(self._room)
+
+    @contextmanager
+    def expecting(self, nbytes: int) -> Iterator[None]:
+        """So much is being read, and nobody knows of it yet."""
+        with self._lock:
+            self._coming += nbytes
+            self._shrink(self._room)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= nbytes
 
     def shrink(self, nbytes: int) -> None:
         """Keep only so much of what is kept now."""
         with self._lock:
             self._shrink(nbytes)
+
+    @property
+    def _room(self) -> int:
+        return self.bytes_max - self._beside - self._coming
 
     def _shrink(self, nbytes: int) -> None:
         while self._values and self.nbytes > nbytes:

@@ -27,7 +27,7 @@ from lambda_worker.ports import Clock
 
 #: Smaller frames stay as they are: what could be saved is less than a sample costs.
 FRAME_BYTES_MIN = 16 * 1024
-#: Larger ones as well: beside the frame, what it becomes is in memory.
+#: Larger ones as well: beside the frame, what it becomes is in memory, twice where its words are taken apart.
 FRAME_BYTES_MAX = 256 * 2**20
 #: A sample is so many pieces of this size, evenly spread.
 SAMPLE_PIECES = 4
@@ -71,22 +71,32 @@ class Compressor:
     def shrink(self, frames: Frames) -> list[Frame]:
         """Return the frames of a value, compressed where it pays."""
         head, *rest = frames
-        words = [self._best_words(frame) for frame in rest]
-        if not any(words):
+        lean = [self._shrink(frame) for frame in rest]
+        if not any(lean):
             return list(frames)
-        lengths = [memoryview(frame).nbytes if word else 0 for word, frame in zip(words, rest, strict=True)]
-        lean = [_shrink(frame, word) if word else frame for word, frame in zip(words, rest, strict=True)]
-        return [pack([unpack(head), lengths, words]), *lean]
+        pairs = list(zip(lean, rest, strict=True))
+        how = [(memoryview(frame).nbytes, small[1]) if small else (0, 0) for small, frame in pairs]
+        return [pack([unpack(head), how]), *[small[0] if small else frame for small, frame in pairs]]
 
     def shrink_blob(self, blob: bytes) -> bytes:
         """Return a pickle, compressed if it pays."""
-        word = self._best_words(blob)
-        return _COMPRESSED + bytes([word]) + len(blob).to_bytes(8, "big") + _shrink(blob, word) if word else blob
+        if not (lean := self._shrink(blob)):
+            return blob
+        small, word = lean
+        return _COMPRESSED + bytes([word]) + len(blob).to_bytes(8, "big") + small
+
+    def _shrink(self, frame: Frame) -> tuple[bytes, int] | None:
+        """Return what a frame becomes and the length of its words; None: it stays as it is."""
+        word = self._best_words(frame)
+        if not word:
+            return None
+        small = cast(bytes, _compress(frame if word == 1 else take_apart(frame), store_size=False))
+        return (small, word) if len(small) < memoryview(frame).nbytes else None  # else the sample was not like the rest
 
     def _best_words(self, frame: Frame) -> int:
         """Return how many bytes long the words are that a frame is taken apart into; 1: none; 0: do not compress it."""
         view = memoryview(frame)
-        if not FRAME_BYTES_MIN <= view.nbytes <= FRAME_BYTES_MAX:
+        if not (self.policy.compress and FRAME_BYTES_MIN <= view.nbytes <= FRAME_BYTES_MAX):
             return 0
         view = view.cast("B")
         step = (view.nbytes - SAMPLE_PIECE_BYTES) // (SAMPLE_PIECES - 1) // WORD_BYTES * WORD_BYTES
@@ -100,14 +110,11 @@ class Compressor:
             return self.policy.seconds_saved(1 - nbytes / len(sample), seconds / len(sample), bandwidth)
 
         gains = {0: 0.0, 1: gain(sample, 0.0)}
-        begun = self.clock()
-        apart = take_apart(sample)
-        gains[WORD_BYTES] = gain(apart, 2 * (self.clock() - begun))  # to be put together again later
+        if view.nbytes <= FRAME_BYTES_MAX // 2:
+            begun = self.clock()
+            apart = take_apart(sample)
+            gains[WORD_BYTES] = gain(apart, 2 * (self.clock() - begun))  # to be put together again later
         return max(gains, key=gains.__getitem__)
-
-
-def _shrink(frame: Frame, word: int) -> bytes:
-    return cast(bytes, _compress(frame if word == 1 else take_apart(frame), store_size=False))
 
 
 def _expand(lean: Frame, nbytes: int, word: int) -> bytearray:
@@ -156,12 +163,12 @@ def expand(frames: Frames) -> list[Frame]:
     head = unpack(frames[0])
     if not head or not isinstance(head[0], list):
         return list(frames)
-    writeable, *how = head
+    writeable, how = head
     return [
         pack(writeable),
         *[
             _expand(frame, nbytes, word) if word else frame
-            for frame, nbytes, word in zip(frames[1:], *how, strict=True)
+            for frame, (nbytes, word) in zip(frames[1:], how, strict=True)
         ],
     ]
 

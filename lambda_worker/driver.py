@@ -155,16 +155,18 @@ class Driver:
             self._pool = ThreadPoolExecutor(self.world.policy.threads, thread_name_prefix="executor-task")
         try:
             self._dress()
+            self.world.headroom.watch()
             cached = {
-                task: location.nbytes
+                task: nbytes
                 for task, location in self.assignment.given.items()
-                if isinstance(location, Ref) and location.name in self.world.cache
+                if isinstance(location, Ref) and (nbytes := self.world.cache.nbytes_of(location.name))
             }
             reason = self._loop(self._handle(Began(self.world.clock(), edges, self._until, cached)))
         finally:
             # An alarm may hold this object a little longer: it must not beat for a dead executor.
-            self.executor.finished = True
-            self.world.cache.make_room(0)
+            with self._lock:
+                self.executor.finished = True
+                self.world.cache.make_room(0)
             self.world.headroom.rest()
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)  # a task that runs is waited for, as where there is one thread
@@ -320,10 +322,12 @@ class Driver:
         """Feed an event; forget at once what is no longer needed; return the rest."""
         with self._lock:
             instructions = self.executor.handle(event)
+            if not self.executor.finished:
+                self.world.cache.make_room(self.executor.kept_nbytes)  # first: what is forgotten goes there
             if instructions and isinstance(instructions[0], Forget):
                 self._belongings.forget(instructions[0])
                 del instructions[0]
-            self.world.cache.make_room(self.executor.kept_nbytes)
+                self.world.headroom.watch()
         return instructions
 
     def _perform_beside(self, instruction: Instruction) -> None:
@@ -451,12 +455,15 @@ class Driver:
         for parent, ref in stored:
             if (kept := self.world.cache.take(ref.name, _ABSENT)) is not _ABSENT:
                 found[parent] = kept
+        all_stored = stored
         stored = [(parent, ref) for parent, ref in stored if anew or parent not in found]
         nbytes = sum(ref.nbytes for _, ref in stored)
         try:
-            frames = self.world.get([ref for _, ref in stored]) if stored else []
-            for (parent, ref), sealed in zip(stored, frames, strict=True):
-                found[parent] = self.world.open_value(ref.name, sealed)
+            with self.world.cache.expecting(2 * nbytes):  # as it was sealed, and as a value
+                frames = self.world.get([ref for _, ref in stored]) if stored else []
+                for (parent, ref), sealed in zip(stored, frames, strict=True):
+                    found[parent] = self.world.open_value(ref.name, sealed)
+                del frames
             for parent, location in wanted:
                 if not isinstance(location, Ref):
                     found[parent] = self.world.open_location(location)
@@ -474,7 +481,7 @@ class Driver:
             if (over := self._over()) is not None:  # they were removed, not lost
                 return over
             return InputsLost(task, lost, nbytes, seconds)
-        here = [(parent, ref) for parent, ref in stored if parent in found]
+        here = [(parent, ref) for parent, ref in all_stored if parent in found]
         larger = {parent: size for parent, ref in here if (size := large_nbytes(found[parent])) > ref.nbytes}
         return InputsFetched(task, nbytes, seconds, larger)
 

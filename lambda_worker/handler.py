@@ -63,8 +63,6 @@ def make_world(environment: Mapping[str, str]) -> World:
         kept_bytes_max=memory // 4,
         **settings.get("policy", {}),
     )
-    # Not the stream's name itself: locally, who knows that may speak to Lambda as this sandbox.
-    name = hashlib.sha256(environment.get("AWS_LAMBDA_LOG_STREAM_NAME", "").encode()).hexdigest()[:12]
     words_directory = environment.get("DASK_SERVERLESS_LAST_WORDS")
     # Another endpoint than AWS's own: the local service, or an emulator such as LocalStack.
     endpoint_url = environment.get("DASK_SERVERLESS_ENDPOINT") or environment.get("AWS_ENDPOINT_URL")

@@ -145,8 +145,10 @@ class Publisher:
         lingering = self._waiter.offer() if self._waiter is not None and arrive.retire and succession is None else None
         if lingering is not None and lingering.seconds > 0:
             self._note("linger", seconds=lingering.seconds)
-        if lingering is not None and self._world.name:  # whoever reads what was written here had better be sent here
-            events.append(["sandbox", [self._world.name, lingering.name if lingering.seconds > 0 else ""]])
+        if arrive.retire and self._world.name and self._world.linger_seconds:
+            # Whoever reads what was written here had better be sent here.
+            mailbox = lingering.name if lingering is not None and lingering.seconds > 0 else ""
+            events.append(["sandbox", [self._world.name, mailbox]])
         report = self._report(arrive)
         if report:
             events.append(["report", report])

@@ -83,7 +83,7 @@ class Restored:
 
     @property
     def nbytes_max(self) -> int:
-        """How many bytes to keep, at most."""
+        """How many bytes of constants a job may have open, at most."""
         return self._constants.nbytes_max
 
     def value(self, ref: Ref) -> Any:

@@ -13,7 +13,7 @@ from lambda_worker.constants import Constants
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.speed import Speed
 from lambda_worker.core.wire import Frame, Frames, Location, Ref, open_frames, unpack_inline
-from lambda_worker.headroom import Headroom
+from lambda_worker.headroom import Headroom, cache_bytes_max
 from lambda_worker.last_words import LastWords
 from lambda_worker.ports import Clock, Invoker, Store
 from lambda_worker.values import frames_to_value
@@ -59,8 +59,8 @@ class World:
     def __post_init__(self) -> None:
         self.speed = Speed(2 * self.policy.bytes_per_second)  # that is there and back
         self.compressor = Compressor(self.policy, self.clock, self.speed)
-        self.cache = Cache(self.memory_bytes // 2 if self.caches else 0)
-        self.headroom = Headroom(self.cache, self.memory_bytes, self.beside)
+        self.cache = Cache(cache_bytes_max(self.memory_bytes) if self.caches else 0)
+        self.headroom = Headroom(self.cache, self.memory_bytes)
         self.constants = Constants(self.store, self.secret, self.cache)
 
     def task_worker(self, scheduler: str, name: str) -> TaskWorker:

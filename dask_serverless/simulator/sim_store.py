@@ -258,7 +258,7 @@ class SimStore(Bulk):
                 break
             if write:
                 made = self._create_record(record)
-                if reserved.pop(name, None) is not None:
+                if mail and reserved.pop(name, None) is not None:
                     recipient = self._send(mail, name)
                 else:
                     recipient = self._post(mail)

@@ -69,7 +69,7 @@ for _, item in ipairs(records) do
       redis.call('UNLINK', record)
     end
     create_record(job, executor, attempt, starts, assignment, lease_ms, ttl)
-    if reserved[item[7]] then
+    if item[6] ~= '' and reserved[item[7]] then
       reserved[item[7]] = nil
       recipient = send(item[6], lease_ms, item[7])
     else
@@ -84,5 +84,6 @@ for _, item in ipairs(records) do
 end
 for name, until_ms in pairs(reserved) do
   redis.call('ZADD', lingering_key, until_ms, name)
+  redis.call('EXPIRE', lingering_key, ttl)
 end
 return posted

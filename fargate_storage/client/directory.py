@@ -216,6 +216,7 @@ class DirectoryOverflow:
             with self._used() as used:
                 if used.nbytes + nbytes > self._bytes_max and time.monotonic() >= self._counted_until:
                     used.nbytes = self._count()
+                    used.note()
                     self._counted_until = time.monotonic() + COUNTED_SECONDS
                 if used.nbytes + nbytes > self._bytes_max:
                     raise StoreFull(

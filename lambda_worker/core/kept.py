@@ -51,6 +51,7 @@ class Kept:
 
     def made(self, task: int, nbytes: int) -> None:
         """Note that a value was made here, and its size if it is large."""
+        self._cached.pop(task, None)
         self._here.add(task)
         self._lost.discard(task)
         if nbytes:
@@ -60,6 +61,7 @@ class Kept:
     def fetched(self, tasks: Iterable[int], sizes: Mapping[int, int] = {}) -> None:  # noqa: B006
         """Note that values from elsewhere are here, of these sizes, or of those that they have elsewhere."""
         for task in tasks:
+            self._cached.pop(task, None)
             if task not in self._here:
                 self._here.add(task)
                 location = self._located.get(task)
@@ -92,6 +94,7 @@ class Kept:
     def lose(self, tasks: Iterable[int]) -> None:
         """Note that values are not where they were."""
         for task in tasks:
+            self._cached.pop(task, None)
             if self._located.pop(task, None) is not None:
                 self._lost.add(task)
 
@@ -99,6 +102,7 @@ class Kept:
         """Note that values are to be made again, even if they are here."""
         for task in tasks:
             self._here.discard(task)
+            self._cached.pop(task, None)
             self._located.pop(task, None)
             self.nbytes -= self._nbytes.pop(task, 0)
             self._lost.add(task)

@@ -63,6 +63,12 @@ def test_who_lingers_is_for_whom_it_is_preferred_even_if_that_one_comes_last(sto
     assert store.admit_and_post(records, [MAIL] * 4, None, False, preferred) == ["", "", "two", "one"]
 
 
+def test_who_is_preferred_for_mail_is_not_sent_away_by_what_is_invoked(store):
+    lingering(store, "one", "two")
+    records = [record(each) for each in "bc"]
+    assert store.admit_and_post(records, [b"", MAIL], None, False, ["one", "one"]) == ["", "one"]
+
+
 def test_who_was_preferred_for_what_found_no_room_lingers_still(store):
     lingering(store, "one")
     records = [record(each) for each in "bc"]

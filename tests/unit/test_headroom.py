@@ -1,27 +1,15 @@
 """Who looks after memory while tasks run, and what of the cache goes."""
 
+import threading
+
 import pytest
 
 from lambda_worker import headroom
 from lambda_worker.cache import Cache
 from lambda_worker.headroom import CALM_SHARE, TIGHT_SHARE, Headroom
+from tests.waiting import until
 
 MEMORY = 1_000
-
-
-class Alarm:
-    """Calls when it is told that time has passed."""
-
-    def __init__(self):
-        self.calls = []
-
-    def after(self, seconds, call):
-        self.calls.append(call)
-
-    def ring(self):
-        calls, self.calls = self.calls, []
-        for call in calls:
-            call()
 
 
 @pytest.fixture
@@ -32,47 +20,60 @@ def resident(monkeypatch):
 
 
 def make(*sizes):
-    cache, alarm = Cache(MEMORY // 2), Alarm()
+    cache = Cache(MEMORY // 2)
     for number, size in enumerate(sizes):
         cache.put(str(number), number, size)
-    return cache, alarm, Headroom(cache, MEMORY, alarm)
+    return cache, Headroom(cache, MEMORY)
+
+
+def watchers():
+    return [each for each in threading.enumerate() if each.name == "executor-headroom"]
 
 
 def test_nobody_looks_while_there_is_little_to_let_go_of(resident):
     resident[0] = MEMORY
-    cache, alarm, room = make(int(MEMORY * CALM_SHARE))
+    cache, room = make(int(MEMORY * CALM_SHARE))
     room.watch()
-    assert not alarm.calls and cache.nbytes
+    assert not watchers() and cache.nbytes
 
 
 def test_what_is_cached_goes_before_memory_is_short_and_no_more_than_it_takes(resident):
-    cache, alarm, room = make(100, 100, 100, 100)
-    room.watch()
-    alarm.ring()
+    cache, room = make(100, 100, 100, 100)
+    room.look()
     assert cache.nbytes == 400
     resident[0] = int(MEMORY * TIGHT_SHARE) + 150
-    alarm.ring()
+    room.look()
     assert "1" not in cache and "2" in cache  # those used longest ago
     resident[0] = 2 * MEMORY
-    alarm.ring()
-    assert cache.nbytes == 0 and not alarm.calls
+    assert not room.look() and cache.nbytes == 0
 
 
-def test_one_looks_at_a_time_and_nobody_when_no_task_runs(resident):
-    cache, alarm, room = make(400)
+def test_one_looks_at_a_time_as_long_as_something_is_at_work(resident):
+    cache, room = make(400)
     room.watch()
     room.watch()
-    assert len(alarm.calls) == 1
+    assert len(watchers()) == 1
+    resident[0] = int(MEMORY * TIGHT_SHARE) + 50
+    until(lambda: cache.nbytes == 0, "what is cached has gone")
+    until(lambda: not watchers(), "and nobody looks any more")
+
+
+def test_nobody_looks_when_nothing_is_at_work(resident):
+    cache, room = make(400)
+    room.watch()
     room.rest()
-    alarm.ring()
-    assert not alarm.calls
+    until(lambda: not watchers(), "nobody looks any more")
     room.watch()
-    assert len(alarm.calls) == 1
+    assert len(watchers()) == 1 and cache.nbytes == 400
+    room.rest()
+    until(lambda: not watchers(), "nobody looks any more")
 
 
-def test_where_the_system_does_not_tell_nothing_goes(monkeypatch):
+def test_where_the_system_does_not_tell_little_is_cached(monkeypatch):
     def absent(*about, **more):
         raise FileNotFoundError
 
+    assert headroom.cache_bytes_max(MEMORY) == MEMORY // 2
     monkeypatch.setattr(headroom, "open", absent, raising=False)
     assert headroom.resident_bytes() == 0
+    assert headroom.cache_bytes_max(MEMORY) == MEMORY // 8

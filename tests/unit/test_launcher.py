@@ -75,8 +75,11 @@ def test_a_sandbox_is_known_by_what_was_written_there_under_whatever_name_it_lin
     assert known.best(reader) == "j1/a/1"
     known.retired("j2", "c", "S", "j2/c/1")  # it was invoked once more
     assert known.best(reader) == "j2/c/1"
+    other = {1: Ref("j1/8/e/1", 0, 10)}
+    known.retired("j1", "e", "T", "j1/e/1")
     known.retired("j2", "d", "S", "")  # and did not linger
     assert known.best(reader) == ""
+    assert known.best(Assignment("j3", "b", 1, (0, 1), given={**reader.given, **other})) == "j1/e/1"
     assert known.best(Assignment("j3", "b", 1, (0,), given={0: Ref("j1/7/z/1", 0, 1_000)})) == ""
 
 
