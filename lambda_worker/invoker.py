@@ -370,7 +370,9 @@ class LambdaInvoker:
             return None, "", False, client
         except Exception as error:
             code, message = code_and_message(error)
-            return code, message, code in THROTTLED or is_broken(error), client
+            # Who was on the way to Lambda when another one replaced the client, and closed it, never got there.
+            replaced = client is not None and not line.is_current(client)
+            return code, message, code in THROTTLED or is_broken(error) or replaced, client
 
     async def _before(self, now: float) -> None:
         """Wait until a request may be sent (a hook for a governor)."""
@@ -408,7 +410,7 @@ class _Line:
 
         Another one takes its place if it is the `stale` one. What is under way on that breaks, and is sent again.
         """
-        if stale is not None and self._is_current(stale):
+        if stale is not None and self.is_current(stale):
             self._client = None
             old, self._stack = self._stack, contextlib.AsyncExitStack()
             await old.aclose()
@@ -423,7 +425,8 @@ class _Line:
                 self._client = None
             raise
 
-    def _is_current(self, client: Any) -> bool:
+    def is_current(self, client: Any) -> bool:
+        """Tell whether this is the one client now."""
         task = self._client
         if task is None or not task.done() or task.exception() is not None:
             return False

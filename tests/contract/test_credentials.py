@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import sys
 import time
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from dask_serverless.errors import CredentialsRefused, InvocationRefused
 from dask_serverless.invoke import FailureQueue, GovernedInvoker
@@ -19,7 +21,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.fault(44)
 
-#: A `credential_process`, whose keys say in their names when they end.
+#: A `credential_process`, whose keys say in their names when they end: soon, or, if it says that nowhere else, the first.
 PROCESS = """\
 #!{python}
 import datetime, json, os, sys, time
@@ -30,7 +32,7 @@ if (directory / "away").exists():
     sys.exit("the login has ended")
 number = len(list(directory.glob("key-*")))
 (directory / f"key-{{number}}").touch()
-ends = time.time() + {seconds}
+ends = time.time() + ({seconds} if number == 0 or {says_when} else 60)
 said = {{"Version": 1, "AccessKeyId": f"KEY{{int(ends * 1000)}}", "SecretAccessKey": "s", "SessionToken": "t"}}
 if {says_when}:
     said["Expiration"] = datetime.datetime.fromtimestamp(ends, datetime.timezone.utc).isoformat()
@@ -157,6 +159,51 @@ def test_no_keys_at_all(aws, make, tmp_path):
     assert isinstance(error, CredentialsRefused) and "configure AWS credentials" in str(error)
     write_key(tmp_path, "NEW")
     assert invoker.invoke(assignments(1)) == [None]
+
+
+class Client:
+    """A client whose keys have ended, until it is closed; or one with good keys."""
+
+    def __init__(self, good):
+        self.good = good
+        self.closed = asyncio.Event()
+        self.calls = 0
+
+    async def invoke(self, **request):
+        self.calls += 1
+        if self.good:
+            return {"Payload": Body()}
+        if self.calls == 1:
+            raise ClientError({"Error": {"Code": "ExpiredTokenException", "Message": "it has ended"}}, "Invoke")
+        await self.closed.wait()  # on its way there
+        raise EndpointConnectionError(endpoint_url="http://lambda")
+
+
+class Body:
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+    async def read(self):
+        return b""
+
+
+def test_who_was_on_the_way_when_a_client_was_replaced_goes_by_the_new_one(make):
+    """The first is refused, and has the client replaced; the others had not got through by then."""
+    clients = []
+
+    @contextlib.asynccontextmanager
+    async def open_client():
+        clients.append(Client(good=bool(clients)))
+        yield clients[-1]
+        clients[0].closed.set()
+
+    invoker = make()
+    invoker._open_client = open_client
+    assert invoker.invoke(assignments(3)) == [None] * 3
+    assert [client.calls for client in clients] == [3, 3]
 
 
 def test_who_gives_keys_may_be_away_for_a_moment(aws, make, give_keys, tmp_path):
