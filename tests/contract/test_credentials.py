@@ -21,7 +21,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.fault(44)
 
-#: A `credential_process`, whose keys say in their names when they end: soon, or, if it says that nowhere else, the first.
+#: A `credential_process`, whose keys say in their names when they end: the first one soon.
 PROCESS = """\
 #!{python}
 import datetime, json, os, sys, time
