@@ -455,13 +455,12 @@ class Driver:
         for parent, ref in stored:
             if (kept := self.world.cache.take(ref.name, _ABSENT)) is not _ABSENT:
                 found[parent] = kept
-        all_stored = stored
-        stored = [(parent, ref) for parent, ref in stored if anew or parent not in found]
-        nbytes = sum(ref.nbytes for _, ref in stored)
+        unread = [(parent, ref) for parent, ref in stored if anew or parent not in found]
+        nbytes = sum(ref.nbytes for _, ref in unread)
         try:
             with self.world.cache.expecting(2 * nbytes):  # as it was sealed, and as a value
-                frames = self.world.get([ref for _, ref in stored]) if stored else []
-                for (parent, ref), sealed in zip(stored, frames, strict=True):
+                frames = self.world.get([ref for _, ref in unread]) if unread else []
+                for (parent, ref), sealed in zip(unread, frames, strict=True):
                     found[parent] = self.world.open_value(ref.name, sealed)
                 del frames
             for parent, location in wanted:
@@ -481,7 +480,7 @@ class Driver:
             if (over := self._over()) is not None:  # they were removed, not lost
                 return over
             return InputsLost(task, lost, nbytes, seconds)
-        here = [(parent, ref) for parent, ref in all_stored if parent in found]
+        here = [(parent, ref) for parent, ref in stored if parent in found]
         larger = {parent: size for parent, ref in here if (size := large_nbytes(found[parent])) > ref.nbytes}
         return InputsFetched(task, nbytes, seconds, larger)
 

@@ -371,7 +371,7 @@ class LambdaInvoker:
         except Exception as error:
             code, message = code_and_message(error)
             # Who was on the way to Lambda when another one replaced the client, and closed it, never got there.
-            replaced = client is not None and not line.is_current(client)
+            replaced = client is not stale and not line.is_current(client)
             return code, message, code in THROTTLED or is_broken(error) or replaced, client
 
     async def _before(self, now: float) -> None:
