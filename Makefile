@@ -41,7 +41,7 @@ help:
 	@echo "make bench-ablation only the second: what grouping, holding, splitting ... are worth (BENCH_ARGS=...)"
 	@echo "make bench-latency  one small task at a time, against LocalCluster"
 	@echo "make bench-giant    giant graphs and large values, with everybody's memory (BENCH_ARGS=\"--tasks 1000000\")"
-	@echo "make bench-wide     10,000 naps on 500 and 1,000 executors, against the ideal (BENCH_ARGS=\"--executors 100\")"
+	@echo "make bench-wide     10,000 naps, 500 and 1,000 at once, against the ideal (BENCH_ARGS=\"--at-once 100\")"
 	@echo "make clean       remove environments, caches and build products"
 
 $(BIN)/python:
@@ -115,8 +115,8 @@ bench-latency: $(STAMP)-examples
 	@$(BIN)/python benchmarks/latency.py $(BENCH_ARGS)
 
 bench-wide: $(STAMP)-examples
-	@echo "==> running benchmarks/wide.py"
-	@$(BIN)/python benchmarks/wide.py $(BENCH_ARGS)
+	@echo "==> running benchmarks.wide"
+	@$(BIN)/python -m benchmarks.wide $(BENCH_ARGS)
 
 bench-giant: $(STAMP)-examples
 	@echo "==> running benchmarks/giant.py"

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks import plots
 from benchmarks.ablation import ALL_ON
+from benchmarks.results import SECTIONS
 from benchmarks.targets import SHAPES, Kept, counted, fastest, ratio, seconds, targets
 from dask_serverless.plan.price import Cost, Machine, Prices, price
 
@@ -126,8 +127,7 @@ def name_of(name: str, result: Mapping[str, Any]) -> str:
 def full_only(kept: Kept) -> Kept:
     """Return what is kept without the results of quick sizes, which are nobody's victory."""
     full = {
-        section: {name: result for name, result in kept[section].items() if not result["quick"]}
-        for section in ("workloads", "ablation")
+        section: {name: result for name, result in kept[section].items() if not result["quick"]} for section in SECTIONS
     }
     return {**kept, **full}
 
@@ -250,6 +250,21 @@ def ablation_tables(kept: Kept) -> Iterator[str]:
         yield f"{result['title']} ({run['date']}, {run['commit']}):\n\n{table(header, rows)}"
 
 
+def wide_tables(kept: Kept) -> Iterator[str]:
+    """Yield two tables: naps on warm executors against the ideal, and from cold; both with their parts."""
+    parts = ("first_began", "last_began", "last_nap_ended", "seconds", "cpu")
+    header = ["seconds after the start", "ideal", "first nap", "last executor began", "last nap over", "result here"]
+    for section, heading in (("warm", "median of warm turns"), ("cold", "from cold")):
+        rows = []
+        for name, result in kept["wide"].items():
+            if turns := result[section]:
+                middle = [statistics.median(turn[part] for turn in turns) for part in parts]
+                against = number(middle[parts.index("seconds")] / result["ideal"])
+                rows.append([name, number(result["ideal"]), *map(number, middle), against, str(len(turns))])
+        if rows:
+            yield table([f"naps, {heading}: {header[0]}", *header[1:], "CPU s", "times the ideal", "turns"], rows)
+
+
 def absences(kept: Kept) -> str:
     """Return who did not take part or stopped, and why, each reason once."""
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -339,6 +354,13 @@ def page(kept: Kept, folder: str) -> str:
         parts += ablation_tables(kept)
         parts += [image("Times relative to all on", name) for name in plotted if name == "ablation.svg"]
         parts += [image("Bytes relative to all on", name) for name in plotted if name == "ablation-bytes.svg"]
+    if kept["wide"]:
+        parts += [
+            "## Wide fan-outs",
+            "10,000 naps that meet in one result, on so many executors (*50 x 10*: 50 executors with ten threads each, "
+            "so that 500 nap at once), all of them on this machine.",
+        ]
+        parts += wide_tables(kept)
     parts += ["## Machine", machine_lines(kept)]
     return "\n\n".join(parts) + "\n"
 

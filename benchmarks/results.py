@@ -18,7 +18,9 @@ from typing import Any
 import psutil
 
 PACKAGES = ("dask", "distributed", "numpy", "pandas", "scikit-learn", "ray", "lithops", "cubed")
-EMPTY: Mapping[str, Any] = {"runs": {}, "workloads": {}, "ablation": {}}
+#: What there may be results of, each from a run.
+SECTIONS = ("workloads", "ablation", "wide")
+EMPTY: Mapping[str, Any] = {name: {} for name in ("runs", *SECTIONS)}
 
 
 def version(package: str) -> str:
@@ -73,7 +75,7 @@ def merge(kept: Mapping[str, Any], section: str, found: Mapping[str, Any], run: 
         if before is None or before["quick"] or not result["quick"]:
             merged[section][workload] = {**result, "run": name}
     merged["runs"][name] = dict(run)
-    used = {each["run"] for part in ("workloads", "ablation") for each in merged[part].values()}
+    used = {each["run"] for part in SECTIONS for each in merged[part].values()}
     merged["runs"] = {each: about for each, about in merged["runs"].items() if each in used}
     return merged
 

@@ -13,7 +13,11 @@ from benchmarks.ablation import ALL_ON, NO_LOCALITY
 Kept = Mapping[str, Any]
 #: LocalCluster and ours, of the same shape: two workers of one thread, one of two.
 SHAPES = {"2x1": ("local", "serverless"), "1x2": ("threads", "serverless-threads")}
-HEAVY = ("gemm", "svd1", "svd2", "tsqr", "svc")
+HEAVY = ("gemm", "svd1", "svd2", "tsqr", "tsqr-auto", "svc")
+#: Naps of so many seconds, how many at once, and what they may take, against the ideal.
+NAPS = ((0.1, 500, 1.5), (0.1, 1_000, 2.0), (0.5, 500, 1.15), (0.5, 1_000, 1.15))
+#: Threads of an executor that naps.
+NAP_THREADS = (1, 10)
 #: What a task of a twelve times larger graph may cost more before its cost grows.
 GROWTH_MAX = 1.25
 #: What a model, a prediction, and a chunk's random generator (its state: 624 words) take in `svc-1000`.
@@ -86,6 +90,19 @@ def _against(kept: Kept, *, workload: str, local: str, ours: str) -> float | Non
     return ratio(seconds(kept, workload, local), seconds(kept, workload, ours))
 
 
+def naps(kept: Kept, *, nap: float, at_once: int, threads: int) -> float | None:
+    """Return how long naps took on warm executors, against the ideal."""
+    for result in kept.get("wide", {}).values():
+        if (result["nap"], result["at_once"], result["threads"]) == (nap, at_once, threads):
+            return ratio(statistics.median(turn["seconds"] for turn in result["warm"]), result["ideal"])
+    return None
+
+
+def _writes(kept: Kept, *, workload: str) -> float | None:
+    """Return what was written, against what is written without locality."""
+    return ratio(*(bytes_of(kept, workload, entrant, ("bytes_written",)) for entrant in (ALL_ON, NO_LOCALITY)))
+
+
 def targets() -> Iterator[Target]:
     yield Target(
         "tree of no-ops: LocalCluster's time (2 x 1) / ours",
@@ -122,12 +139,13 @@ def targets() -> Iterator[Target]:
             bytes_of(kept, "gemm", NO_LOCALITY, ("bytes_written", "bytes_read")),
         ),
     )
-    yield Target(
-        "tsqr: bytes written / without locality",
-        0.001,
-        False,
-        lambda kept: ratio(
-            bytes_of(kept, "tsqr", ALL_ON, ("bytes_written",)), bytes_of(kept, "tsqr", NO_LOCALITY, ("bytes_written",))
-        ),
-    )
+    for name in ("tsqr", "tsqr-auto"):
+        yield Target(
+            f"{name}: bytes written / without locality", 0.001, False, functools.partial(_writes, workload=name)
+        )
     yield Target("svc-1000: bytes written / (model + inputs + predictions)", 2, False, constants)
+    for nap, at_once, bound in NAPS:
+        for threads in NAP_THREADS:
+            by = f"{at_once:,} executors" if threads == 1 else f"{at_once // threads:,} executors of {threads} threads"
+            find = functools.partial(naps, nap=nap, at_once=at_once, threads=threads)
+            yield Target(f"10,000 naps of {nap} s on {by}, warm: time / ideal", bound, False, find)

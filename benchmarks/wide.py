@@ -1,12 +1,14 @@
-"""Wide fan-outs: many naps on very many executors, against the ideal, with the CPU time of everybody.
+"""Wide fan-outs: many naps at once on very many executors, against the ideal, with the CPU time of everybody.
 
-A nap costs its executor nothing, so what is above the ideal (tasks * nap / executors) is ours: planning, starting
-executors, fan-ins. `graph` is naps as delayed tasks that meet in one visible result, by fan-ins of `--fan-in`;
-`map` is `client.map` of as many, where each future costs the client and the scheduler their own time. Each cluster
-runs everything cold first, in sandboxes that are forked for it; then all executors nap at the same time, until there
-are as many sandboxes as executors; and then it runs `--repeat` times warm. Nothing here asserts a time.
+A nap costs its executor nothing, so what is above the ideal (tasks * nap / how many nap at once) is ours: planning,
+starting executors, fan-ins. The same naps are taken by executors of one thread, and by a tenth as many of ten.
 
-    python benchmarks/wide.py [--executors 500 1000] [--tasks 10000] [--nap 0.1 0.5] [--repeat 3] [--forms graph map]
+`graph` is naps as delayed tasks that meet in one visible result, by fan-ins of `--fan-in`; `map` is `client.map` of as
+many, where each future costs the client and the scheduler their own time. Each cluster runs everything cold first, in
+sandboxes that are forked for it; then all executors nap at the same time, until there are as many sandboxes as
+executors; and then it runs `--repeat` times warm. Nothing here asserts a time.
+
+    python -m benchmarks.wide [--at-once 500 1000] [--threads 1 10] [--nap 0.1 0.5] [--repeat 3] [--forms graph map]
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import Any
 import dask
 from distributed import Client
 
+from benchmarks import command, results
+from benchmarks.report import table
 from dask_serverless import ServerlessCluster
 
 FORMS = ("graph", "map")
@@ -32,6 +36,7 @@ KINDS = ("this process", "Lambda service", "sandboxes", "storage")
 COUNTERS = ("invocations", "mails", "executors", "sandboxes_cold", "round_trips", "bytes_written", "bytes_read")
 WARM_UP_SECONDS = (4.0, 8.0, 16.0, 32.0)
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+TASKS = 10_000
 #: What a nap returns: when it began, and in which process.
 BEGUN = "<dI"
 
@@ -123,14 +128,28 @@ class Machine:
 class Turn:
     """What one turn took."""
 
-    what: str
+    form: str
+    nap: float
+    at_once: int
+    threads: int
+    number: int  # 0: the first one of all, cold
     ideal: float
     seconds: float
     cpu: dict[str, float]
     counted: dict[str, float]
     began: list[float]  # seconds after the start at which each executor began its first nap, ascending
     last_nap_ended: float
-    done: int
+
+    @property
+    def workload(self) -> str:
+        """What is done, whether cold or warm."""
+        form = "" if self.form == "graph" else f"{self.form}, "
+        by = f"{self.at_once // self.threads:,} x {self.threads}" if self.threads > 1 else f"{self.at_once:,}"
+        return f"{form}{self.nap} s on {by}"
+
+    @property
+    def what(self) -> str:
+        return f"{self.workload}, {f'warm {self.number}' if self.number else 'cold'}"
 
     @property
     def ratio(self) -> float:
@@ -151,7 +170,7 @@ class Turn:
         ]
 
 
-def measure(what: str, ideal: float, seconds: float, machine: Machine, run: Callable[[], bytes], count: int) -> Turn:
+def measure(machine: Machine, run: Callable[[], bytes], tasks: int, **what: Any) -> Turn:
     """Run one turn and return all about it."""
     cluster = machine.cluster
     before, cpu_before = cluster.stats(), machine.cpu()
@@ -161,64 +180,58 @@ def measure(what: str, ideal: float, seconds: float, machine: Machine, run: Call
     cpu_after = machine.cpu()
     after = cluster.stats()
     naps = list(struct.iter_unpack(BEGUN, value))
-    if len(naps) != count:
-        raise SystemExit(f"error: {what}: {len(naps)} naps instead of {count}")
     first: dict[int, float] = {}
     for at, pid in naps:
         first[pid] = min(at, first.get(pid, at))
-    return Turn(
-        what,
-        ideal,
-        took,
-        {kind: cpu_after[kind] - cpu_before[kind] for kind in KINDS},
-        {name: after[name] - before[name] for name in after},
-        sorted(at - began_at for at in first.values()),
-        max(at for at, _ in naps) + seconds - began_at,
-        len(naps),
+    turn = Turn(
+        **what,
+        ideal=tasks * what["nap"] / what["at_once"],
+        seconds=took,
+        cpu={kind: cpu_after[kind] - cpu_before[kind] for kind in KINDS},
+        counted={name: after[name] - before[name] for name in after},
+        began=sorted(at - began_at for at in first.values()),
+        last_nap_ended=max(at for at, _ in naps) + what["nap"] - began_at,
     )
+    if len(naps) != tasks:
+        raise SystemExit(f"error: {turn.what}: {len(naps)} naps instead of {tasks}")
+    return turn
 
 
-def warm_up(client: Client, machine: Machine, executors: int) -> None:
+def warm_up(client: Client, machine: Machine, executors: int, threads: int) -> None:
     """Have as many sandboxes as executors: none is free while all nap."""
     for seconds in WARM_UP_SECONDS:
-        graph_of(client, executors, seconds, 32)()
+        graph_of(client, executors * threads, seconds, 32)()
         if len(machine.of_kind()["sandboxes"]) >= executors:
             return
     print(f"there are {len(machine.of_kind()['sandboxes'])} sandboxes for {executors} executors", file=sys.stderr)
 
 
-def turns(options: argparse.Namespace, executors: int) -> Iterator[Turn]:
+def turns(options: argparse.Namespace, at_once: int, threads: int) -> Iterator[Turn]:
     """Yield the turns of one cluster: each form with each nap, the first of all cold."""
     builders = {"graph": graph_of, "map": map_of}
-    with ServerlessCluster(n_workers=executors, dashboard_address=None) as cluster, Client(cluster) as client:
+    size = {"n_workers": at_once // threads, "threads_per_worker": threads}
+    with ServerlessCluster(**size, dashboard_address=None) as cluster, Client(cluster) as client:
         machine = Machine(cluster)
         cold = True
         for form in options.forms:
-            for seconds in options.nap:
-                ideal = options.tasks * seconds / executors
-                for turn in range(options.repeat + cold):
-                    run = builders[form](client, options.tasks, seconds, options.fan_in)
-                    name = f"{form}, {seconds} s on {executors:,}, " + ("cold" if cold else f"warm {turn}")
-                    found = measure(name, ideal, seconds, machine, run, options.tasks)
+            for nap_seconds in options.nap:
+                for number in range(0 if cold else 1, options.repeat + 1):
+                    run = builders[form](client, options.tasks, nap_seconds, options.fan_in)
+                    what = {"form": form, "nap": nap_seconds, "at_once": at_once, "threads": threads, "number": number}
+                    found = measure(machine, run, options.tasks, **what)
                     print(
-                        f"{name}: {found.seconds:.2f} s, {found.ratio:.2f} of the ideal,"
+                        f"{found.what}: {found.seconds:.2f} s, {found.ratio:.2f} of the ideal,"
                         f" {sum(found.cpu.values()):.1f} s of CPU, load {os.getloadavg()[0]:.1f}",
                         file=sys.stderr,
                         flush=True,
                     )
                     yield found
                     if cold:
-                        warm_up(client, machine, executors)
+                        warm_up(client, machine, at_once // threads, threads)
                         cold = False
                     time.sleep(options.pause)
         count, mib = machine.sandbox_mib()
         print(f"{count:,} sandboxes have {mib:,.0f} MiB together (proportional), {mib / count:.1f} each\n", flush=True)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table; all columns but the first are numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
 
 
 def report(found: list[Turn]) -> str:
@@ -227,22 +240,59 @@ def report(found: list[Turn]) -> str:
     header += [name.replace("_", " ") for name in COUNTERS]
     line = ["seconds after the start", "executors", "first began", "10%", "50%", "90%", "last began"]
     line += ["last nap ended", "result here"]
-    medians: dict[str, list[float]] = {}
-    for turn in found:
-        medians.setdefault(turn.what.rstrip("0123456789 "), []).append(turn.ratio)
-    summary = [[what, f"{statistics.median(ratios):.2f}", f"{len(ratios)}"] for what, ratios in medians.items()]
+    summary = [
+        [name, f"{statistics.median(warm) / rows[0].ideal:.2f}", f"{len(warm)}"]
+        for name, rows in by_workload(found).items()
+        if (warm := [turn.seconds for turn in rows if turn.number])
+    ]
     parts = [
         table(header, [turn.row() for turn in found]),
         table(line, [turn.line() for turn in found]),
-        table(["median ratio to the ideal", "ratio", "turns"], summary),
+        table(["median of warm turns against the ideal", "ratio", "turns"], summary),
     ]
     return "\n\n".join(parts)
 
 
+def by_workload(found: list[Turn]) -> dict[str, list[Turn]]:
+    grouped: dict[str, list[Turn]] = {}
+    for turn in found:
+        grouped.setdefault(turn.workload, []).append(turn)
+    return grouped
+
+
+def to_keep(found: list[Turn]) -> dict[str, dict[str, Any]]:
+    """Return what is kept of the turns, by workload."""
+    kept = {}
+    for name, rows in by_workload(found).items():
+        warm, cold = [turn for turn in rows if turn.number], [turn for turn in rows if not turn.number]
+        kept[name] = {
+            "nap": rows[0].nap,
+            "at_once": rows[0].at_once,
+            "threads": rows[0].threads,
+            "ideal": rows[0].ideal,
+            "warm": [when(turn) for turn in warm],
+            "cold": [when(turn) for turn in cold],
+            "quick": not warm,
+        }
+    return kept
+
+
+def when(turn: Turn) -> dict[str, float]:
+    """Return the parts of a turn: seconds after its start, and the CPU time of everybody."""
+    return {
+        "first_began": turn.began[0],
+        "last_began": turn.began[-1],
+        "last_nap_ended": turn.last_nap_ended,
+        "seconds": turn.seconds,
+        "cpu": sum(turn.cpu.values()),
+    }
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--executors", type=int, nargs="+", default=[500, 1000])
-    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[500, 1000], help="how many nap at once")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 10], help="of each executor")
+    parser.add_argument("--tasks", type=int, default=TASKS)
     parser.add_argument("--nap", type=float, nargs="+", default=[0.1, 0.5], help="seconds of each task")
     parser.add_argument("--repeat", type=int, default=3, help="warm turns (default: 3)")
     parser.add_argument("--fan-in", type=int, default=32, help="naps, and then sums, that meet in one task")
@@ -251,13 +301,24 @@ def main(arguments: list[str] | None = None) -> int:
         "--linger", default=None, help="serverless.executor.linger, such as 2s (default: as configured)"
     )
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between turns: nobody lingers any more")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="merge into this page (docs/benchmarks.md)")
     options = parser.parse_args(arguments)
-    if min(*options.executors, options.tasks, options.repeat) < 1 or options.fan_in < 2 or min(options.nap) <= 0:
-        parser.error("counts and naps must be positive, and --fan-in 2 or more")
+    if min(*options.at_once, *options.threads, options.tasks, options.repeat) < 1 or min(options.nap) <= 0:
+        parser.error("counts and naps must be positive")
+    if options.fan_in < 2:
+        parser.error("--fan-in must be 2 or more")
+    if options.write is not None and (options.tasks, options.linger) != (TASKS, None):
+        parser.error(f"only what is about {TASKS:,} tasks and as configured goes into a page")
+    if uneven := [(many, by) for many in options.at_once for by in options.threads if many % by]:
+        parser.error(f"--at-once must be a multiple of --threads, and {uneven[0][0]} is none of {uneven[0][1]}")
     if options.linger is not None:
         dask.config.set({"serverless.executor.linger": options.linger})
-    found = [turn for executors in options.executors for turn in turns(options, executors)]
+    run = results.describe_run(options.repeat)
+    found = [turn for at_once in options.at_once for by in options.threads for turn in turns(options, at_once, by)]
     print(report(found))
+    if options.write is not None:
+        kept = results.read(options.write.with_suffix("") / "results.json")
+        command.write(options.write, results.merge(kept, "wide", to_keep(found), run))
     return 0
 
 

@@ -126,6 +126,7 @@ class Dispatcher:
         policy = Policy(
             bytes_per_second=settings.storage_bytes_per_second,
             compress=settings.policy_compress,
+            threads=settings.executor_threads,
             request_seconds=settings.request_gb_seconds * 2**30 / settings.lambda_memory,
         )
         self.compressor = Compressor(policy, time.perf_counter)

@@ -160,7 +160,7 @@ def share_expected(
     --------
     >>> prefixes = Prefixes(["inc"], [64], [[]])
     >>> share_expected(Expectation(unknown={"inc": 64}), prefixes, starts=64, all_starts=64, places=2)
-    Sharing(groups=2, estimate=None, slack=0.0, lead=0.0)
+    Sharing(groups=2, estimate=None, slack=0.0, lead=0.0, threads=1)
     """
     if not expected.known or expected.seconds_max >= policy.share_seconds_min:
         executors = first_groups(starts, places)  # any of them may be long
@@ -169,9 +169,14 @@ def share_expected(
         executors = first_groups(starts, places, seconds, unknown=unknown, request_seconds=policy.request_seconds)
     if executors == 1 or expected.unknown or not expected.known:
         return Sharing(executors)
-    executors = worth_starting(executors, expected.work * starts / max(1, all_starts), start_seconds)
-    travel_seconds = policy.travel_seconds(expected.nbytes / max(1, expected.tasks))
-    return Sharing(executors, _estimate(expected, prefixes), slack=travel_seconds, lead=start_seconds)
+    work = expected.work * starts / max(1, all_starts)
+    return Sharing(
+        groups=worth_starting(executors, work / policy.threads, start_seconds),
+        estimate=_estimate(expected, prefixes),
+        slack=policy.travel_seconds(expected.nbytes / max(1, expected.tasks)),
+        lead=start_seconds,
+        threads=policy.threads,
+    )
 
 
 def _estimate(expected: Expectation, prefixes: Prefixes) -> Estimate:

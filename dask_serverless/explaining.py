@@ -38,7 +38,7 @@ class Planned:
         classes = [
             f"{each.memory_bytes / 2**30:.3g} GiB, {each.timeout_seconds:.0f} s" for each in settings.function_classes
         ]
-        terms = Terms(places, settings.executor_inline_bytes_max, classes)
+        terms = Terms(places, settings.executor_inline_bytes_max, classes, settings.executor_threads)
         plan = self.plan
         return forecast(plan.graph, self.prefixes, expected, terms, len(plan.constants), self.on_dask_workers)
 

@@ -37,11 +37,14 @@ class Terms:
         Values up to this size travel inside messages.
     classes
         What its functions are called, by class: memory and time.
+    threads
+        Tasks that an executor runs at the same time.
     """
 
     places: int
     inline_bytes_max: int = _POLICY.inline_bytes_max
     classes: Sequence[str] = ()
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,7 @@ def forecast(
     """
     places = max(1, terms.places)
     starts = len(graph.starts)
-    sharing = share_expected(expected, prefixes, starts, starts, places)
+    sharing = share_expected(expected, prefixes, starts, starts, places, policy=Policy(threads=terms.threads))
     groups = [group for _, group in assign_by_class(graph, sharing)] if starts else []
     by_task = prefixes.of_each()
     inlined, stored, unsized = _travelling(graph, groups, by_task, expected, terms)
@@ -184,7 +187,7 @@ def forecast(
     expected_seconds = None
     if critical is not None and not expected.unknown:
         parallel = max(len(groups), min(places, int(expected.work / _POLICY.share_seconds_min)), 1)
-        expected_seconds = max(critical, expected.work / parallel) + INVOKE_SECONDS
+        expected_seconds = max(critical, expected.work / parallel / terms.threads) + INVOKE_SECONDS
     counted: dict[int, int] = {}
     for task in range(len(graph)):
         if task not in graph.externals:

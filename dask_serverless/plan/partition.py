@@ -21,6 +21,9 @@ from dask_serverless.plan.paths import heights, longest_first
 from dask_serverless.plan.sharing import Sharing
 from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges, segment_of
 
+#: Starts of which the longest takes no more than this times the shortest all take as long.
+EVEN_MAX = 1.1
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -203,9 +206,11 @@ def _cuts(graph: Graph, starts: Sequence[int], sharing: Sharing) -> list[int]:
 
     before = [0.0, *accumulate(weights)]  # the weight of all starts before each
     total = before[-1]
+    even = seconds is not None and max(weights) <= EVEN_MAX * min(weights)
+    each = total / len(starts) if even else 0.0
     slack = total / groups / 4
     cuts: list[int] = []
-    for group, ideal in enumerate(sharing.ends(total, groups), start=1):
+    for group, ideal in enumerate(sharing.ends(total, groups, each), start=1):
         lowest = cuts[-1] + 1 if cuts else 1
         highest = len(starts) - (groups - group)  # no group may be left empty
         low = min(max(bisect_left(before, ideal - slack), lowest), highest)

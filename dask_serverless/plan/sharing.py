@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+#: How exactly it is found out when the last round ends: to a round divided by two to the power of this.
+_HALVINGS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +43,16 @@ class Sharing:
         where it would be fair, to where it parts fewer values from their readers, but never more than a quarter
         of a group.
     lead
-        How many seconds more each group has than the next: its executor begins so much earlier.
+        How many seconds earlier the executor of each group begins than the next.
+    threads
+        How many tasks of a group run at the same time.
     """
 
     groups: int
     estimate: Estimate | None = None
     slack: float = 0.0
     lead: float = 0.0
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.groups < 1:
@@ -57,9 +64,9 @@ class Sharing:
         Examples
         --------
         >>> Sharing(8, lead=1.0).part(10, 20)
-        Sharing(groups=4, estimate=None, slack=0.0, lead=1.0)
+        Sharing(groups=4, estimate=None, slack=0.0, lead=1.0, threads=1)
         """
-        return Sharing(max(1, self.groups * count // whole), self.estimate, self.slack, self.lead)
+        return replace(self, groups=max(1, self.groups * count // whole))
 
     def worth(self, finished: int, off: float) -> tuple[float, float]:
         """Return how good a cut is (the larger, the better).
@@ -80,18 +87,57 @@ class Sharing:
         """
         return (finished, -off) if self.estimate is None else (self.slack * finished - off, 0.0)
 
-    def ends(self, total: float, groups: int) -> list[float]:
-        """Return after how much of the work each group but the last ends.
+    def ends(self, total: float, groups: int, each: float = 0.0) -> list[float]:
+        """Return after how much of the work each group but the last ends, so that all are done at the same time.
+
+        Parameters
+        ----------
+        total
+            The work, in seconds of one thread.
+        groups
+            How many there are.
+        each
+            How long every task takes, if all take as long. Then a group does its work in rounds, in each of which every
+            thread runs one task; a task more than fits is a round more, whatever its executor's lead.
 
         Examples
         --------
         >>> Sharing(4).ends(40, 4), Sharing(4, lead=2.0).ends(40, 4)
         ([10.0, 20.0, 30.0], [13.0, 24.0, 33.0])
+
+        Of eight tasks of 5 s everybody gets two, unless the first begins so early that a third is over first:
+
+        >>> Sharing(4, lead=1.0).ends(40, 4, each=5.0), Sharing(4, lead=2.0).ends(40, 4, each=5.0)
+        ([10.0, 20.0, 30.0], [15.0, 25.0, 35.0])
         """
-        lead = self.lead
+        lead = self.lead * self.threads
         if groups > 1:
             lead = min(lead, 2 * total / groups / (groups - 1))  # the last group has something left
+        if each > 0:
+            rounds = _rounds(total / self.threads / each, groups, lead / self.threads / each)
+            whole = sum(rounds)
+            return [total * done / whole for done in accumulate(rounds[:-1])]
         return [total * end / groups + lead * end * (groups - end) / 2 for end in range(1, groups)]
+
+
+def _rounds(total: float, groups: int, lead: float) -> list[int]:
+    """Return how many rounds each group has, so that the last of all `total` ends as early as it can.
+
+    Each group begins `lead` rounds after the one before. As many as are done when the last has to be, or a few more.
+
+    Examples
+    --------
+    >>> _rounds(40, 4, 0.0), _rounds(40, 4, 0.5), _rounds(41, 4, 0.0)
+    ([10, 10, 10, 10], [11, 10, 10, 9], [11, 11, 11, 11])
+    """
+    late = [lead * group for group in range(groups)]
+    early = (total + sum(late)) / groups  # if rounds could be parted
+    low, high = early, early + 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        done = sum(int(middle - each) for each in late if middle > each)
+        low, high = (low, middle) if done >= total else (middle, high)
+    return [max(0, int(high - each)) for each in late]
 
 
 def worth_starting(executors: int, seconds: float, start_seconds: float) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ablation, measuring, plots, report, results, targets, workloads
+from benchmarks import ablation, measuring, plots, report, results, targets, wide, workloads
 from dask_serverless.config import DEFAULTS
 from dask_serverless.plan.price import Machine, Prices, price
 
@@ -127,13 +127,52 @@ def test_an_empty_page_can_be_written(run):
 def test_what_is_kept_survives_a_file(tmp_path, kept):
     results.write(tmp_path / "new" / "results.json", kept)
     assert results.read(tmp_path / "new" / "results.json") == json.loads(json.dumps(kept))
-    assert results.read(tmp_path / "none.json") == {"runs": {}, "workloads": {}, "ablation": {}}
+    assert results.read(tmp_path / "none.json") == {"runs": {}, "workloads": {}, "ablation": {}, "wide": {}}
 
 
 def test_runs_that_nothing_is_from_are_forgotten(run):
     once = results.merge(results.EMPTY, "workloads", {"tree": workload("tree")}, run)
     twice = results.merge(once, "workloads", {"tree": workload("tree")}, run)
     assert list(once["runs"]) == ["1"] and list(twice["runs"]) == ["2"]
+
+
+def turn(number: int, seconds: float, threads: int = 1) -> wide.Turn:
+    """A turn of naps of which two thousand are over in each ideal second."""
+    return wide.Turn(
+        form="graph",
+        nap=0.5,
+        at_once=1_000,
+        threads=threads,
+        number=number,
+        ideal=5.0,
+        seconds=seconds,
+        cpu=dict.fromkeys(wide.KINDS, 1.0),
+        counted={},
+        began=[0.25, 0.5],
+        last_nap_ended=seconds - 0.125,
+    )
+
+
+def test_naps_are_compared_with_the_ideal_and_shown_with_their_parts(run):
+    turns = [turn(0, 8.0), turn(1, 6.0), turn(2, 5.5), turn(3, 7.0), turn(1, 5.5, threads=10)]
+    kept = results.merge(results.EMPTY, "wide", wide.to_keep(turns), run)
+    kept = json.loads(json.dumps(kept))
+    verdicts = {target.text: target.verdict(kept) for target in targets.targets() if "naps" in target.text}
+    assert len(verdicts) == 8
+    assert verdicts["10,000 naps of 0.5 s on 1,000 executors, warm: time / ideal"] == ("1.2", "**missed**")
+    assert verdicts["10,000 naps of 0.5 s on 100 executors of 10 threads, warm: time / ideal"] == ("1.1", "met")
+    assert verdicts["10,000 naps of 0.1 s on 500 executors, warm: time / ideal"] == ("", "not measured")
+    warm, cold = report.wide_tables(kept)
+    assert "| 0.5 s on 1,000 | 5 | 0.25 | 0.5 | 5.88 | 6 | 4 | 1.2 | 3 |" in warm
+    assert "| 0.5 s on 100 x 10 | 5 | 0.25 | 0.5 | 5.38 | 5.5 | 4 | 1.1 | 1 |" in warm
+    assert "| 0.5 s on 1,000 | 5 | 0.25 | 0.5 | 7.88 | 8 | 4 | 1.6 | 1 |" in cold and "x 10" not in cold
+    assert "## Wide fan-outs" in report.page(kept, "figures")
+
+
+def test_naps_that_cannot_be_shared_out_evenly_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        wide.main(["--at-once", "105", "--threads", "10"])
+    assert "--at-once must be a multiple of --threads, and 105 is none of 10" in capsys.readouterr().err
 
 
 def test_switches_are_those_of_the_installed_version():

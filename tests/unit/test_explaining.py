@@ -18,14 +18,14 @@ from dask_serverless.statistics import Statistics
 MIB = 2**20
 
 
-def told(parents, wanted, known=(), places=2, **more):
+def told(parents, wanted, known=(), places=2, threads=1, **more):
     """Forecast a graph whose keys are their own prefixes but for a digit."""
     graph, keys = number(parents, wanted, **more)
     statistics = Statistics()
     for name, (seconds, nbytes) in dict(known).items():
         statistics.take(name, [1, seconds, seconds**2, nbytes, nbytes**2, 0])
     prefixes = number_prefixes(keys, lambda key: key.rstrip("0123456789"), graph.externals)
-    return forecast(graph, prefixes, statistics.expect(prefixes), Terms(places))
+    return forecast(graph, prefixes, statistics.expect(prefixes), Terms(places, threads=threads))
 
 
 MAP = {f"inc{n}": () for n in range(64)}
@@ -53,6 +53,7 @@ def test_a_long_job_takes_all_places_and_as_long_as_its_critical_path_at_least()
     it = told(REDUCED, ["sum"], known)
     assert (it.executors, it.seconds, it.critical_seconds) == (2, 69.0, 6.0)
     assert 34.5 < it.expected_seconds < 34.6
+    assert 17.2 < told(REDUCED, ["sum"], known, threads=2).expected_seconds < 17.4
     wide = told(REDUCED, ["sum"], known, places=1000)
     assert wide.executors == 64
     assert 6.0 < wide.expected_seconds < 6.1

@@ -245,6 +245,34 @@ def test_no_lead_is_so_large_that_somebody_is_left_with_less_than_nothing(groups
     assert all(mine >= following - 1e-9 * total for mine, following in pairwise(sizes))
 
 
+@given(
+    groups=st.integers(1, 12),
+    starts=st.integers(12, 200),
+    each=st.sampled_from([0.01, 0.1, 0.5]),
+    lead=st.sampled_from([0.0, 0.002, 0.03, 0.2]),
+    threads=st.integers(1, 10),
+)
+def test_of_tasks_that_all_take_as_long_nobody_has_one_round_more_than_must_be(groups, starts, each, lead, threads):
+    def rounds_until(end):
+        return [max(0, int((end - lead * group) / each + 1e-9)) for group in range(groups)]
+
+    graph = independent(starts)
+    sharing = Sharing(groups, estimate_of(graph, each), lead=lead, threads=threads)
+    sizes = [len(group.starts) for group in assign_starts(graph, sharing)]
+    last = max(lead * group + -(-size // threads) * each for group, size in enumerate(sizes))
+    could = {lead * group + rounds * each for group in range(groups) for rounds in range(1, starts + 1)}
+    soonest = min(end for end in could if threads * sum(rounds_until(end)) >= starts)
+    if min(rounds_until(soonest)) > 0:  # else somebody is given a task only because no group may be empty
+        assert last <= soonest + each / 1_000
+
+
+def test_a_hundred_executors_of_ten_threads_nap_ten_times_each():
+    """Ten thousand naps of 0.5 s, and executors that begin 1.5 ms apart: one nap more would take all of them 0.5 s."""
+    graph = independent(10_000)
+    sharing = Sharing(100, estimate_of(graph, 0.5), slack=0.001, lead=0.0015, threads=10)
+    assert {len(group.starts) for group in assign_starts(graph, sharing)} == {100}
+
+
 @given(executors=st.integers(1, 2_000), seconds=st.floats(1e-3, 1e5), start_seconds=st.floats(1e-6, 10))
 def test_nobody_is_started_to_find_nothing_left(executors, seconds, start_seconds):
     worth = worth_starting(executors, seconds, start_seconds)

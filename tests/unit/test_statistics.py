@@ -420,6 +420,17 @@ def test_a_job_is_shared_out_by_how_fast_executors_began_before():
     assert sharing.estimate.seconds[0] == pytest.approx(0.1, rel=1e-3)
 
 
+def test_an_executor_of_many_threads_does_as_much_more_while_it_is_alone():
+    experience = Experience(Policy(threads=4))
+    experience.statistics.take("inc", sums(100, 0.1))
+    experience.statistics.take("sum", sums(100, 0.1))
+    experience.begin("j2", STARTS)
+    began(experience.beginnings, "j1", [0.2 * number for number in range(8)])
+    sharing = experience.share_out("j2", 64, 64, 8)
+    assert (sharing.groups, sharing.threads) == (4, 4)  # 6.4 s of work are 1.6 s; a fifth would find nothing left
+    assert sharing.ends(100.0, 2) == pytest.approx([50.4])
+
+
 def test_large_values_are_worth_uneven_groups():
     experience = Experience()
     experience.statistics.take("inc", sums(100, 0.1, 2**30))
