@@ -47,6 +47,7 @@ from dask_serverless.launcher import Launcher
 from dask_serverless.legacy import Legacy
 from dask_serverless.listener import Listener
 from dask_serverless.losses import Losses
+from dask_serverless.patience import Choice, Patience
 from dask_serverless.places import Places
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from dask_serverless.rebuilding import Rebuilding
@@ -73,6 +74,8 @@ PREPARE_INLINE_TASKS = 64
 CLOSE_SECONDS = 0.05
 #: How long a value that nobody holds any more waits, likewise.
 FREE_SECONDS = 0.01
+#: Where there is no room, whose end makes some is heard of; in case it is not, this is how long until the next look.
+LOOK_AGAIN_SECONDS = 1.0
 #: What is on its way to Lambda for longer than this is being throttled.
 LAUNCH_SECONDS_MAX = 5.0
 
@@ -126,6 +129,7 @@ class Dispatcher:
         policy = Policy(
             bytes_per_second=settings.storage_bytes_per_second,
             compress=settings.policy_compress,
+            group=settings.policy_group and settings.policy_locality and settings.executor_linger > 0,
             threads=settings.executor_threads,
             request_seconds=settings.request_gb_seconds * 2**30 / settings.lambda_memory,
         )
@@ -156,6 +160,7 @@ class Dispatcher:
         self.ending = Ending()
         self.rebuilding = Rebuilding(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
+        self.patience = Patience(policy, self.launcher.whereabouts, self._is_live)
         self.legacy = Legacy(self)
         ears = (self._hands.closing, self.take, self.backend_failed, self.legacy.note_heard, self.rebuilding.forgotten)
         self._listener = Listener(backend.store, backend.secret, *ears, known=backend.epoch > 0)
@@ -286,6 +291,10 @@ class Dispatcher:
     async def _launch(self, launch: Launch) -> None:
         job = launch.job
         opening: asyncio.Future[None] | None = None
+        choice = self._choose(launch)
+        if not choice.now:
+            self.feed(Admitted(job, (), later=choice.later))
+            return
         try:
             plan = self._unopened.pop(job, None)
             if plan is not None:
@@ -302,25 +311,26 @@ class Dispatcher:
             if not (urgent or self.experience.knows(job)):  # a first launch, and not an errand
                 self.experience.begin(job, preparation.prefixes)
             places, starts_in_all = max(1, self.places.ceiling), len(preparation.plan.graph.starts)
-            sharing = self.experience.share_out(job, len(launch.starts), starts_in_all, places)
+            sharing = self.experience.share_out(job, len(choice.now), starts_in_all, places)
             if urgent:
                 await self.set_places()
             serial = next(self._executors)
             make = functools.partial(
                 preparation.assignments,
-                launch.starts,
+                choice.now,
                 sharing,
                 self.places.ceiling,
-                sum(len(each.live) for each in self.ledger.jobs.values()),
+                self.ledger.live,
                 self.backend.settings.executor_payload_bytes_max,
                 serial,
                 self.scheduler,
                 self.outfit(),
                 self.experience.told(job),
+                choice.near,
             )
             small = len(preparation.plan.graph) <= PREPARE_INLINE_TASKS
             assignments = make() if small else await self.call(make)
-            starts = dict(launch.starts)
+            starts = dict(choice.now)
             await self.legacy.note_launch(preparation, serial, starts, assignments)
             segments = None if opening is None else preparation.segments
             plan = preparation.plan
@@ -336,7 +346,7 @@ class Dispatcher:
                 await self.set_places()
             await self.legacy.note_given(job, serial, starts, assignments[:granted], recipients)
             refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
-            self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused))
+            self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused, choice.later))
             for recipient, assignment in zip(recipients, assignments, strict=False):
                 self.launcher.note_posted(recipient, job, assignment.executor)
             if opening is not None:
@@ -348,13 +358,32 @@ class Dispatcher:
         except asyncio.CancelledError:
             raise
         except StoreFull as error:  # of records, or pieces of the graph
-            first = next((task for task, _ in launch.starts), -1)
+            first = next((task for task, _ in choice.now), -1)
             self._job_failed(job, StoreFull(f"{self._task_name(job, first)} cannot be begun: {error}"))
         except Exception as error:
             self._job_failed(job, error)
         finally:
+            self.patience.sent(choice)
             if opening is not None and not opening.done():
                 opening.set_result(None)
+
+    def _choose(self, launch: Launch) -> Choice:
+        """Choose the starts that begin now, and look again when others have waited for long enough."""
+        job = self.ledger.jobs.get(launch.job)
+        if job is None or job.urgent:
+            return Choice(launch.starts)
+        loop, room = asyncio.get_running_loop(), self.ledger.live < self.places.count
+        choice = self.patience.choose(launch.job, job.graph.children, launch.starts, loop.time(), room)
+        if choice.begins:
+            self.experience.note_wait(launch.job, len(choice.later), choice.nbytes, choice.seconds)
+        if choice.later:
+            loop.call_later(choice.seconds if room else max(choice.seconds, LOOK_AGAIN_SECONDS), self._look_again)
+        return choice
+
+    def _look_again(self) -> None:
+        """Somebody has waited for long enough."""
+        if not self._hands.closing.is_set():
+            self.feed(Room())
 
     def _is_wanted(self, assignment: Assignment) -> bool:
         """Tell whether an executor still has something to do; on any thread."""
@@ -397,6 +426,7 @@ class Dispatcher:
         self._call_stacks.forget(close.job)
         self.backups.forget(close.job)
         self.launcher.forget(close.job)
+        self.patience.forget(close.job)
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
         self._closes.append(close)

@@ -91,6 +91,20 @@ class Experience:
             page.take("", {"first": 1}, [("first", 1, numbers)])
         return sharing
 
+    def note_wait(self, job: str, starts: int, nbytes: int, seconds: float) -> None:
+        """Some of a job's starts begin to wait for whoever is at work where their inputs are.
+
+        Parameters
+        ----------
+        starts, nbytes
+            How many, and how large these inputs are.
+        seconds
+            How long they wait at most, once there is a place elsewhere.
+        """
+        page = self.log.get(job)
+        if page is not None:
+            page.take("", {"wait": 1}, [("wait", 1, {"starts": starts, "nbytes": nbytes, "seconds": seconds})])
+
     def expect(self, job: str, executors: Iterable[str]) -> None:
         """A job begins with these executors."""
         self.beginnings.expect(job, executors)

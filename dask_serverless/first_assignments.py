@@ -22,6 +22,7 @@ def first_assignments(
     live: int,
     payload_room: int,
     serial: int,
+    near: Mapping[int, str] = {},  # noqa: B006
 ) -> list[Assignment]:
     """Group start tasks into assignments for new executors.
 
@@ -41,6 +42,8 @@ def first_assignments(
         How large what travels along may be.
     serial
         Makes the executors' names unique within the job.
+    near
+        In which sandbox the inputs of start tasks are, if that lingers.
 
     Examples
     --------
@@ -52,7 +55,7 @@ def first_assignments(
     [('1-0', [0], {0: b'...'}), ('1-1', [1], {0: b'...'})]
     """
     values = dict(starts)
-    found = assign_by_class(graph, sharing, values)
+    found = assign_by_class(graph, sharing, values, near)
     made = []
     room = max(0, ceiling - live - len(found))
     for number, (function_class, group) in enumerate(found):

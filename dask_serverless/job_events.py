@@ -47,11 +47,13 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Executors were given starts; `refused` starts found no room below the ceiling."""
+    """Executors were given starts; `refused` starts found no room below the ceiling, and others begin `later`, when
+    there is room where their inputs are."""
 
     job: str
     executors: Sequence[str]
     refused: Sequence[tuple[int, Location | None]] = ()
+    later: Sequence[tuple[int, Location | None]] = ()
 
 
 @dataclass(frozen=True, slots=True)

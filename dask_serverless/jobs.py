@@ -116,6 +116,11 @@ class Ledger:
         self._waiting: dict[str, None] = {}
         self._trying: str | None = None  # the first of them, while it asks for room again
         self._rooms = 0
+        # Jobs with starts that wait for room where their inputs are: these stand in nobody's way. When room has
+        # appeared, those who shall look at it, and who does.
+        self._patient: dict[str, None] = {}
+        self._tour: deque[str] = deque()
+        self._touring: str | None = None
 
     def __repr__(self) -> str:
         return f"<Ledger jobs={len(self.jobs)} keys={len(self.keys)}>"
@@ -174,8 +179,12 @@ class Ledger:
                     self.keys[key].error = error
                     self._answered.append(key)
             case Room():
-                self._rooms += 1
-                self._launch_waiting(out)
+                self._room_appeared(out)
+
+    @property
+    def live(self) -> int:
+        """How many executors are at work, as far as is known."""
+        return sum(len(job.live) for job in self.jobs.values())
 
     def stalled(self) -> list[str]:
         """Name the jobs that cannot end any more. The dispatcher fails them rather than hang."""
@@ -276,6 +285,25 @@ class Ledger:
         else:
             self._due[job.name] = job
 
+    def _room_appeared(self, out: list[Instruction]) -> None:
+        """Room may have appeared: where the inputs of those are that wait for that, and anywhere for the others.
+
+        One after the other, as they were submitted: who comes later often needs what who comes earlier makes.
+        """
+        self._rooms += 1
+        self._tour = deque(self._patient)
+        if self._touring is None:
+            self._go_on_touring(out)
+
+    def _go_on_touring(self, out: list[Instruction]) -> None:
+        while self._tour:
+            name = self._tour.popleft()
+            if name in self._patient and self.jobs[name].ready:
+                self._touring = name
+                self._due[name] = self.jobs[name]
+                return
+        self._launch_waiting(out)
+
     def _launch_waiting(self, out: list[Instruction]) -> None:
         """Room may have appeared below the ceiling: try with the job that has waited longest.
 
@@ -294,12 +322,25 @@ class Ledger:
             self._trying = None
         job.launching -= 1
         job.live.update(each for each in event.executors if each not in job.gone)
-        job.ready[:0] = event.refused
-        if job.ready:
+        new = bool(job.ready)  # since it tried
+        job.ready[:0] = [*event.refused, *event.later]
+        if event.refused or new:
             self._waiting.setdefault(job.name)  # who tried and was refused keeps its place
         else:
             self._waiting.pop(job.name, None)
-        if not event.refused or job.rooms_seen != self._rooms:  # or room appeared while the answer was on its way
+        room_appeared = job.rooms_seen != self._rooms  # while the answer was on its way
+        if event.later:
+            self._patient.setdefault(job.name)
+            if room_appeared and job.name not in self._tour:
+                self._tour.append(job.name)
+        else:
+            self._patient.pop(job.name, None)
+        toured = self._touring == job.name
+        if toured:
+            self._touring = None
+        if self._touring is None and (toured or self._tour):
+            self._go_on_touring(out)
+        elif not event.refused or room_appeared:
             self._launch_waiting(out)
 
     def _on_imported(self, key: Key, location: Location, out: list[Instruction]) -> None:
@@ -384,8 +425,7 @@ class Ledger:
         if job is not None:
             job.live.discard(executor)
             job.gone.add(executor)
-        self._rooms += 1
-        self._launch_waiting(out)
+        self._room_appeared(out)
 
     # -- a job ends -----------------------------------------------------------------------------
 
@@ -418,6 +458,9 @@ class Ledger:
             return
         del self.jobs[job.name]
         self._waiting.pop(job.name, None)
+        self._patient.pop(job.name, None)
+        if self._touring == job.name:
+            self._touring = None
         if self._trying == job.name:
             self._trying = None  # closing makes room, and then the next in line tries
         for key in job.gated.values():

@@ -49,6 +49,11 @@ class Launcher:
         Tells whether an executor, of a job, may still be at work.
     lose
         Takes an executor that Lambda did not accept, and why.
+
+    Attributes
+    ----------
+    whereabouts
+        Where values are at hand.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class Launcher:
         self._is_live = is_live
         self._lose = lose
         self._postings = Postings()
-        self._whereabouts = Whereabouts()
+        self.whereabouts = Whereabouts()
         self._dead: dict[str, str | BaseException] = {}  # whose invocations have failed, lately, and why
         self._sending: set[tuple[str, str]] = set()  # whom Lambda has not accepted yet: jobs and executors
 
@@ -86,7 +91,7 @@ class Launcher:
         backend = self._backend
         posting = bool(backend.settings.executor_linger)
         mails = [mail_of(backend.secret, each) if posting else b"" for each in assignments]
-        preferred = list(map(self._whereabouts.best, assignments))
+        preferred = list(map(self.whereabouts.best, assignments))
         # One assignment that carries a graph of one segment whose work cannot be given away: nobody else reads it.
         alone = bool(segments) and len(assignments) == 1 and not splits and assignments[0].segments == segments
         if alone:
@@ -150,6 +155,7 @@ class Launcher:
         self._counts["mails"] += 1
         if not self._is_live(job, executor):  # it has ended before we heard that it began
             return
+        self.whereabouts.posted(recipient, job, executor)
         self._postings.sent(recipient, job, executor)
         if recipient in self._dead:  # Lambda said so before we heard that mail was sent there
             self._hands.spawn(self.recipient_died(recipient, self._dead[recipient]))
@@ -158,7 +164,7 @@ class Launcher:
 
     def note_retired(self, job: str, executor: str, sandbox: str, mailbox: str) -> None:
         """An executor has ended in a sandbox, which lingers under the name of that mailbox ("": it does not)."""
-        self._whereabouts.retired(job, executor, sandbox, mailbox)
+        self.whereabouts.retired(job, executor, sandbox, mailbox)
 
     def _see_to(self, recipient: str, job: str, executor: str) -> None:
         if (job, executor) in self._postings and not self._hands.closing.is_set():
@@ -172,6 +178,7 @@ class Launcher:
             logger.warning("mail to %s could not be taken back: %s", recipient, error)
             return
         if mail:
+            self.whereabouts.died(recipient)
             assignment = open_mail(self._backend.secret, mail)
             self._postings.ended(assignment.job, assignment.executor)
             await self.invoke([assignment])
@@ -179,6 +186,7 @@ class Launcher:
     async def recipient_died(self, recipient: str, why: str | BaseException) -> None:
         """Lose who came by mail to an invocation that has failed; invoke who never got there."""
         self._dead[recipient] = why
+        self.whereabouts.died(recipient)
         if len(self._dead) > DEAD_MAX:
             del self._dead[next(iter(self._dead))]
         if self._postings.to(recipient):
@@ -188,6 +196,7 @@ class Launcher:
 
     def forget(self, job: str, executor: str | None = None) -> None:
         """An executor is gone, or all of a job's are."""
+        self.whereabouts.ended(job, executor)
         if executor is not None:
             self._postings.ended(job, executor)
         else:

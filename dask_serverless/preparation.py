@@ -48,6 +48,7 @@ class Preparation:
         scheduler: str = "",
         outfit: tuple[int, Ref] | None = None,
         learned: Mapping[int, Sequence[float]] = {},  # noqa: B006
+        near: Mapping[int, str] = {},  # noqa: B006
     ) -> list[Assignment]:
         """Group start tasks into assignments for new executors.
 
@@ -73,10 +74,12 @@ class Preparation:
             What executors shall wear.
         learned
             Seconds and bytes to be expected of a task, by prefix number.
+        near
+            In which sandbox the inputs of start tasks are, if that lingers.
         """
         space = payload_room(payload_bytes_max)
         made = first_assignments(
-            self.job, self.plan.graph, self.segments, starts, sharing, ceiling, live, space, serial
+            self.job, self.plan.graph, self.segments, starts, sharing, ceiling, live, space, serial, near
         )
         return [replace(each, scheduler=scheduler, outfit=outfit, learned=learned) for each in made]
 

@@ -11,7 +11,7 @@ Groups only begin a computation. An executor keeps, gives away or is given tasks
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -23,6 +23,8 @@ from lambda_worker.core.schedule import HINT_SEGMENTS_MAX, SEGMENT_TASKS, Edges,
 
 #: Starts of which the longest takes no more than this times the shortest all take as long.
 EVEN_MAX = 1.1
+#: How much more than what is fair a group may have, to keep together what belongs together.
+UNEVEN_MAX = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,16 @@ def owners(graph: Graph, groups: Sequence[Iterable[int]]) -> list[int]:
     return owner
 
 
-def assign_starts(graph: Graph, sharing: Sharing, starts: Iterable[int] | None = None) -> list[Group]:
+def assign_starts(
+    graph: Graph,
+    sharing: Sharing,
+    starts: Iterable[int] | None = None,
+    near: Mapping[int, Hashable] = {},  # noqa: B006
+) -> list[Group]:
     """Cut the start tasks, in number order, into contiguous groups.
+
+    Those whose inputs are in one place are a group, if these are about as many as is fair, or fewer; such groups
+    come first.
 
     Parameters
     ----------
@@ -124,6 +134,8 @@ def assign_starts(graph: Graph, sharing: Sharing, starts: Iterable[int] | None =
         Into how many at most, and how evenly.
     starts
         The tasks to begin with now; all start tasks if None.
+    near
+        Where the inputs of start tasks are; nothing of those of which it is not known.
 
     Examples
     --------
@@ -135,8 +147,11 @@ def assign_starts(graph: Graph, sharing: Sharing, starts: Iterable[int] | None =
     chosen = list(graph.starts) if starts is None else sorted(set(starts))
     if not chosen:
         return []
-    cuts = _cuts(graph, chosen, sharing)
-    cut_starts = [chosen[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(chosen)], strict=True)]
+    cut_starts = _near_groups(graph, chosen, sharing, near) if near else []
+    placed = {start for group in cut_starts for start in group}
+    if rest := [start for start in chosen if start not in placed]:
+        cuts = _cuts(graph, rest, sharing.part(len(rest), len(chosen)))
+        cut_starts += [rest[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(rest)], strict=True)]
 
     tasks = [0] * len(cut_starts)
     segments: list[list[int]] = [[] for _ in cut_starts]
@@ -159,7 +174,12 @@ def assign_starts(graph: Graph, sharing: Sharing, starts: Iterable[int] | None =
     return [Group(*fields) for fields in zip(cut_starts, segments, tasks, places, strict=True)]
 
 
-def assign_by_class(graph: Graph, sharing: Sharing, starts: Iterable[int] | None = None) -> list[tuple[int, Group]]:
+def assign_by_class(
+    graph: Graph,
+    sharing: Sharing,
+    starts: Iterable[int] | None = None,
+    near: Mapping[int, Hashable] = {},  # noqa: B006
+) -> list[tuple[int, Group]]:
     """Cut start tasks into groups that are of one function class each; return the class of each group, too.
 
     The largest class comes first: what needs more most likely takes longer.
@@ -178,8 +198,22 @@ def assign_by_class(graph: Graph, sharing: Sharing, starts: Iterable[int] | None
     return [
         (function_class, group)
         for function_class, tasks in sorted(by_class.items(), reverse=True)
-        for group in assign_starts(graph, sharing.part(len(tasks), len(chosen)), tasks)
+        for group in assign_starts(graph, sharing.part(len(tasks), len(chosen)), tasks, near)
     ]
+
+
+def _near_groups(
+    graph: Graph, starts: Sequence[int], sharing: Sharing, near: Mapping[int, Hashable]
+) -> list[list[int]]:
+    """Group start tasks by where their inputs are, as far as that leaves nobody with much more than others."""
+    groups: dict[Hashable, list[int]] = {}
+    for start in starts:
+        if start in near:
+            groups.setdefault(near[start], []).append(start)
+    if len(groups) > sharing.groups:
+        return []
+    most = (1 + UNEVEN_MAX) * len(graph.starts) / sharing.groups
+    return [group for group in groups.values() if len(group) <= most]
 
 
 def _cuts(graph: Graph, starts: Sequence[int], sharing: Sharing) -> list[int]:
@@ -208,7 +242,7 @@ def _cuts(graph: Graph, starts: Sequence[int], sharing: Sharing) -> list[int]:
     total = before[-1]
     even = seconds is not None and max(weights) <= EVEN_MAX * min(weights)
     each = total / len(starts) if even else 0.0
-    slack = total / groups / 4
+    slack = total / groups * UNEVEN_MAX
     cuts: list[int] = []
     for group, ideal in enumerate(sharing.ends(total, groups, each), start=1):
         lowest = cuts[-1] + 1 if cuts else 1

@@ -39,6 +39,7 @@ from dask_serverless.job_events import (
 )
 from dask_serverless.jobs import Ledger
 from dask_serverless.oblivion import BeginAgain, Oblivion
+from dask_serverless.patience import Start
 from dask_serverless.places import Places
 from dask_serverless.plan.partition import edges
 from dask_serverless.plan.prefixes import Prefixes
@@ -64,6 +65,8 @@ SWEEP_SECONDS = 1.0
 TAKE_BACK_SECONDS = 0.1
 CLOSE_SECONDS = 0.05
 FREE_SECONDS = 0.01
+#: How long a start waits for a place near its value, before it looks again.
+WAIT_SECONDS = 0.02
 #: The listener's blocked read comes back so soon after something was published.
 LISTEN_SECONDS = 0.0005
 #: What travels along in an invocation, at most.
@@ -96,6 +99,7 @@ class Proxy(Host):
         self._closes: list[Close] = []
         self._frees: list[Ref] = []
         self._serials = itertools.count(1)
+        self._launches = itertools.count(1)
         self._oblivion = Oblivion(options.storage_allowed_failures)
         self._begun_again = itertools.count(1)
         self._forgotten = False
@@ -163,16 +167,20 @@ class Proxy(Host):
         if segments is None:  # closed meanwhile
             self.feed(Admitted(name, ()))
             return
+        given, later = self._choose(launch)
+        if not given:
+            self.feed(Admitted(name, (), later=later))
+            return
         graph = self.jobs[name].graph
         live = sum(len(each.live) for each in self.ledger.jobs.values())
         expected, prefixes = self.jobs[name].expected, self.jobs[name].prefixes or _NO_PREFIXES
-        count, room = len(launch.starts), max(1, self.places.ceiling)
+        count, room = len(given), max(1, self.places.ceiling)
         sharing = share_expected(expected, prefixes, count, len(graph.starts), room, policy=sim.options.policy)
         assignments = first_assignments(
             name,
             graph,
             segments if sim.options.segments_travel else {},
-            launch.starts,
+            given,
             sharing,
             self.places.ceiling,
             live,
@@ -193,14 +201,22 @@ class Proxy(Host):
         if opened is None:
             opening.set()
         granted = len(recipients)
-        starts = dict(launch.starts)
+        starts = dict(given)
         refused = [(task, starts[task]) for each in assignments[granted:] for task in each.starts]
         sim.tell("proxy", f"admits {names(assignments[:granted])}, refuses {len(refused)} starts")
-        self.feed(Admitted(name, [each.executor for each in assignments[:granted]], refused))
+        self.feed(Admitted(name, [each.executor for each in assignments[:granted]], refused, later))
         for recipient, assignment in zip(recipients, assignments, strict=False):
             self._note_posted(recipient, name, assignment.executor)
         unposted = [each for recipient, each in zip(recipients, assignments, strict=False) if not recipient]
         yield from self._invoke(unposted)
+
+    def _choose(self, launch: Launch) -> tuple[list[Start], list[Start]]:
+        """Part the starts that are given to somebody now from those that wait for a place near their values."""
+        sim, number = self.simulation, next(self._launches)
+        later = [each for each in launch.starts if each[1] is not None and sim.waits(f"{launch.job} {number}", each[0])]
+        if later:
+            sim.timeline.after(WAIT_SECONDS, lambda: self.feed(Room()))
+        return [each for each in launch.starts if each not in later], later
 
     def _open(self, job: str, segments: Mapping[int, bytes]) -> Body:
         sim = self.simulation

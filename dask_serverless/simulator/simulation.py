@@ -70,6 +70,8 @@ class Options:
         Whether stragglers get backups.
     cached_share
         Of the values from other jobs that an executor is given: how many its sandbox takes for cached.
+    waiting_share
+        Of the starts with a value from another job: how many wait a moment for a place near it, each time.
     packed_per_second
         Bytes of values that an executor packs or unpacks.
     zone_per_second
@@ -103,6 +105,7 @@ class Options:
     storage_allowed_failures: int = 5
     speculation: bool = False
     cached_share: float = 0.0
+    waiting_share: float = 0.0
     packed_per_second: float = math.inf
     zone_per_second: float = ZONE_PER_SECOND
     reads_one_by_one: bool = False
@@ -222,6 +225,11 @@ class Simulation:
         """Tell whether an executor finds a value from another job in its sandbox."""
         share = self.options.cached_share
         return share > 0 and _luck(self.seed, f"cached {driver} {task}").random() < share
+
+    def waits(self, launch: str, task: int) -> bool:
+        """Tell whether a start waits for a place near its value."""
+        share = self.options.waiting_share
+        return share > 0 and _luck(self.seed, f"waits {launch} {task}").random() < share
 
     def new_store(self, holder: str = "") -> SimStore:
         """Make a client of the tier."""
@@ -478,4 +486,5 @@ def draw_options(luck: random.Random) -> Options:
     overflow_mebibytes = luck.choice((0.0, 20.0, math.inf))
     policy = replace(policy, tier_bytes_per_second=tier_bytes_per_second)
     cached_share = luck.choice((0.0, 0.5, 1.0))
-    return replace(options, policy=policy, overflow_mebibytes=overflow_mebibytes, cached_share=cached_share)
+    options = replace(options, policy=policy, overflow_mebibytes=overflow_mebibytes, cached_share=cached_share)
+    return replace(options, waiting_share=luck.choice((0.0, 0.5)))

@@ -282,7 +282,8 @@ class Executor:
                     self._kept.keep_all(edges.parents[task - edges.first])
                 else:
                     self._late_starts.setdefault(segment_of(task), []).append(task)
-        for task in reversed(waiting):
+        # What is at hand is used first: what has to be read comes meanwhile, and takes the room of what was used.
+        for task in sorted(reversed(waiting), key=self._kept.is_cached):
             if task in given:
                 self._complete(task, given_from_elsewhere=True)
         for child, values in self.assignment.claims.items():

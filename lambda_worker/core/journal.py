@@ -16,6 +16,7 @@ SAMPLES_MAX = 100
 #: Kinds of decisions, and what it means that one was taken. Others may be noted, too: they have no words here.
 DECISIONS: Mapping[str, str] = {
     "first": "how many executors the job began with",
+    "wait": "start tasks waited for whoever was at work where their inputs are",
     "began": "an executor began",
     "keep": "ready tasks stayed: giving them away would have cost more than it saved",
     "split": "ready tasks were offered to other executors",

@@ -49,6 +49,10 @@ class Kept:
         """Note the sizes of values that the sandbox has from jobs before: reading them costs nothing here."""
         self._cached.update(sizes)
 
+    def is_cached(self, task: int) -> bool:
+        """Tell whether the sandbox has a value that is elsewhere as well."""
+        return task in self._cached
+
     def made(self, task: int, nbytes: int) -> None:
         """Note that a value was made here, and its size if it is large."""
         self._cached.pop(task, None)

@@ -338,12 +338,9 @@ def test_nothing_is_left_open_and_nothing_warns(aws):
                 invoker.close()
             del invoker  # unclosed: the garbage collector does it
             gc.collect()
-    assert threading.active_count() == threads
-    for _ in range(100):  # the service's side of a connection closes a moment later
-        if len(psutil.Process().net_connections()) <= sockets:
-            break
-        time.sleep(0.01)
-    assert len(psutil.Process().net_connections()) <= sockets
+    # The service's side of a connection, and its thread, end a moment later.
+    until(lambda: threading.active_count() <= threads, lambda: f"{threads} threads, not {threading.enumerate()}")
+    until(lambda: len(psutil.Process().net_connections()) <= sockets, f"{sockets} sockets")
 
 
 def test_a_forked_child_opens_its_own(aws, make):

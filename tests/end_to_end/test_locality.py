@@ -7,6 +7,7 @@ import pytest
 from distributed import Client
 
 from dask_serverless import ServerlessCluster
+from tests.waiting import until
 
 MIB = 2**20
 
@@ -115,3 +116,20 @@ def test_an_iteration_reads_its_data_where_it_was_made():
         for _ in range(10):
             np.testing.assert_allclose(client.compute(data.sum(axis=0), sync=True), expected)
         assert cluster.stats()["bytes_read"] - before < 0.5 * 10 * data.nbytes
+
+
+def test_what_is_asked_for_before_its_data_is_there_begins_where_that_is_made():
+    """What follows `persist` in the next line waits for its executors to end, though another place is free first."""
+    with (
+        dask.config.set({"serverless.executor.linger": "2 s", "serverless.storage.bytes-per-second": "4 MB"}),
+        small_cluster("1 GiB") as cluster,
+        Client(cluster) as client,
+    ):
+        data = client.persist(matrix(400_000, 64, (20_000, 64), 8))
+        until(lambda: cluster.stats()["executors"] == 2)
+        weights = np.linspace(0.5, 1.5, 64)
+        projected = client.persist(data @ weights)
+        found = client.compute((data.T @ (projected - 1.0)).sum(), sync=True)
+        assert cluster.decisions(projected).counts.get("wait", 0) >= 1
+        rows = np.asarray(client.compute(data, sync=True))
+        np.testing.assert_allclose(found, (rows.T @ (rows @ weights - 1.0)).sum())

@@ -50,7 +50,7 @@ from lambda_worker.core.policy import Policy
 from lambda_worker.core.schedule import Assignment, Edges, segment_of
 from lambda_worker.core.segments import Segments
 from lambda_worker.core.verdicts import Claim, Standing, Verdict
-from lambda_worker.core.wire import pack, unpack
+from lambda_worker.core.wire import Ref, pack, unpack
 
 
 def graph_of(parents, wanted, externals=(), classes=None):
@@ -664,6 +664,19 @@ def test_a_task_is_tried_again_as_often_as_was_asked_for():
     assert world.results == world.expected()
     assert world.runs[0] == 3
     assert world.actors[0].executor.tasks_rerun == 2
+
+
+def test_what_is_at_hand_is_used_first():
+    """What has to be read comes meanwhile, and takes the room of what was used: of a scan something stays."""
+    made = {f"c{n}": (f"g{n}",) for n in range(6)}
+    graph, keys = graph_of(made, list(made), {f"g{n}" for n in range(6)})
+    inputs = [keys.index(f"g{n}") for n in range(6)]
+    given = {task: Ref(f"old/{task}/a/1", 0, 10**6) for task in inputs}
+    executor = Executor(Assignment("job", "e", 1, inputs, given), Policy(fetch_ahead=6))
+    cached = {keys.index("g2"): 10**6, keys.index("g5"): 10**6}
+    out = executor.handle(Began(0.0, dict(enumerate(edges(graph))), math.inf, cached))
+    fetched = [keys[each.task] for each in out if isinstance(each, Fetch)]
+    assert fetched == ["c2", "c5", "c0", "c1", "c3", "c4"]
 
 
 def test_the_bodies_of_a_segment_are_let_go_when_all_its_tasks_have_ended():

@@ -477,6 +477,59 @@ def test_room_for_one_is_not_asked_for_by_everybody(one):
     assert asked and asked[0].job == "k1", "there may be more room"
 
 
+# --- patience
+
+
+def test_starts_that_wait_for_room_where_their_inputs_are_stand_in_nobodys_way(one):
+    one.submit("j2", {"y": (), "z": ()}, ["y", "z"])
+    assert one.tell(Admitted("j2", ["f"], [], [(1, None)])) == []
+    assert one.submit("j3", {"u": ()}, ["u"]) == [Launch("j3", [(0, None)])]
+    assert one.tell(Admitted("j3", ["g"])) == []
+    assert one.ledger.stalled() == []
+    assert one.tell(Room()) == [Launch("j2", [(1, None)])]
+    assert one.tell(Admitted("j2", [], [], [(1, None)])) == [], "nothing has changed"
+    assert one.tell(Retired("j1", "e")) == [Launch("j2", [(1, None)])]
+    assert one.tell(Admitted("j2", ["h"])) == []
+    assert one.tell(Room()) == []
+
+
+def test_those_who_wait_look_at_new_room_one_after_the_other_before_those_in_line(one):
+    for name, key in (("j2", "y"), ("j3", "z")):
+        one.submit(name, {key: ()}, [key])
+        one.tell(Admitted(name, [], [], [(0, None)]))
+    one.submit("j4", {"u": ()}, ["u"])
+    one.tell(Admitted("j4", [], [(0, None)]))
+    assert one.tell(Room()) == [Launch("j2", [(0, None)])]
+    assert one.tell(Admitted("j2", [], [], [(0, None)])) == [Launch("j3", [(0, None)])]
+    assert one.tell(Admitted("j3", ["f"])) == [Launch("j4", [(0, None)])]
+    assert one.tell(Admitted("j4", [], [(0, None)])) == []
+
+
+def test_room_that_appears_while_those_who_wait_look_is_looked_at_by_all_of_them(one):
+    for name, key in (("j2", "y"), ("j3", "z")):
+        one.submit(name, {key: ()}, [key])
+        one.tell(Admitted(name, [], [], [(0, None)]))
+    assert one.tell(Room()) == [Launch("j2", [(0, None)])]
+    assert one.tell(Room()) == [], "one at a time"
+    assert one.tell(Admitted("j2", [], [], [(0, None)])) == [Launch("j2", [(0, None)])]
+    assert one.tell(Admitted("j2", [], [], [(0, None)])) == [Launch("j3", [(0, None)])]
+    assert one.tell(Admitted("j3", [], [], [(0, None)])) == []
+
+
+def test_room_that_appeared_while_somebody_began_to_wait_is_looked_at(one):
+    one.submit("j2", {"y": ()}, ["y"])
+    one.tell(Retired("j1", "e"))
+    assert one.tell(Admitted("j2", [], [], [(0, None)])) == [Launch("j2", [(0, None)])]
+
+
+def test_who_looks_and_is_given_up_keeps_nobody_from_looking(one):
+    for name, key in (("j2", "y"), ("j3", "z")):
+        one.submit(name, {key: ()}, [key])
+        one.tell(Admitted(name, [], [], [(0, None)]))
+    one.tell(Room(), Released("y"))
+    assert one.tell(Room()) == [Launch("j3", [(0, None)])], "its end makes room"
+
+
 def test_starts_that_nobody_waits_for_any_more_are_not_launched(story):
     story.submit("j1", {"x": (), "y": ()}, ["x", "y"])
     story.tell(Admitted("j1", ["e"], [(1, None)]))
@@ -630,10 +683,14 @@ class Model:
             self.records.add((job, name))
             made.append(Worker(job, name, [task for task, _ in group]))
         refused = [start for group in groups[len(made) :] for start in group]
+        later = [start for start in refused if self.random.random() < 0.3]
+        refused = [start for start in refused if start not in later]
         given = {task for group in groups for task, location in group if location is not None}
 
         def heard():
-            self.feed(Admitted(job, [each.name for each in made], refused))
+            self.feed(Admitted(job, [each.name for each in made], refused, later))
+            if later:
+                self.underway.append((job, lambda: self.feed(Room())))  # they have waited for long enough
             for each in made:
                 self.underway.append((job, lambda each=each: self.begin(each, given)))
 

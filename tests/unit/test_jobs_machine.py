@@ -121,12 +121,13 @@ class LedgerMachine(RuleBasedStateMachine):
     # -- what executors do ----------------------------------------------------------------------
 
     @precondition(lambda self: self.launched)
-    @rule(which=picks, granted=st.integers(0, 3))
-    def admit(self, which, granted):
+    @rule(which=picks, granted=st.integers(0, 3), refused=st.integers(0, 3))
+    def admit(self, which, granted, refused):
         job, starts = self.launched.pop(which % len(self.launched))
         executors = [f"e{next(self.serial)}" for _ in starts[:granted]]
         self.live += [(job, executor) for executor in executors]
-        self.tell(Admitted(job, executors, starts[granted:]))
+        first_later = granted + refused
+        self.tell(Admitted(job, executors, starts[granted:first_later], starts[first_later:]))
 
     @precondition(lambda self: self.live)
     @rule(which=picks)

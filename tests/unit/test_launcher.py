@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +82,45 @@ def test_a_sandbox_is_known_by_what_was_written_there_under_whatever_name_it_lin
     assert known.best(reader) == ""
     assert known.best(Assignment("j3", "b", 1, (0, 1), given={**reader.given, **other})) == "j1/e/1"
     assert known.best(Assignment("j3", "b", 1, (0,), given={0: Ref("j1/7/z/1", 0, 1_000)})) == ""
+
+
+def test_who_was_sent_mail_is_at_work_until_it_ends_or_is_gone():
+    known = whereabouts.Whereabouts()
+
+    def spot(writer):
+        return known.spot(Ref(f"j1/7/{writer}/1", 0, 1_000), lambda job, executor: executor == "b")
+
+    assert spot("a") == ("", False)
+    assert spot("b") == ("j1/b", True)
+    known.retired("j1", "a", "S", "j1/a/1")
+    assert spot("a") == ("S", False)
+    known.posted("j1/a/1", "j2", "c")
+    assert spot("a") == ("S", True)
+    known.ended("j2", "c")
+    assert spot("a") == ("S", False)
+    known.posted("j1/a/1", "j2", "d")
+    known.posted("j1/a/1", "j3", "e")
+    known.ended("j2")  # we hear of it late
+    assert spot("a") == ("S", True)
+    known.ended("j3")
+    assert spot("a") == ("S", False)
+    known.posted("j1/a/1", "j3", "f")
+    known.died("j1/a/1")
+    known.ended("j3", "f")
+    assert spot("a") == ("", False)
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_mail_makes_its_recipient_busy_unless_it_has_ended_before_we_hear_of_it(live):
+    launcher, _ = make([], live=live)
+    launcher.note_retired("j1", "a", "S", "j1/a/1")
+    launcher.note_posted("j1/a/1", "j2", "b")
+    spot = functools.partial(launcher.whereabouts.spot, Ref("j1/7/a/1", 0, 1_000), lambda job, executor: False)
+    assert spot() == ("S", live)
+    launcher.forget("j2", "b")
+    assert spot() == ("S", False)
+    await launcher.recipient_died("j1/a/1", "signal: killed")
+    assert spot() == ("", False)
 
 
 @pytest.mark.fault(9)

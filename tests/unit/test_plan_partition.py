@@ -231,6 +231,44 @@ def test_no_fan_in_is_at_home_with_two(graph, groups):
     assert len(met) == len(set(met))
 
 
+def test_starts_whose_inputs_are_in_one_place_are_a_group():
+    graph = independent(20)
+    near = {start: "A" if start % 2 else "B" for start in graph.starts}
+    groups = assign_starts(graph, Sharing(2), near=near)
+    assert [list(group.starts) for group in groups] == [list(graph.starts)[::2], list(graph.starts)[1::2]]
+
+
+def test_what_is_left_is_shared_out_as_ever_and_comes_last():
+    graph = independent(20)
+    near = dict.fromkeys(list(graph.starts)[15:], "A")
+    groups = assign_starts(graph, Sharing(4), near=near)
+    assert [len(group.starts) for group in groups] == [5, 5, 5, 5]
+    assert list(groups[0].starts) == list(graph.starts)[15:]
+
+
+@pytest.mark.parametrize("places", [["A"], ["A", "B", "C"]])
+def test_nobody_is_given_much_more_than_others_because_its_inputs_are_there(places):
+    """All of it is in one place; and in more places than there shall be groups."""
+    graph = independent(20)
+    near = {start: places[start % len(places)] for start in graph.starts}
+    assert assign_starts(graph, Sharing(2), near=near) == assign_starts(graph, Sharing(2))
+
+
+def test_of_some_of_a_jobs_starts_those_in_one_place_are_one_group():
+    """Half of the job, for all of its places: that is what is fair for one of them."""
+    graph = independent(40)
+    some = list(graph.starts)[:20]
+    groups = assign_starts(graph, Sharing(2), some, near=dict.fromkeys(some, "A"))
+    assert [list(group.starts) for group in groups] == [some]
+
+
+@given(graphs(), st.integers(1, 8), st.dictionaries(st.integers(0, 59), st.sampled_from("ABC")))
+def test_groups_divide_the_starts_wherever_their_inputs_are(graph, groups, near):
+    made = assign_starts(graph, Sharing(groups), near=near)
+    assert sorted(start for group in made for start in group.starts) == list(graph.starts)
+    assert all(group.starts for group in made)
+
+
 def test_who_begins_earlier_is_given_more():
     graph = independent(1_000, 1)
     sharing = Sharing(10, estimate_of(graph), slack=0.0, lead=10.0)

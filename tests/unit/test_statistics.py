@@ -420,6 +420,15 @@ def test_a_job_is_shared_out_by_how_fast_executors_began_before():
     assert sharing.estimate.seconds[0] == pytest.approx(0.1, rel=1e-3)
 
 
+def test_who_waits_for_its_inputs_is_in_the_log():
+    experience = Experience()
+    experience.note_wait("nobody's", 1, 1, 1.0)
+    experience.log.begin("j1", 65, ["key"])
+    experience.note_wait("j1", 20, 10**9, 0.93)
+    assert "wait        1  start tasks waited for whoever was at work" in str(experience.log.last)
+    assert "proxy: starts=20, nbytes=1000000000, seconds=0.93" in str(experience.log.last)
+
+
 def test_an_executor_of_many_threads_does_as_much_more_while_it_is_alone():
     experience = Experience(Policy(threads=4))
     experience.statistics.take("inc", sums(100, 0.1))
