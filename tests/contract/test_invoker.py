@@ -26,6 +26,7 @@ from lambda_worker.core.errors import InvocationRefused
 from lambda_worker.core.schedule import Assignment
 from lambda_worker.invoker import LambdaInvoker, is_loopback
 from lambda_worker.payload import assignments_of
+from tests.waiting import until
 
 SECRET = b"s" * 32
 
@@ -338,7 +339,7 @@ def test_nothing_is_left_open_and_nothing_warns(aws):
                 invoker.close()
             del invoker  # unclosed: the garbage collector does it
             gc.collect()
-    # The service's side of a connection, and its thread, end a moment later.
+    # What nobody closed, and the service's side of a connection, end a moment later.
     until(lambda: threading.active_count() <= threads, lambda: f"{threads} threads, not {threading.enumerate()}")
     until(lambda: len(psutil.Process().net_connections()) <= sockets, f"{sockets} sockets")
 
