@@ -357,7 +357,7 @@ def page(kept: Kept, folder: str) -> str:
     if kept["wide"]:
         parts += [
             "## Wide fan-outs",
-            "10,000 naps that meet in one result, on so many executors (*50 x 10*: 50 executors with ten threads each, "
+            "10,000 naps that meet in one result, on so many executors (*20 x 25*: 20 executors with 25 threads each, "
             "so that 500 nap at once), all of them on this machine.",
         ]
         parts += wide_tables(kept)

@@ -13,11 +13,11 @@ from benchmarks.ablation import ALL_ON, NO_LOCALITY
 Kept = Mapping[str, Any]
 #: LocalCluster and ours, of the same shape: two workers of one thread, one of two.
 SHAPES = {"2x1": ("local", "serverless"), "1x2": ("threads", "serverless-threads")}
-HEAVY = ("gemm", "svd1", "svd2", "tsqr", "tsqr-auto", "svc")
+HEAVY = ("gemm", "svd1", "svd2", "tsqr", "svc")
 #: Naps of so many seconds, how many at once, and what they may take, against the ideal.
 NAPS = ((0.1, 500, 1.5), (0.1, 1_000, 2.0), (0.5, 500, 1.15), (0.5, 1_000, 1.15))
 #: Threads of an executor that naps.
-NAP_THREADS = (1, 10)
+NAP_THREADS = (1, 25)
 #: What a task of a twelve times larger graph may cost more before its cost grows.
 GROWTH_MAX = 1.25
 #: What a model, a prediction, and a chunk's random generator (its state: 624 words) take in `svc-1000`.

@@ -1,14 +1,14 @@
 """Wide fan-outs: many naps at once on very many executors, against the ideal, with the CPU time of everybody.
 
 A nap costs its executor nothing, so what is above the ideal (tasks * nap / how many nap at once) is ours: planning,
-starting executors, fan-ins. The same naps are taken by executors of one thread, and by a tenth as many of ten.
+starting executors, fan-ins. The same naps are taken by executors of one thread, and by a few of 25.
 
 `graph` is naps as delayed tasks that meet in one visible result, by fan-ins of `--fan-in`; `map` is `client.map` of as
 many, where each future costs the client and the scheduler their own time. Each cluster runs everything cold first, in
 sandboxes that are forked for it; then all executors nap at the same time, until there are as many sandboxes as
 executors; and then it runs `--repeat` times warm. Nothing here asserts a time.
 
-    python -m benchmarks.wide [--at-once 500 1000] [--threads 1 10] [--nap 0.1 0.5] [--repeat 3] [--forms graph map]
+    python -m benchmarks.wide [--at-once 500 1000] [--threads 1 25] [--nap 0.1 0.5] [--repeat 3] [--forms graph map]
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def when(turn: Turn) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--at-once", type=int, nargs="+", default=[500, 1000], help="how many nap at once")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 10], help="of each executor")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 25], help="of each executor")
     parser.add_argument("--tasks", type=int, default=TASKS)
     parser.add_argument("--nap", type=float, nargs="+", default=[0.1, 0.5], help="seconds of each task")
     parser.add_argument("--repeat", type=int, default=3, help="warm turns (default: 3)")

@@ -154,18 +154,18 @@ def turn(number: int, seconds: float, threads: int = 1) -> wide.Turn:
 
 
 def test_naps_are_compared_with_the_ideal_and_shown_with_their_parts(run):
-    turns = [turn(0, 8.0), turn(1, 6.0), turn(2, 5.5), turn(3, 7.0), turn(1, 5.5, threads=10)]
+    turns = [turn(0, 8.0), turn(1, 6.0), turn(2, 5.5), turn(3, 7.0), turn(1, 5.5, threads=25)]
     kept = results.merge(results.EMPTY, "wide", wide.to_keep(turns), run)
     kept = json.loads(json.dumps(kept))
     verdicts = {target.text: target.verdict(kept) for target in targets.targets() if "naps" in target.text}
     assert len(verdicts) == 8
     assert verdicts["10,000 naps of 0.5 s on 1,000 executors, warm: time / ideal"] == ("1.2", "**missed**")
-    assert verdicts["10,000 naps of 0.5 s on 100 executors of 10 threads, warm: time / ideal"] == ("1.1", "met")
+    assert verdicts["10,000 naps of 0.5 s on 40 executors of 25 threads, warm: time / ideal"] == ("1.1", "met")
     assert verdicts["10,000 naps of 0.1 s on 500 executors, warm: time / ideal"] == ("", "not measured")
     warm, cold = report.wide_tables(kept)
     assert "| 0.5 s on 1,000 | 5 | 0.25 | 0.5 | 5.88 | 6 | 4 | 1.2 | 3 |" in warm
-    assert "| 0.5 s on 100 x 10 | 5 | 0.25 | 0.5 | 5.38 | 5.5 | 4 | 1.1 | 1 |" in warm
-    assert "| 0.5 s on 1,000 | 5 | 0.25 | 0.5 | 7.88 | 8 | 4 | 1.6 | 1 |" in cold and "x 10" not in cold
+    assert "| 0.5 s on 40 x 25 | 5 | 0.25 | 0.5 | 5.38 | 5.5 | 4 | 1.1 | 1 |" in warm
+    assert "| 0.5 s on 1,000 | 5 | 0.25 | 0.5 | 7.88 | 8 | 4 | 1.6 | 1 |" in cold and "x 25" not in cold
     assert "## Wide fan-outs" in report.page(kept, "figures")
 
 
