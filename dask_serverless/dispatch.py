@@ -74,8 +74,6 @@ PREPARE_INLINE_TASKS = 64
 CLOSE_SECONDS = 0.05
 #: How long a value that nobody holds any more waits, likewise.
 FREE_SECONDS = 0.01
-#: Where there is no room, whose end makes some is heard of; in case it is not, this is how long until the next look.
-LOOK_AGAIN_SECONDS = 1.0
 #: What is on its way to Lambda for longer than this is being throttled.
 LAUNCH_SECONDS_MAX = 5.0
 
@@ -160,7 +158,8 @@ class Dispatcher:
         self.ending = Ending()
         self.rebuilding = Rebuilding(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
-        self.patience = Patience(policy, self.launcher.whereabouts, self._is_live)
+        self.patience = Patience(policy, self.launcher.whereabouts, self._is_at_work)
+        self._looks: dict[str, asyncio.TimerHandle] = {}  # when some of a job's starts will have waited for long enough
         self.legacy = Legacy(self)
         ears = (self._hands.closing, self.take, self.backend_failed, self.legacy.note_heard, self.rebuilding.forgotten)
         self._listener = Listener(backend.store, backend.secret, *ears, known=backend.epoch > 0)
@@ -291,17 +290,22 @@ class Dispatcher:
     async def _launch(self, launch: Launch) -> None:
         job = launch.job
         opening: asyncio.Future[None] | None = None
-        choice = self._choose(launch)
-        if not choice.now:
-            self.feed(Admitted(job, (), later=choice.later))
-            return
+        choice = Choice(launch.starts)
         try:
+            if job in self._opened and job not in self._unopened:
+                await asyncio.shield(self._opened[job])
+            choice = self._choose(launch)
+            if not choice.now:
+                if job in self._unopened or job in self._preparations:  # else it was closed meanwhile
+                    self.legacy.note_waiting(job, self._unopened.get(job) or self._preparations[job].plan)
+                self.feed(Admitted(job, (), later=choice.later))
+                return
             plan = self._unopened.pop(job, None)
             if plan is not None:
                 opening = self._opened[job] = asyncio.get_running_loop().create_future()
                 if job not in self._preparations:  # else another process has prepared it
                     self._preparations[job] = prepare(job, plan, self.backend.secret)
-            elif job in self._opened:
+            elif job in self._opened:  # another launch has begun to open it meanwhile
                 await asyncio.shield(self._opened[job])
             preparation = self._preparations.get(job)
             if preparation is None:  # closed meanwhile
@@ -349,6 +353,8 @@ class Dispatcher:
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused, choice.later))
             for recipient, assignment in zip(recipients, assignments, strict=False):
                 self.launcher.note_posted(recipient, job, assignment.executor)
+            self.patience.sent(choice)
+            choice = Choice(choice.now)
             if opening is not None:
                 opening.set_result(None)
                 if sum(map(len, preparation.segments.values())) > KEEP_SEGMENTS_BYTES:
@@ -369,21 +375,31 @@ class Dispatcher:
 
     def _choose(self, launch: Launch) -> Choice:
         """Choose the starts that begin now, and look again when others have waited for long enough."""
-        job = self.ledger.jobs.get(launch.job)
+        name, job = launch.job, self.ledger.jobs.get(launch.job)
         if job is None or job.urgent:
             return Choice(launch.starts)
-        loop, room = asyncio.get_running_loop(), self.ledger.live < self.places.count
-        choice = self.patience.choose(launch.job, job.graph.children, launch.starts, loop.time(), room)
+        loop = asyncio.get_running_loop()
+        choice = self.patience.choose(name, job.graph.children, launch.starts, loop.time(), self._has_room)
         if choice.begins:
-            self.experience.note_wait(launch.job, len(choice.later), choice.nbytes, choice.seconds)
-        if choice.later:
-            loop.call_later(choice.seconds if room else max(choice.seconds, LOOK_AGAIN_SECONDS), self._look_again)
+            self.experience.note_wait(name, len(choice.later), choice.nbytes, choice.seconds)
+        if (look := self._looks.pop(name, None)) is not None:
+            look.cancel()
+        if choice.seconds > 0:  # else somebody's end makes room, and is heard of, or missed until the next sweep
+            self._looks[name] = loop.call_later(choice.seconds, self._look_again, name)
         return choice
 
-    def _look_again(self) -> None:
-        """Somebody has waited for long enough."""
+    def _has_room(self) -> bool:
+        return self.ledger.live < self.places.count
+
+    def _look_again(self, job: str) -> None:
+        """Some starts of a job have waited for long enough."""
+        self._looks.pop(job, None)
         if not self._hands.closing.is_set():
             self.feed(Room())
+
+    def _is_at_work(self, job: str, executor: str) -> bool:
+        known = self.ledger.jobs.get(job)
+        return known is not None and executor in known.live
 
     def _is_wanted(self, assignment: Assignment) -> bool:
         """Tell whether an executor still has something to do; on any thread."""
@@ -427,6 +443,8 @@ class Dispatcher:
         self.backups.forget(close.job)
         self.launcher.forget(close.job)
         self.patience.forget(close.job)
+        if (look := self._looks.pop(close.job, None)) is not None:
+            look.cancel()
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
         self._closes.append(close)

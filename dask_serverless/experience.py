@@ -174,22 +174,26 @@ def share_expected(
     --------
     >>> prefixes = Prefixes(["inc"], [64], [[]])
     >>> share_expected(Expectation(unknown={"inc": 64}), prefixes, starts=64, all_starts=64, places=2)
-    Sharing(groups=2, estimate=None, slack=0.0, lead=0.0, threads=1)
+    Sharing(groups=2, estimate=None, slack=0.0, lead=0.0, threads=1, fair=2)
     """
     if not expected.known or expected.seconds_max >= policy.share_seconds_min:
         executors = first_groups(starts, places)  # any of them may be long
     else:
         seconds, unknown = expected.work / max(1, all_starts), expected.unknown_tasks
         executors = first_groups(starts, places, seconds, unknown=unknown, request_seconds=policy.request_seconds)
+    part = starts / max(1, all_starts)
+    fair = min(executors, places * part)
     if executors == 1 or expected.unknown or not expected.known:
-        return Sharing(executors)
-    work = expected.work * starts / max(1, all_starts)
+        return Sharing(executors, fair=fair)
+    work = expected.work * part
+    groups = worth_starting(executors, work / policy.threads, start_seconds)
     return Sharing(
-        groups=worth_starting(executors, work / policy.threads, start_seconds),
+        groups=groups,
         estimate=_estimate(expected, prefixes),
         slack=policy.travel_seconds(expected.nbytes / max(1, expected.tasks)),
         lead=start_seconds,
         threads=policy.threads,
+        fair=min(groups, fair),
     )
 
 

@@ -121,6 +121,7 @@ class Ledger:
         self._patient: dict[str, None] = {}
         self._tour: deque[str] = deque()
         self._touring: str | None = None
+        self._tour_again = False  # room has appeared meanwhile
 
     def __repr__(self) -> str:
         return f"<Ledger jobs={len(self.jobs)} keys={len(self.keys)}>"
@@ -280,6 +281,8 @@ class Ledger:
         """Launch a job's ready starts; behind those that wait for room, if any do."""
         if not job.ready or not job.keys:
             return
+        if job.name in self._patient and job.launching:
+            return  # it looks again when it has been answered
         if self._waiting and not job.urgent:
             self._waiting[job.name] = None
         else:
@@ -291,9 +294,15 @@ class Ledger:
         One after the other, as they were submitted: who comes later often needs what who comes earlier makes.
         """
         self._rooms += 1
-        self._tour = deque(self._patient)
         if self._touring is None:
-            self._go_on_touring(out)
+            self._begin_tour(out)
+        else:
+            self._tour_again = True  # whoever is next in it has its turn first
+
+    def _begin_tour(self, out: list[Instruction]) -> None:
+        self._tour_again = False
+        self._tour = deque(self._patient)
+        self._go_on_touring(out)
 
     def _go_on_touring(self, out: list[Instruction]) -> None:
         while self._tour:
@@ -303,6 +312,8 @@ class Ledger:
                 self._due[name] = self.jobs[name]
                 return
         self._launch_waiting(out)
+        if self._tour_again and self._patient:
+            self._begin_tour(out)
 
     def _launch_waiting(self, out: list[Instruction]) -> None:
         """Room may have appeared below the ceiling: try with the job that has waited longest.
@@ -324,23 +335,30 @@ class Ledger:
         job.live.update(each for each in event.executors if each not in job.gone)
         new = bool(job.ready)  # since it tried
         job.ready[:0] = [*event.refused, *event.later]
-        if event.refused or new:
+        if event.refused or (new and not event.later):
             self._waiting.setdefault(job.name)  # who tried and was refused keeps its place
         else:
             self._waiting.pop(job.name, None)
         room_appeared = job.rooms_seen != self._rooms  # while the answer was on its way
-        if event.later:
-            self._patient.setdefault(job.name)
-            if room_appeared and job.name not in self._tour:
-                self._tour.append(job.name)
-        else:
-            self._patient.pop(job.name, None)
         toured = self._touring == job.name
         if toured:
             self._touring = None
-        if self._touring is None and (toured or self._tour):
+        if not event.later:
+            self._patient.pop(job.name, None)
+        else:
+            self._patient.setdefault(job.name)
+            if toured:
+                self._tour_again |= new
+            elif (new or room_appeared) and job.name not in self._tour:
+                self._tour.append(job.name)
+        if event.refused and not room_appeared:  # there is room for nobody
+            if toured:
+                self._tour.clear()
+            if toured and self._tour_again:
+                self._begin_tour(out)
+        elif self._touring is None and (toured or self._tour):
             self._go_on_touring(out)
-        elif not event.refused or room_appeared:
+        else:
             self._launch_waiting(out)
 
     def _on_imported(self, key: Key, location: Location, out: list[Instruction]) -> None:

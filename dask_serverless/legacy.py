@@ -63,8 +63,16 @@ class Legacy:
     def note_submitted(self, job: str, plan: JobPlan) -> None:
         """Note a job that has to wait before anything of it is started."""
         known = self._dispatcher.ledger.jobs.get(job)
+        if known is not None and not known.launching:  # else its launch does
+            self.note_waiting(job, plan)
+
+    def note_waiting(self, job: str, plan: JobPlan) -> None:
+        """Note a job of which nothing has been started yet, unless that is known."""
+        known = self._dispatcher.ledger.jobs.get(job)
         again = self._dispatcher.losses.replan(job)
-        if self.notes is None or again is None or known is None or known.urgent or known.launching:
+        if self.notes is None or again is None or known is None or known.urgent:
+            return
+        if job in self._waiting or self.notes.has_begun(job):
             return
         note = JobNote(plan, again, waits=True)
         self._waiting[job] = self._dispatcher.spawn(self._call(self.notes.note_waiting, job, note))

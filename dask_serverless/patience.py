@@ -31,6 +31,8 @@ WORTH_SECONDS = 0.01
 LARGE_SHARE = 1 / 8
 #: Jobs that wait, at most: each is looked at whenever an executor ends.
 WAITING_MAX = 8
+#: Starts of a job that are looked at, at most: a look takes a few microseconds for each.
+STARTS_MAX = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Choice:
     near
         In which sandbox the inputs of those are that begin now, if anybody can be found there.
     seconds
-        How long it takes until some of the others have waited for long enough.
+        How long it takes until some of the others have waited for long enough; 0 as long as nobody's patience runs out.
     begins
         Whether nobody of this job has waited before.
     """
@@ -68,7 +70,8 @@ class _Inputs:
     values: dict[int, Ref] = field(default_factory=dict)  # by start
     starts: list[int] = field(default_factory=list)  # with a large one, ascending
     largest: int = 0
-    since: dict[str, float] = field(default_factory=dict)  # for whom its starts wait
+    since: dict[str, float] = field(default_factory=dict)  # for whom they wait (or waited in vain), from when on
+    waiting: set[int] = field(default_factory=set)
 
     def take(self, starts: Sequence[Start]) -> None:
         """Note which of these are large, among all that were noted."""
@@ -126,7 +129,12 @@ class Patience:
         return f"<Patience of {self._waiting} of {len(self._inputs)} jobs>"
 
     def choose(
-        self, job: str, children: Sequence[Sequence[int]], starts: Sequence[Start], now: float, room: bool = True
+        self,
+        job: str,
+        children: Sequence[Sequence[int]],
+        starts: Sequence[Start],
+        now: float,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> Choice:
         """Decide which starts begin now.
 
@@ -138,8 +146,8 @@ class Patience:
             All that could begin.
         now
             The time, in seconds.
-        room
-            Whether there is a place for some of them. Before there is, nobody's patience runs out.
+        has_room
+            Tells whether there is a place for some of them. Before there is, nobody's patience runs out.
         """
         inputs = self._inputs.get(job)
         if inputs is None:
@@ -147,32 +155,31 @@ class Patience:
             if not self._policy.group or self._policy.travel_seconds(nbytes) < WORTH_SECONDS:
                 return Choice(starts)
             inputs = self._inputs[job] = _Inputs()
+        if len(starts) > STARTS_MAX:
+            inputs.waiting.clear()
+            return Choice(starts)
         inputs.take(starts)
         spots, busy = self._spots(inputs, starts)
-        patience = {
-            spot: seconds
-            for spot, nbytes in busy.items()
-            if (seconds := self._policy.travel_seconds(nbytes)) >= WORTH_SECONDS
-        }
-        waited = bool(inputs.since)
-        may_wait = waited or self._waiting < WAITING_MAX
-        known = inputs.since if room else {}
-        since = {spot: known.get(spot, now) for spot in patience} if may_wait else {}
-        left = {spot: seconds for spot in since if (seconds := since[spot] + patience[spot] - now) > 0}
-        later = _settle(children, starts, {start for start, spot in spots.items() if spot in left})
-        inputs.since = since if later else {}
+        left = self._patience_left(inputs, busy, now, has_room())
+        for spot in set(spots.values()) - busy.keys():
+            inputs.since.pop(spot, None)
+        waits = {spot for spot, seconds in left.items() if seconds > 0}
+        later = _settle(children, starts, {start for start, spot in spots.items() if spot in waits})
         near = _attach([start for start, _ in starts if start not in later], spots, busy)
+        begins = bool(later) and not inputs.waiting
+        inputs.waiting -= {start for start, _ in starts}
+        inputs.waiting |= later
         self._taken.update(set(near.values()))
         return Choice(
             now=[each for each in starts if each[0] not in later],
             near=near,
             later=[each for each in starts if each[0] in later],
-            seconds=min(left.values(), default=0.0),
-            begins=bool(later) and not waited,
+            seconds=min((left[spot] for spot in waits if spot in inputs.since), default=0.0),
+            begins=begins,
         )
 
     def sent(self, choice: Choice) -> None:
-        """The starts that were chosen are where they were to be sent, or elsewhere; whereabouts have heard of it."""
+        """The starts that were chosen are where they were to be sent, or elsewhere: whoever looks now may go there."""
         self._taken -= Counter(set(choice.near.values()))
 
     def forget(self, job: str) -> None:
@@ -182,7 +189,20 @@ class Patience:
     @property
     def _waiting(self) -> int:
         """How many jobs wait for somebody."""
-        return sum(bool(each.since) for each in self._inputs.values())
+        return sum(bool(each.waiting) for each in self._inputs.values())
+
+    def _patience_left(self, inputs: _Inputs, busy: Mapping[str, int], now: float, room: bool) -> dict[str, float]:
+        """Return how long it is still worth to wait for each of those who are at work."""
+        if not inputs.waiting and self._waiting >= WAITING_MAX:
+            return {}
+        left: dict[str, float] = {}
+        for spot, nbytes in busy.items():
+            seconds = self._policy.travel_seconds(nbytes)
+            if seconds >= WORTH_SECONDS:
+                if room:
+                    inputs.since.setdefault(spot, now)
+                left[spot] = seconds - (now - inputs.since.get(spot, now))
+        return left
 
     def _spots(self, inputs: _Inputs, starts: Sequence[Start]) -> tuple[dict[int, str], dict[str, int]]:
         """Find out where the inputs of starts are, and of those where somebody is at work, how large they are."""
@@ -202,10 +222,14 @@ class Patience:
 
 
 def _settle(children: Sequence[Sequence[int]], starts: Sequence[Start], waiting: set[int]) -> set[int]:
-    """Return who waits: all with an input that does; of the others, who is needed by nobody else."""
+    """Return who waits: all with an input that does; of the others, who is needed by these only."""
     with_input = {start for start, value in starts if value is not None}
     waited_for = {child for start in waiting & with_input for child in children[start]}
-    return {start for start in waiting if start in with_input or waited_for.issuperset(children[start])}
+    return {
+        start
+        for start in waiting
+        if start in with_input or (children[start] and waited_for.issuperset(children[start]))
+    }
 
 
 def _attach(starts: Sequence[int], spots: Mapping[int, str], busy: Mapping[str, int]) -> dict[int, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from dask_serverless.plan.graph import Graph
@@ -123,10 +123,10 @@ def assign_starts(
     starts: Iterable[int] | None = None,
     near: Mapping[int, Hashable] = {},  # noqa: B006
 ) -> list[Group]:
-    """Cut the start tasks, in number order, into contiguous groups.
+    """Cut the start tasks into groups.
 
-    Those whose inputs are in one place are a group, if these are about as many as is fair, or fewer; such groups
-    come first.
+    Those whose inputs are in one place are a group, if they are about as many as is fair, or fewer; such groups come
+    first. All others are cut in number order, into contiguous groups.
 
     Parameters
     ----------
@@ -147,10 +147,12 @@ def assign_starts(
     chosen = list(graph.starts) if starts is None else sorted(set(starts))
     if not chosen:
         return []
-    cut_starts = _near_groups(graph, chosen, sharing, near) if near else []
+    cut_starts = _near_groups(chosen, sharing, near) if near else []
     placed = {start for group in cut_starts for start in group}
     if rest := [start for start in chosen if start not in placed]:
-        cuts = _cuts(graph, rest, sharing.part(len(rest), len(chosen)))
+        left = sharing.part(len(rest), len(chosen))
+        left = replace(left, groups=min(left.groups, max(1, sharing.groups - len(cut_starts))))
+        cuts = _cuts(graph, rest, left)
         cut_starts += [rest[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(rest)], strict=True)]
 
     tasks = [0] * len(cut_starts)
@@ -202,9 +204,7 @@ def assign_by_class(
     ]
 
 
-def _near_groups(
-    graph: Graph, starts: Sequence[int], sharing: Sharing, near: Mapping[int, Hashable]
-) -> list[list[int]]:
+def _near_groups(starts: Sequence[int], sharing: Sharing, near: Mapping[int, Hashable]) -> list[list[int]]:
     """Group start tasks by where their inputs are, as far as that leaves nobody with much more than others."""
     groups: dict[Hashable, list[int]] = {}
     for start in starts:
@@ -212,7 +212,7 @@ def _near_groups(
             groups.setdefault(near[start], []).append(start)
     if len(groups) > sharing.groups:
         return []
-    most = (1 + UNEVEN_MAX) * len(graph.starts) / sharing.groups
+    most = (1 + UNEVEN_MAX) * len(starts) / (sharing.fair or sharing.groups)
     return [group for group in groups.values() if len(group) <= most]
 
 
@@ -244,7 +244,9 @@ def _cuts(graph: Graph, starts: Sequence[int], sharing: Sharing) -> list[int]:
     each = total / len(starts) if even else 0.0
     slack = total / groups * UNEVEN_MAX
     cuts: list[int] = []
-    for group, ideal in enumerate(sharing.ends(total, groups, each), start=1):
+    ends = sharing.ends(total, groups, each)
+    groups = len(ends) + 1
+    for group, ideal in enumerate(ends, start=1):
         lowest = cuts[-1] + 1 if cuts else 1
         highest = len(starts) - (groups - group)  # no group may be left empty
         low = min(max(bisect_left(before, ideal - slack), lowest), highest)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-#: How exactly it is found out when the last round ends: to a round divided by two to the power of this.
-_HALVINGS = 12
+#: How exactly it is found out when the last round ends, in rounds.
+_EXACTLY = 2**-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class Sharing:
         How many seconds earlier the executor of each group begins than the next.
     threads
         How many tasks of a group run at the same time.
+    fair
+        Into how many groups these would be cut along with all others of the job; 0: into as many as there may be.
     """
 
     groups: int
@@ -53,6 +55,7 @@ class Sharing:
     slack: float = 0.0
     lead: float = 0.0
     threads: int = 1
+    fair: float = 0.0
 
     def __post_init__(self) -> None:
         if self.groups < 1:
@@ -64,9 +67,9 @@ class Sharing:
         Examples
         --------
         >>> Sharing(8, lead=1.0).part(10, 20)
-        Sharing(groups=4, estimate=None, slack=0.0, lead=1.0, threads=1)
+        Sharing(groups=4, estimate=None, slack=0.0, lead=1.0, threads=1, fair=0.0)
         """
-        return replace(self, groups=max(1, self.groups * count // whole))
+        return replace(self, groups=max(1, self.groups * count // whole), fair=self.fair * count / whole)
 
     def worth(self, finished: int, off: float) -> tuple[float, float]:
         """Return how good a cut is (the larger, the better).
@@ -88,7 +91,7 @@ class Sharing:
         return (finished, -off) if self.estimate is None else (self.slack * finished - off, 0.0)
 
     def ends(self, total: float, groups: int, each: float = 0.0) -> list[float]:
-        """Return after how much of the work each group but the last ends, so that all are done at the same time.
+        """Return after how much of the work each group but the last ends, so that all are done as soon as can be.
 
         Parameters
         ----------
@@ -98,7 +101,8 @@ class Sharing:
             How many there are.
         each
             How long every task takes, if all take as long. Then a group does its work in rounds, in each of which every
-            thread runs one task; a task more than fits is a round more, whatever its executor's lead.
+            thread runs one task; a task more than fits is a round more, whatever its executor's lead. Those who would
+            begin when all is under way are left out: there are fewer groups then.
 
         Examples
         --------
@@ -110,13 +114,13 @@ class Sharing:
         >>> Sharing(4, lead=1.0).ends(40, 4, each=5.0), Sharing(4, lead=2.0).ends(40, 4, each=5.0)
         ([10.0, 20.0, 30.0], [15.0, 25.0, 35.0])
         """
+        if each > 0:
+            rounds = [some for some in _rounds(total / self.threads / each, groups, self.lead / each) if some]
+            whole = sum(rounds)
+            return [total * done / whole for done in accumulate(rounds[:-1])]
         lead = self.lead * self.threads
         if groups > 1:
             lead = min(lead, 2 * total / groups / (groups - 1))  # the last group has something left
-        if each > 0:
-            rounds = _rounds(total / self.threads / each, groups, lead / self.threads / each)
-            whole = sum(rounds)
-            return [total * done / whole for done in accumulate(rounds[:-1])]
         return [total * end / groups + lead * end * (groups - end) / 2 for end in range(1, groups)]
 
 
@@ -131,9 +135,11 @@ def _rounds(total: float, groups: int, lead: float) -> list[int]:
     ([10, 10, 10, 10], [11, 10, 10, 9], [11, 11, 11, 11])
     """
     late = [lead * group for group in range(groups)]
-    early = (total + sum(late)) / groups  # if rounds could be parted
-    low, high = early, early + 1.0
-    for _ in range(_HALVINGS):
+    low, high = (
+        total / groups,
+        1 + min(total, (total + sum(late)) / groups),
+    )  # alone, or with all if rounds could be parted
+    while high - low > _EXACTLY:
         middle = (low + high) / 2
         done = sum(int(middle - each) for each in late if middle > each)
         low, high = (low, middle) if done >= total else (middle, high)

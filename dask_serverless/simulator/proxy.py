@@ -213,10 +213,14 @@ class Proxy(Host):
     def _choose(self, launch: Launch) -> tuple[list[Start], list[Start]]:
         """Part the starts that are given to somebody now from those that wait for a place near their values."""
         sim, number = self.simulation, next(self._launches)
-        later = [each for each in launch.starts if each[1] is not None and sim.waits(f"{launch.job} {number}", each[0])]
+        given: list[Start] = []
+        later: list[Start] = []
+        for start, value in launch.starts:
+            waits = value is not None and sim.waits(f"{launch.job} {number}", start)
+            (later if waits else given).append((start, value))
         if later:
             sim.timeline.after(WAIT_SECONDS, lambda: self.feed(Room()))
-        return [each for each in launch.starts if each not in later], later
+        return given, later
 
     def _open(self, job: str, segments: Mapping[int, bytes]) -> Body:
         sim = self.simulation

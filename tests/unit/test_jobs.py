@@ -505,15 +505,45 @@ def test_those_who_wait_look_at_new_room_one_after_the_other_before_those_in_lin
     assert one.tell(Admitted("j4", [], [(0, None)])) == []
 
 
-def test_room_that_appears_while_those_who_wait_look_is_looked_at_by_all_of_them(one):
+def test_room_that_appears_while_those_who_wait_look_is_looked_at_by_all_of_them_after_that(one):
+    """However often room appears, everybody has a turn, also those in line."""
     for name, key in (("j2", "y"), ("j3", "z")):
         one.submit(name, {key: ()}, [key])
         one.tell(Admitted(name, [], [], [(0, None)]))
+    one.submit("j4", {"u": ()}, ["u"])
+    one.tell(Admitted("j4", [], [(0, None)]))
     assert one.tell(Room()) == [Launch("j2", [(0, None)])]
-    assert one.tell(Room()) == [], "one at a time"
-    assert one.tell(Admitted("j2", [], [], [(0, None)])) == [Launch("j2", [(0, None)])]
+    assert one.tell(Room(), Room()) == [], "one at a time"
+    assert one.tell(Admitted("j2", [], [], [(0, None)])) == [Launch("j3", [(0, None)])]
+    again = one.tell(Admitted("j3", [], [], [(0, None)]))
+    assert again == [Launch("j4", [(0, None)]), Launch("j2", [(0, None)])]
+    one.tell(Admitted("j4", ["g"]))
     assert one.tell(Admitted("j2", [], [], [(0, None)])) == [Launch("j3", [(0, None)])]
     assert one.tell(Admitted("j3", [], [], [(0, None)])) == []
+
+
+def test_where_one_who_looks_is_refused_there_is_room_for_nobody(one):
+    one.submit("j2", {"y": (), "v": ()}, ["y", "v"])
+    one.tell(Admitted("j2", [], [(0, None)], [(1, None)]))
+    one.submit("j3", {"z": ()}, ["z"])
+    one.tell(Admitted("j3", [], [(0, None)]))
+    assert one.tell(Room()) == [Launch("j2", [(0, None), (1, None)])]
+    assert one.tell(Admitted("j2", [], [(0, None)], [(1, None)])) == []
+    assert one.tell(Room()) == [Launch("j2", [(0, None), (1, None)])]
+
+
+def test_starts_that_become_ready_while_a_job_looks_are_looked_at_together_after_that(story):
+    story.submit("j1", {key: () for key in "uvwx"}, list("uvwx"))
+    story.tell(Admitted("j1", ["e"]))
+    reads = {f"of {key}": (key,) for key in "uvwx"}
+    story.submit("j2", reads, list(reads), externals=list("uvwx"))
+    first = story.done("j1", "u")[-1]
+    assert story.tell(Admitted("j2", [], [], first.starts)) == []
+    second = story.done("j1", "v")[-1]
+    assert isinstance(second, Launch) and len(second.starts) == 2
+    assert not [each for key in "wx" for each in story.done("j1", key) if isinstance(each, Launch)], "one at a time"
+    (third,) = story.tell(Admitted("j2", [], [], second.starts))
+    assert third.job == "j2" and len(third.starts) == 4
 
 
 def test_room_that_appeared_while_somebody_began_to_wait_is_looked_at(one):

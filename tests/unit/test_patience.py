@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_serverless.patience import WAITING_MAX, WORTH_SECONDS, Patience
+from dask_serverless.patience import STARTS_MAX, WAITING_MAX, WORTH_SECONDS, Patience
 from dask_serverless.whereabouts import Whereabouts
 from lambda_worker.core.policy import Policy
 from lambda_worker.core.wire import Ref
@@ -41,7 +41,7 @@ class Story:
         self.whereabouts.posted(f"x/{name}/1", "other", name)
 
     def choose(self, starts, children=None, now=0.0, job="y", room=True, sent=True):
-        choice = self.patience.choose(job, children or [[] for _ in range(100)], starts, now, room)
+        choice = self.patience.choose(job, children or [[99]] * 100, starts, now, lambda: room)
         if sent:
             self.patience.sent(choice)
         return choice
@@ -87,8 +87,39 @@ def test_before_there_is_room_nobodys_patience_runs_out(story):
     for now in (0.0, 5.0):
         choice = story.choose(starts, now=now, room=False)
         assert (numbers(choice.now), choice.near, numbers(choice.later)) == ([0], {0: "A"}, [1])
-    assert story.choose(choice.later, now=5.5).seconds == pytest.approx(0.501)
-    assert numbers(story.choose(choice.later, now=6.1).now) == [1]
+        assert choice.seconds == 0 and choice.begins == (now == 0.0)
+    assert story.choose(choice.later, now=5.5).seconds == pytest.approx(1.001)
+    assert story.choose(choice.later, now=6.0, room=False).later, "it goes on from then"
+    assert numbers(story.choose(choice.later, now=6.6).now) == [1]
+
+
+def test_a_look_at_some_of_those_who_wait_changes_nothing_for_the_others(story):
+    story.busy("a")
+    story.busy("b")
+    assert story.choose([(0, ref("a")), (1, ref("b"))], now=0.0).begins
+    choice = story.choose([(2, ref("b"))], now=0.9)
+    assert choice.later and not choice.begins
+    assert numbers(story.choose([(0, ref("a"))], now=1.1).now) == [0]
+
+
+def test_who_has_waited_in_vain_does_not_wait_for_the_same_again(story):
+    story.busy("b")
+    assert story.choose([(0, ref("b"))], now=0.0).later
+    assert story.choose([(0, ref("b"))], now=2.0).now
+    assert story.choose([(1, ref("b"))], now=2.1).now
+    story.ended("b")
+    assert story.choose([(2, ref("b"))], now=2.2).near == {2: "B"}
+    story.busy("b")
+    assert story.choose([(3, ref("b"))], now=2.3).later
+
+
+def test_of_more_starts_than_can_be_looked_at_none_waits(story):
+    story.busy("b")
+    starts = [(number, ref("b")) for number in range(STARTS_MAX + 1)]
+    children = [[STARTS_MAX + 1]] * len(starts)
+    assert story.choose(starts[1:], children).later
+    assert len(story.choose(starts, children).now) == len(starts)
+    assert repr(story.patience) == "<Patience of 0 of 1 jobs>"
 
 
 def test_who_has_written_it_and_is_still_at_work_has_it(story):
@@ -130,9 +161,10 @@ def test_what_was_large_among_small_ones_is_small_among_large_ones(story):
 
 def test_what_others_need_as_well_waits_for_nobody(story):
     story.busy("b")
-    children = [[10], [10, 11], [11], [11]]
-    choice = story.choose([(0, ref("a")), (1, None), (2, ref("b")), (3, None)], children)
-    assert (numbers(choice.now), choice.near, numbers(choice.later)) == ([0, 1], {0: "A", 1: "A"}, [2, 3])
+    children = [[10], [10, 11], [11], [11], []]
+    choice = story.choose([(0, ref("a")), (1, None), (2, ref("b")), (3, None), (4, None)], children)
+    assert (numbers(choice.now), numbers(choice.later)) == ([0, 1, 4], [2, 3])
+    assert choice.near == {0: "A", 1: "A", 4: "A"}
 
 
 @pytest.mark.parametrize(

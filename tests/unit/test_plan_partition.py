@@ -258,8 +258,21 @@ def test_of_some_of_a_jobs_starts_those_in_one_place_are_one_group():
     """Half of the job, for all of its places: that is what is fair for one of them."""
     graph = independent(40)
     some = list(graph.starts)[:20]
-    groups = assign_starts(graph, Sharing(2), some, near=dict.fromkeys(some, "A"))
+    groups = assign_starts(graph, Sharing(2, fair=1.0), some, near=dict.fromkeys(some, "A"))
     assert [list(group.starts) for group in groups] == [some]
+    assert len(assign_starts(graph, Sharing(2), some, near=dict.fromkeys(some, "A"))) == 2
+
+
+def test_there_are_no_more_groups_than_there_may_be():
+    graph = independent(80)
+    near = {start: start // 16 for start in list(graph.starts) if start % 16 < 3}
+    assert len(assign_starts(graph, Sharing(8), near=near)) == 8
+
+
+def test_who_would_begin_when_all_is_under_way_is_left_out():
+    graph = independent(100)
+    sharing = Sharing(10, estimate_of(graph, 0.5), lead=0.025, threads=25)
+    assert [len(group.starts) for group in assign_starts(graph, sharing)] == [25, 25, 25, 25]
 
 
 @given(graphs(), st.integers(1, 8), st.dictionaries(st.integers(0, 59), st.sampled_from("ABC")))
@@ -300,8 +313,7 @@ def test_of_tasks_that_all_take_as_long_nobody_has_one_round_more_than_must_be(g
     last = max(lead * group + -(-size // threads) * each for group, size in enumerate(sizes))
     could = {lead * group + rounds * each for group in range(groups) for rounds in range(1, starts + 1)}
     soonest = min(end for end in could if threads * sum(rounds_until(end)) >= starts)
-    if min(rounds_until(soonest)) > 0:  # else somebody is given a task only because no group may be empty
-        assert last <= soonest + each / 1_000
+    assert last <= soonest + each / 1_000
 
 
 def test_a_hundred_executors_of_ten_threads_nap_ten_times_each():

@@ -455,7 +455,8 @@ def test_who_knows_too_little_shares_out_evenly():
     experience.statistics.take("inc", sums(100, 0.1))
     began(experience.beginnings, "j1", [0.2 * number for number in range(8)])
     experience.begin("j2", STARTS)
-    assert experience.share_out("j2", 64, 64, 8) == Sharing(8)
+    assert experience.share_out("j2", 64, 64, 8) == Sharing(8, fair=8)
+    assert experience.share_out("j2", 16, 64, 8) == Sharing(8, fair=2)
 
 
 def test_what_a_request_costs_counts_most_for_small_executors():
