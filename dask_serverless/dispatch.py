@@ -46,8 +46,9 @@ from dask_serverless.jobs import Ledger
 from dask_serverless.launcher import Launcher
 from dask_serverless.legacy import Legacy
 from dask_serverless.listener import Listener
+from dask_serverless.lookout import Lookout
 from dask_serverless.losses import Losses
-from dask_serverless.patience import Choice, Patience
+from dask_serverless.patience import Choice
 from dask_serverless.places import Places
 from dask_serverless.preparation import KEEP_SEGMENTS_BYTES, Preparation, prepare, prepare_and_open
 from dask_serverless.rebuilding import Rebuilding
@@ -158,8 +159,8 @@ class Dispatcher:
         self.ending = Ending()
         self.rebuilding = Rebuilding(self, waiter)
         self.launcher = Launcher(backend, self._hands, self.counts, self._is_live, self.recovery.lose)
-        self.patience = Patience(policy, self.launcher.whereabouts, self._is_at_work)
-        self._looks: dict[str, asyncio.TimerHandle] = {}  # when some of a job's starts will have waited for long enough
+        near = self.launcher.whereabouts
+        self.lookout = Lookout(policy, self.ledger, self.places, near, self.experience, self._look_again)
         self.legacy = Legacy(self)
         ears = (self._hands.closing, self.take, self.backend_failed, self.legacy.note_heard, self.rebuilding.forgotten)
         self._listener = Listener(backend.store, backend.secret, *ears, known=backend.epoch > 0)
@@ -294,7 +295,7 @@ class Dispatcher:
         try:
             if job in self._opened and job not in self._unopened:
                 await asyncio.shield(self._opened[job])
-            choice = self._choose(launch)
+            choice = self.lookout.choose(launch)
             if not choice.now:
                 if job in self._unopened or job in self._preparations:  # else it was closed meanwhile
                     self.legacy.note_waiting(job, self._unopened.get(job) or self._preparations[job].plan)
@@ -353,7 +354,7 @@ class Dispatcher:
             self.feed(Admitted(job, [each.executor for each in assignments[:granted]], refused, choice.later))
             for recipient, assignment in zip(recipients, assignments, strict=False):
                 self.launcher.note_posted(recipient, job, assignment.executor)
-            self.patience.sent(choice)
+            self.lookout.sent(choice)
             choice = Choice(choice.now)
             if opening is not None:
                 opening.set_result(None)
@@ -369,37 +370,14 @@ class Dispatcher:
         except Exception as error:
             self._job_failed(job, error)
         finally:
-            self.patience.sent(choice)
+            self.lookout.sent(choice)
             if opening is not None and not opening.done():
                 opening.set_result(None)
 
-    def _choose(self, launch: Launch) -> Choice:
-        """Choose the starts that begin now, and look again when others have waited for long enough."""
-        name, job = launch.job, self.ledger.jobs.get(launch.job)
-        if job is None or job.urgent:
-            return Choice(launch.starts)
-        loop = asyncio.get_running_loop()
-        choice = self.patience.choose(name, job.graph.children, launch.starts, loop.time(), self._has_room)
-        if choice.begins:
-            self.experience.note_wait(name, len(choice.later), choice.nbytes, choice.seconds)
-        if (look := self._looks.pop(name, None)) is not None:
-            look.cancel()
-        if choice.seconds > 0:  # else somebody's end makes room, and is heard of, or missed until the next sweep
-            self._looks[name] = loop.call_later(choice.seconds, self._look_again, name)
-        return choice
-
-    def _has_room(self) -> bool:
-        return self.ledger.live < self.places.count
-
-    def _look_again(self, job: str) -> None:
-        """Some starts of a job have waited for long enough."""
-        self._looks.pop(job, None)
+    def _look_again(self) -> None:
+        """Some starts have waited for long enough."""
         if not self._hands.closing.is_set():
             self.feed(Room())
-
-    def _is_at_work(self, job: str, executor: str) -> bool:
-        known = self.ledger.jobs.get(job)
-        return known is not None and executor in known.live
 
     def _is_wanted(self, assignment: Assignment) -> bool:
         """Tell whether an executor still has something to do; on any thread."""
@@ -442,9 +420,7 @@ class Dispatcher:
         self._call_stacks.forget(close.job)
         self.backups.forget(close.job)
         self.launcher.forget(close.job)
-        self.patience.forget(close.job)
-        if (look := self._looks.pop(close.job, None)) is not None:
-            look.cancel()
+        self.lookout.forget(close.job)
         if not self._closes:
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_jobs)
         self._closes.append(close)
