@@ -213,7 +213,8 @@ def test_a_map_in_the_middle(cluster, client, tmp_path):
     done = {number for number, each in enumerate(futures) if each.done()}
     assert client.submit(first, *futures).result(timeout=SECONDS_MAX) == sum(range(200))
     assert done and {runs(path)[str(number)] for number in done} == {1}
-    assert max(runs(path).values()) <= 2
+    stats = cluster.stats()  # each more run has its reason
+    assert max(runs(path).values()) <= 1 + stats["jobs_begun_again"] + stats["executors_lost"], stats
     futures.clear()
     until_empty(cluster)
 
