@@ -306,8 +306,6 @@ class Dispatcher:
                 opening = self._opened[job] = asyncio.get_running_loop().create_future()
                 if job not in self._preparations:  # else another process has prepared it
                     self._preparations[job] = prepare(job, plan, self.backend.secret)
-            elif job in self._opened:  # another launch has begun to open it meanwhile
-                await asyncio.shield(self._opened[job])
             preparation = self._preparations.get(job)
             if preparation is None:  # closed meanwhile
                 self.feed(Admitted(job, ()))
@@ -464,6 +462,8 @@ class Dispatcher:
             if self._launches:
                 await asyncio.wait(list(self._launches), timeout=LAUNCH_SECONDS_MAX)
                 await self.call(self.backend.retire, True)
+            # Who has heard that its job is over lingers while it is being ended: mail would be lost with it.
+            await self.call(self.backend.store.send_home)
 
     async def retire_sandboxes(self) -> None:
         """Use no sandbox again that has served; those that work finish what they have."""
