@@ -172,7 +172,6 @@ class Proxy(Host):
             self.feed(Admitted(name, (), later=later))
             return
         graph = self.jobs[name].graph
-        live = sum(len(each.live) for each in self.ledger.jobs.values())
         expected, prefixes = self.jobs[name].expected, self.jobs[name].prefixes or _NO_PREFIXES
         count, room = len(given), max(1, self.places.ceiling)
         sharing = share_expected(expected, prefixes, count, len(graph.starts), room, policy=sim.options.policy)
@@ -183,7 +182,7 @@ class Proxy(Host):
             given,
             sharing,
             self.places.ceiling,
-            live,
+            self.ledger.live,
             PAYLOAD_ROOM,
             next(self._serials),
         )
