@@ -22,8 +22,11 @@ LOCALITY = "locality"
 AS_WRITTEN: Mapping[str, Any] = {"optimization.fuse.active": False}
 ALL_ON, ALL_OFF, NO_LOCALITY = "all on", "all off", "no locality"
 #: What the parts are worth shows where values are large, where tasks are many, and where inputs are read again.
-WORKLOADS = ("tree", "fan", "map", "submit", "gemm", "svd1", "svd2", "tsqr", "tsqr-auto")
-WORKLOADS += ("svc-1000", "merge", "regression")
+WORKLOADS = (
+    *("tree", "fan", "map", "submit"),
+    *("gemm", "svd1", "svd2", "tsqr", "tsqr-auto"),
+    *("svc-1000", "merge", "regression"),
+)
 
 
 class NoSuchSwitch(ValueError):

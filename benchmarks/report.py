@@ -253,7 +253,7 @@ def ablation_tables(kept: Kept) -> Iterator[str]:
 def wide_tables(kept: Kept) -> Iterator[str]:
     """Yield two tables: naps on warm executors against the ideal, and from cold; both with their parts."""
     parts = ("first_began", "last_began", "last_nap_ended", "seconds", "cpu")
-    header = ["seconds after the start", "ideal", "first nap", "last executor began", "last nap over", "result here"]
+    header = ["ideal", "first nap", "last executor began", "last nap over", "result here", "CPU s", "times the ideal"]
     for section, heading in (("warm", "median of warm turns"), ("cold", "from cold")):
         rows = []
         for name, result in kept["wide"].items():
@@ -262,7 +262,7 @@ def wide_tables(kept: Kept) -> Iterator[str]:
                 against = number(middle[parts.index("seconds")] / result["ideal"])
                 rows.append([name, number(result["ideal"]), *map(number, middle), against, str(len(turns))])
         if rows:
-            yield table([f"naps, {heading}: {header[0]}", *header[1:], "CPU s", "times the ideal", "turns"], rows)
+            yield table([f"naps, {heading}: seconds after the start", *header, "turns"], rows)
 
 
 def absences(kept: Kept) -> str:

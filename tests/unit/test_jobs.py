@@ -480,6 +480,13 @@ def test_room_for_one_is_not_asked_for_by_everybody(one):
 # --- patience
 
 
+def two_wait(story):
+    """Jobs j2 of y and j3 of z wait for room where their inputs are."""
+    for name, key in (("j2", "y"), ("j3", "z")):
+        story.submit(name, {key: ()}, [key])
+        story.tell(Admitted(name, [], [], [(0, None)]))
+
+
 def test_starts_that_wait_for_room_where_their_inputs_are_stand_in_nobodys_way(one):
     one.submit("j2", {"y": (), "z": ()}, ["y", "z"])
     assert one.tell(Admitted("j2", ["f"], [], [(1, None)])) == []
@@ -494,9 +501,7 @@ def test_starts_that_wait_for_room_where_their_inputs_are_stand_in_nobodys_way(o
 
 
 def test_those_who_wait_look_at_new_room_one_after_the_other_before_those_in_line(one):
-    for name, key in (("j2", "y"), ("j3", "z")):
-        one.submit(name, {key: ()}, [key])
-        one.tell(Admitted(name, [], [], [(0, None)]))
+    two_wait(one)
     one.submit("j4", {"u": ()}, ["u"])
     one.tell(Admitted("j4", [], [(0, None)]))
     assert one.tell(Room()) == [Launch("j2", [(0, None)])]
@@ -507,9 +512,7 @@ def test_those_who_wait_look_at_new_room_one_after_the_other_before_those_in_lin
 
 def test_room_that_appears_while_those_who_wait_look_is_looked_at_by_all_of_them_after_that(one):
     """However often room appears, everybody has a turn, also those in line."""
-    for name, key in (("j2", "y"), ("j3", "z")):
-        one.submit(name, {key: ()}, [key])
-        one.tell(Admitted(name, [], [], [(0, None)]))
+    two_wait(one)
     one.submit("j4", {"u": ()}, ["u"])
     one.tell(Admitted("j4", [], [(0, None)]))
     assert one.tell(Room()) == [Launch("j2", [(0, None)])]
@@ -553,9 +556,7 @@ def test_room_that_appeared_while_somebody_began_to_wait_is_looked_at(one):
 
 
 def test_who_looks_and_is_given_up_keeps_nobody_from_looking(one):
-    for name, key in (("j2", "y"), ("j3", "z")):
-        one.submit(name, {key: ()}, [key])
-        one.tell(Admitted(name, [], [], [(0, None)]))
+    two_wait(one)
     one.tell(Room(), Released("y"))
     assert one.tell(Room()) == [Launch("j3", [(0, None)])], "its end makes room"
 
