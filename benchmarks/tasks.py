@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import time
 from typing import Any
+
+#: What a dated nap returns: when it began, and in which process.
+BEGUN = "<dI"
 
 
 def leaf(number: int) -> int:
@@ -30,6 +35,16 @@ def total(*numbers: int) -> int:
 def nap(number: int, seconds: float) -> int:
     time.sleep(seconds)
     return number
+
+
+def dated_nap(seconds: float, number: int) -> bytes:
+    begun = time.time()
+    time.sleep(seconds)
+    return struct.pack(BEGUN, begun, os.getpid())
+
+
+def join(*parts: bytes) -> bytes:
+    return b"".join(parts)
 
 
 def blas_threads(_: Any = None) -> int:

@@ -29,6 +29,7 @@ from distributed import Client
 
 from benchmarks import command, results
 from benchmarks.report import table
+from benchmarks.tasks import BEGUN, dated_nap, join
 from dask_serverless import ServerlessCluster
 
 FORMS = ("graph", "map")
@@ -37,26 +38,13 @@ COUNTERS = ("invocations", "mails", "executors", "sandboxes_cold", "round_trips"
 WARM_UP_SECONDS = (4.0, 8.0, 16.0, 32.0)
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 TASKS = 10_000
-#: What a nap returns: when it began, and in which process.
-BEGUN = "<dI"
-
-
-def nap(seconds: float, number: int) -> bytes:
-    begun = time.time()
-    time.sleep(seconds)
-    return struct.pack(BEGUN, begun, os.getpid())
-
-
-def join(*parts: bytes) -> bytes:
-    return b"".join(parts)
-
 
 # -- what runs ----------------------------------------------------------------------------------
 
 
 def graph_of(client: Client, tasks: int, seconds: float, fan_in: int) -> Callable[[], bytes]:
     """Build a graph of naps with one visible result; return what is timed."""
-    level = [dask.delayed(nap, pure=False)(seconds, number) for number in range(tasks)]
+    level = [dask.delayed(dated_nap, pure=False)(seconds, number) for number in range(tasks)]
     while len(level) > 1:
         level = [dask.delayed(join, pure=False)(*level[i : i + fan_in]) for i in range(0, len(level), fan_in)]
     return lambda: client.compute(level[0], sync=True)  # type: ignore[no-any-return]
@@ -64,7 +52,7 @@ def graph_of(client: Client, tasks: int, seconds: float, fan_in: int) -> Callabl
 
 def map_of(client: Client, tasks: int, seconds: float, fan_in: int) -> Callable[[], bytes]:
     """Return the same naps as futures, each of them visible."""
-    return lambda: b"".join(client.gather(client.map(nap, [seconds] * tasks, range(tasks), pure=False)))
+    return lambda: b"".join(client.gather(client.map(dated_nap, [seconds] * tasks, range(tasks), pure=False)))
 
 
 # -- what it cost -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ logger = logging.getLogger("dask_serverless.listener")
 LISTEN_SECONDS = 1.0
 #: The store is closed before the thread is waited for, which ends its call; one that hangs is a daemon.
 JOIN_SECONDS_MAX = 10.0
+#: Who did not have to wait this long for events was told of them one by one, and might hear of many at once.
+BUSY_SECONDS = 0.001
+#: How long it waits then, doubled each time, until more have come.
+PAUSE_SECONDS_MAX = 0.008
 
 
 class Listener:
@@ -78,14 +83,19 @@ class Listener:
 
     def _listen(self) -> None:
         begun = False
-        while not self._closing.is_set():
+        pause = 0.0
+        # Each time costs as much as hundreds of events do, here and at the metadata server.
+        while not self._closing.wait(pause):
             try:
                 if not begun:
                     begun = True
                     if not self._store.begin() and self._known:
                         self._on_loop(self._forget)
                     self._known = True
+                began = time.monotonic()
                 heard = self._store.listen(LISTEN_SECONDS)
+                busy = time.monotonic() - began < BUSY_SECONDS
+                pause = min(max(2 * pause, BUSY_SECONDS), PAUSE_SECONDS_MAX) if busy else 0.0
                 self._note(heard)
             except StoreForgot:  # another server stands in its place: begin with that one
                 begun = False

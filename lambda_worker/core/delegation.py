@@ -49,7 +49,7 @@ class Delegation:
     asked
         Whether places were asked for since a task ended.
     ask_again
-        Not before this time.
+        Nothing is split before this time.
 
     Examples
     --------
@@ -86,7 +86,8 @@ class Delegation:
         self._parked = parked
         self._observed = Observed({}, {}) if observed is None else observed
         self._journal = Journal() if journal is None else journal
-        self._refused_seconds = policy.refused_seconds
+        self._refusals = 0  # in a row
+        self._look_again = 0.0
         self._children_named = 0
 
     def may_split(self, count: int, seconds_left: float) -> bool:
@@ -154,15 +155,16 @@ class Delegation:
             self._journal.note("delegated", executors=granted, tasks=sum(map(len, given)))
         if refused:
             self._journal.note("refused", executors=len(refused), tasks=sum(map(len, refused)))
-            self.ask_again = now + self._refused_seconds
-            self._refused_seconds = min(2 * self._refused_seconds, self._policy.refused_seconds_max)
+            self._refusals += 1
+            self.ask_again = now + self._policy.refused_split_pause(self._refusals)
+            self._look_again = now + self._policy.refused_pause(self._refusals)
         else:
-            self._refused_seconds = self._policy.refused_seconds
+            self._refusals = 0
         return given, refused
 
     def look_again(self, now: float) -> None:
-        """Once the time has come to ask again, there may be room."""
-        if self.no_room and now >= self.ask_again:
+        """Once some time has passed, there may be room."""
+        if self.no_room and now >= self._look_again:
             self.no_room = False
 
     def successor(self, progress: Iterable[int] = ()) -> Successor:

@@ -53,8 +53,8 @@ class Policy:
     full_seconds, full_executors
         Who begins while the fleet is full does not ask for more executors before this long: the work
         was shared evenly when it began, and asking costs.
-    refused_seconds
-        After the store granted no executor, do not ask again for this long (doubled each time).
+    refused_seconds, refused_seconds_max
+        After the store granted no executor, do not ask again for this long (doubled each time, up to a bound).
     fetch_ahead
         Ready tasks whose inputs may be on their way while another task runs.
     reserve_seconds_max
@@ -162,6 +162,27 @@ class Policy:
         8.0
         """
         return max(self.full_seconds * max(1.0, self.ceiling / self.full_executors), beginning)
+
+    def refused_pause(self, refusals: int) -> float:
+        """Decide how long who was granted no executor, so many times in a row, does not ask again for what it needs.
+
+        Examples
+        --------
+        >>> [Policy().refused_pause(refusals) for refusals in (1, 2, 3, 50)]
+        [0.1, 0.2, 0.4, 2.0]
+        """
+        return min(self.refused_seconds * 2.0 ** min(refusals - 1, 50), self.refused_seconds_max)
+
+    def refused_split_pause(self, refusals: int) -> float:
+        """Decide the same for who only wants to share its work, which in a wide fleet asks as seldom as at its begin.
+
+        Examples
+        --------
+        >>> Policy(ceiling=8).refused_split_pause(1), Policy(ceiling=1_000).refused_split_pause(1)
+        (0.1, 5.0)
+        """
+        alone = self.refused_pause(refusals)
+        return max(alone, self.settle_seconds()) if self.ceiling > self.full_executors else alone
 
     def leave_at(self, now: float, seconds_left: float) -> float:
         """Decide until when an executor runs tasks, whose Lambda ends in `seconds_left`.

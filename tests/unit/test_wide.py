@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 
 import pytest
@@ -66,21 +67,32 @@ def test_a_wide_fleet_asks_for_more_no_more_often_than_a_small_one():
     assert max(rates) <= Policy().full_executors
 
 
-def first_asked(settle):
-    """Return when an executor with twenty long tasks, which began in a full fleet, first asks for another one."""
+def asked(ceiling, settle=0.0):
+    """Return when an executor with twenty long tasks, in a fleet that is full and stays so, asks for another one."""
     edges = Edges(0, [[]] * 20, [[]] * 20, visible=frozenset(range(20)))
-    executor = Executor(Assignment("job", "e", 1, range(20), ceiling=2, settle=settle), Policy(ceiling=2))
-    now, todo = 0.0, deque(executor.handle(Began(0.0, {0: edges})))
+    executor = Executor(Assignment("job", "e", 1, range(20), ceiling=ceiling, settle=settle), Policy(ceiling=ceiling))
+    now, todo, times = 0.0, deque(executor.handle(Began(0.0, {0: edges}))), []
     while todo:
         instruction = todo.popleft()
         if isinstance(instruction, Delegate):
-            return now
+            times.append(now)
+            todo.extend(executor.handle(Delegated(0, now)))
         if isinstance(instruction, Run):
             now += SECONDS
             todo.extend(executor.handle(TaskDone(instruction.task, SECONDS, now)))
-    return None
+    return times
 
 
 def test_nobody_asks_for_more_before_all_have_begun_if_it_is_known_when_that_is():
-    assert first_asked(settle=0.0) < 2
-    assert 4.0 <= first_asked(settle=4.0) < 5
+    assert asked(ceiling=2)[0] < 2
+    assert 4.0 <= asked(ceiling=2, settle=4.0)[0] < 5
+
+
+def test_who_was_refused_in_a_wide_fleet_asks_as_seldom_as_at_its_begin():
+    narrow, wide = asked(ceiling=2), asked(ceiling=500)
+    assert min(later - earlier for earlier, later in itertools.pairwise(narrow)) < 1
+    assert len(wide) > 1  # there may be room again
+    assert (
+        min(later - earlier for earlier, later in itertools.pairwise([0.0, *wide]))
+        >= Policy(ceiling=500).settle_seconds()
+    )
