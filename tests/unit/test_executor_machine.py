@@ -1,6 +1,6 @@
 """Executors as a state machine: hypothesis says who moves next, who dies, and who gets a backup.
 
-`test_executor` draws whole runs from a seed. Here every move is one choice, so what fails is shown as the few moves it
+`test_executor_world` draws whole runs from a seed. Here every move is one choice, so what fails is shown as the few moves it
 takes. What is new in it are backups: executors that do the work of others under names of their own.
 """
 
@@ -15,7 +15,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from dask_serverless.stragglers import backup_of
 from lambda_worker.core.schedule import Assignment
 from tests.machines import RuleBasedStateMachine, run_machine
-from tests.unit.test_executor import EAGER, World, dags, graph_of
+from tests.unit.executor_world import EAGER, World, dags, graph_of
 
 DEATHS_MAX = 4
 BACKUPS_MAX = 3
