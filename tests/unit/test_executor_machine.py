@@ -1,7 +1,7 @@
 """Executors as a state machine: hypothesis says who moves next, who dies, and who gets a backup.
 
-`test_executor_world` draws whole runs from a seed. Here every move is one choice, so what fails is shown as the few moves it
-takes. What is new in it are backups: executors that do the work of others under names of their own.
+`test_executor_world` draws whole runs from a seed. Here every move is one choice, so what fails is shown as the few
+moves it takes. What is new in it are backups: executors that do the work of others under names of their own.
 """
 
 from __future__ import annotations
