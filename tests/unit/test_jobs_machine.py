@@ -33,7 +33,7 @@ from dask_serverless.job_events import (
 from dask_serverless.jobs import Ledger
 from lambda_worker.core.wire import Ref
 from tests.machines import RuleBasedStateMachine, run_machine
-from tests.unit.test_jobs import ERROR, result, submitted
+from tests.unit.ledger_story import ERROR, result, submitted
 
 KEYS = ["k0", "k1", "k2", "k3", "k4", "k5"]
 JOBS_MAX = 6
