@@ -27,7 +27,7 @@ JOBS ?= 2
 parallel = $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist $(1))
 TESTS := tests/unit tests/contract tests/process tests/end_to_end
 
-.PHONY: help quickstart test nightly lint chaos bench bench-ablation bench-latency bench-giant bench-wide clean
+.PHONY: help quickstart test nightly lint chaos bench bench-ablation bench-factors bench-latency bench-giant bench-wide clean
 
 help:
 	@echo "make quickstart  run examples/parallel_svc.py on a cluster of Lambda executors on this machine"
@@ -39,6 +39,7 @@ help:
 	@echo "make bench       compare with LocalCluster, Ray, Lithops and cubed, and with our engine without its parts; hours"
 	@echo "                 (BENCH_ARGS=--quick: minutes; BENCH_ARGS=\"--write docs/benchmarks.md\": into the documentation)"
 	@echo "make bench-ablation only the second: what grouping, holding, splitting ... are worth (BENCH_ARGS=...)"
+	@echo "make bench-factors  the same, calculated for hundreds of Lambdas in AWS; a minute"
 	@echo "make bench-latency  one small task at a time, against LocalCluster"
 	@echo "make bench-giant    giant graphs and large values, with everybody's memory (BENCH_ARGS=\"--tasks 1000000\")"
 	@echo "make bench-wide     10,000 naps, 500 and 1,000 at once, against the ideal (BENCH_ARGS=\"--at-once 100\")"
@@ -113,6 +114,10 @@ bench-ablation: $(STAMP)-bench
 bench-latency: $(STAMP)-examples
 	@echo "==> running benchmarks/latency.py"
 	@$(BIN)/python benchmarks/latency.py $(BENCH_ARGS)
+
+bench-factors: $(STAMP)-examples
+	@echo "==> running benchmarks.factors"
+	@$(BIN)/python -m benchmarks.factors $(BENCH_ARGS)
 
 bench-wide: $(STAMP)-examples
 	@echo "==> running benchmarks.wide"

@@ -250,6 +250,20 @@ def ablation_tables(kept: Kept) -> Iterator[str]:
         yield f"{result['title']} ({run['date']}, {run['commit']}):\n\n{table(header, rows)}"
 
 
+def factor_tables(kept: Kept) -> Iterator[str]:
+    """Yield a table for each workload and cluster: what our engine would take in AWS without each of its parts."""
+    columns = {"written": 1e9, "read": 1e9, "steps": 1, "invocations": 1, "lambda_dollars": 1}
+    for name, result in kept["factors"].items():
+        base = result["entrants"][ALL_ON]["seconds"]
+        rows = [
+            [label, number(each["seconds"]), number(each["seconds"] / base)]
+            + [number(each[column] / unit) for column, unit in columns.items()]
+            for label, each in result["entrants"].items()
+        ]
+        header = [name, "s", "times all on", "GB written", "GB read", "round trips", "invocations", "USD for Lambda"]
+        yield f"{result['title']}:\n\n{table(header, rows)}"
+
+
 def wide_tables(kept: Kept) -> Iterator[str]:
     """Yield two tables: naps on warm executors against the ideal, and from cold; both with their parts."""
     parts = ("first_began", "last_began", "last_nap_ended", "seconds", "cpu")
@@ -354,6 +368,14 @@ def page(kept: Kept, folder: str) -> str:
         parts += ablation_tables(kept)
         parts += [image("Times relative to all on", name) for name in plotted if name == "ablation.svg"]
         parts += [image("Bytes relative to all on", name) for name in plotted if name == "ablation-bytes.svg"]
+    if kept["factors"]:
+        parts += [
+            "## Ablation in AWS, calculated",
+            "The same in the simulator, which runs the same executors on the workloads of Wukong's evaluation "
+            "([how well it fits](simulation.md)); warm Lambdas of 3 GiB. *Without learned*: nothing is known of tasks "
+            "from earlier jobs. Nothing here was measured.",
+        ]
+        parts += factor_tables(kept)
     if kept["wide"]:
         parts += [
             "## Wide fan-outs",

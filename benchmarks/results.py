@@ -19,7 +19,7 @@ import psutil
 
 PACKAGES = ("dask", "distributed", "numpy", "pandas", "scikit-learn", "ray", "lithops", "cubed")
 #: What there may be results of, each from a run.
-SECTIONS = ("workloads", "ablation", "wide")
+SECTIONS = ("workloads", "ablation", "factors", "wide")
 EMPTY: Mapping[str, Any] = {name: {} for name in ("runs", *SECTIONS)}
 
 

@@ -189,6 +189,22 @@ def chains(count: int, length: int, seconds: float, nbytes: int = 30) -> Workloa
     return workload_of(parents, seconds, nbytes)
 
 
+def lookups(tables: int, readers: int, seconds: float, nbytes: int) -> Workload:
+    """Return tables that a task makes each, so many tasks that look something up in each, and one that counts all.
+
+    Examples
+    --------
+    >>> lookups(2, 3, seconds=0.01, nbytes=10**9).jobs[0].graph
+    <Graph: 9 tasks, 2 starts, 1 visible, 0 externals>
+    """
+    shape = Shape()
+    found = []
+    for table in range(tables):
+        made = shape.add(("table", table), seconds=1.0, nbytes=nbytes)
+        found += [shape.add(("look-up", table, at), [made], seconds) for at in range(readers)]
+    return shape.workload([shape.add("count", found)])
+
+
 # -- block algorithms -------------------------------------------------------------------------------
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ablation, measuring, plots, report, results, targets, wide, workloads
+from benchmarks import ablation, factors, measuring, plots, report, results, targets, wide, workloads
 from dask_serverless.config import DEFAULTS
 from dask_serverless.plan.price import Machine, Prices, price
+from dask_serverless.simulator.clusters import ours
+from dask_serverless.simulator.shapes import svd2
 
 NOTHING: dict[str, Any] = {"seconds": [], "counted": {}, "memory": {}, "blas_threads": None, "reason": ""}
 COUNTED = {
@@ -127,7 +129,7 @@ def test_an_empty_page_can_be_written(run):
 def test_what_is_kept_survives_a_file(tmp_path, kept):
     results.write(tmp_path / "new" / "results.json", kept)
     assert results.read(tmp_path / "new" / "results.json") == json.loads(json.dumps(kept))
-    assert results.read(tmp_path / "none.json") == {"runs": {}, "workloads": {}, "ablation": {}, "wide": {}}
+    assert results.read(tmp_path / "none.json") == results.EMPTY
 
 
 def test_runs_that_nothing_is_from_are_forgotten(run):
@@ -167,6 +169,27 @@ def test_naps_are_compared_with_the_ideal_and_shown_with_their_parts(run):
     assert "| 0.5 s on 40 x 25 | 5 | 0.25 | 0.5 | 5.38 | 5.5 | 4 | 1.1 | 1 |" in warm
     assert "| 0.5 s on 1,000 | 5 | 0.25 | 0.5 | 7.88 | 8 | 4 | 1.6 | 1 |" in cold and "x 25" not in cold
     assert "## Wide fan-outs" in report.page(kept, "figures")
+
+
+def test_what_a_part_is_worth_in_aws_is_calculated_and_shown(run):
+    """Blocks of 200 MB that meet small values at fan-ins: who does not hold them back has to write them."""
+    found = factors.compute(lambda: svd2(10_000), executors=8, shards=1, seeds=1)
+    parts = [f"without {name}" for name in (*factors.PARTS, factors.LEARNED)]
+    assert list(found) == ["all on", *parts, "all off", "no locality"]
+    assert found["without hold"]["written"] > 2 * found["all on"]["written"]
+    assert found["without hold"]["seconds"] > 2 * found["all on"]["seconds"]
+    result = {"title": "SVD2", "entrants": found, "quick": False}
+    kept = results.merge(results.EMPTY, "factors", {"svd2 on 8": result}, run)
+    kept = json.loads(json.dumps(kept))
+    (shown,) = report.factor_tables(kept)
+    assert shown.startswith("SVD2:") and "| all on |" in shown and "| no locality |" in shown
+    assert shown in report.page(kept, "figures")
+
+
+@pytest.mark.parametrize("part", factors.PARTS)
+def test_every_part_can_be_switched_off_in_the_calculator(part):
+    options = ours(8)
+    assert factors.PARTS[part](options) != options
 
 
 def test_naps_that_cannot_be_shared_out_evenly_are_refused(capsys):
