@@ -19,10 +19,12 @@ logger = logging.getLogger("dask_serverless.listener")
 LISTEN_SECONDS = 1.0
 #: The store is closed before the thread is waited for, which ends its call; one that hangs is a daemon.
 JOIN_SECONDS_MAX = 10.0
-#: Who did not have to wait this long for events was told of them one by one, and might hear of many at once.
-BUSY_SECONDS = 0.001
-#: How long it waits then, doubled each time, until more have come.
-PAUSE_SECONDS_MAX = 0.008
+#: A visit to the storage tier that is over so soon found events there. It costs as much as hundreds of them do, so the
+#: next ones are given some time to come together,
+BUSY_SECONDS = 0.002
+PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.004, 0.008
+#: as long as each visit then brings so many.
+TOGETHER = 4
 
 
 class Listener:
@@ -84,7 +86,6 @@ class Listener:
     def _listen(self) -> None:
         begun = False
         pause = 0.0
-        # Each time costs as much as hundreds of events do, here and at the metadata server.
         while not self._closing.wait(pause):
             try:
                 if not begun:
@@ -94,8 +95,7 @@ class Listener:
                     self._known = True
                 began = time.monotonic()
                 heard = self._store.listen(LISTEN_SECONDS)
-                busy = time.monotonic() - began < BUSY_SECONDS
-                pause = min(max(2 * pause, BUSY_SECONDS), PAUSE_SECONDS_MAX) if busy else 0.0
+                pause = next_pause(pause, time.monotonic() - began, len(heard))
                 self._note(heard)
             except StoreForgot:  # another server stands in its place: begin with that one
                 begun = False
@@ -119,6 +119,34 @@ class Listener:
                 self._loop.call_soon_threadsafe(call, *args)
             except RuntimeError:  # the loop is closed: so are we
                 self._closing.set()
+
+
+def next_pause(pause: float, seconds: float, heard: int) -> float:
+    """Decide how long to wait before the next visit.
+
+    Parameters
+    ----------
+    pause
+        How long was waited before the last one.
+    seconds, heard
+        How long that took, and how many events it brought.
+
+    Examples
+    --------
+    Events came at once; then five of them while nobody was there, and then only one:
+
+    >>> first = next_pause(0.0, seconds=0.001, heard=1)
+    >>> first, next_pause(first, seconds=0.001, heard=5), next_pause(first, seconds=0.001, heard=1)
+    (0.004, 0.008, 0.0)
+
+    Who has to wait for an event does not miss the next one:
+
+    >>> next_pause(0.0, seconds=0.1, heard=1)
+    0.0
+    """
+    if seconds >= BUSY_SECONDS or (pause and heard < TOGETHER):
+        return 0.0
+    return min(2 * pause, PAUSE_SECONDS_MAX) or PAUSE_SECONDS
 
 
 def decode(secret: bytes, job: str, executor: str, attempt: int, blob: bytes) -> list[Any]:

@@ -151,7 +151,7 @@ class Patience:
         """
         inputs = self._inputs.get(job)
         if inputs is None:
-            nbytes = sum(value.nbytes for _, value in starts if value is not None and isinstance(value, Ref))
+            nbytes = sum(value.nbytes for _, value in starts if isinstance(value, Ref))
             if not self._policy.group or self._policy.travel_seconds(nbytes) < WORTH_SECONDS:
                 return Choice(starts)
             inputs = self._inputs[job] = _Inputs()

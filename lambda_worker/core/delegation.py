@@ -156,10 +156,15 @@ class Delegation:
         if refused:
             self._journal.note("refused", executors=len(refused), tasks=sum(map(len, refused)))
             self._refusals += 1
-            self.ask_again = now + self._policy.refused_split_pause(self._refusals)
             self._look_again = now + self._policy.refused_pause(self._refusals)
-        else:
+            self.ask_again = self._look_again
+            if not self._assignment.room:  # who is to start others knows that there is room, or will be
+                wanted = self._observed.seconds([task for share in refused for task in share])
+                beginning = self._assignment.settle
+                self.ask_again = now + self._policy.refused_split_pause(self._refusals, wanted, beginning)
+        elif self._refusals:  # there is room again
             self._refusals = 0
+            self.ask_again = now
         return given, refused
 
     def look_again(self, now: float) -> None:

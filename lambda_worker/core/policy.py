@@ -173,16 +173,29 @@ class Policy:
         """
         return min(self.refused_seconds * 2.0 ** min(refusals - 1, 50), self.refused_seconds_max)
 
-    def refused_split_pause(self, refusals: int) -> float:
-        """Decide the same for who only wants to share its work, which in a wide fleet asks as seldom as at its begin.
+    def refused_split_pause(self, refusals: int, seconds: float = math.inf, beginning: float = 0.0) -> float:
+        """Decide the same for who began in a full fleet, and only wants to share its work.
+
+        In a wide fleet it asks as seldom as at its begin, but often enough to give away half of what it has left.
+
+        Parameters
+        ----------
+        refusals
+            In a row.
+        seconds
+            What it wanted to share.
+        beginning
+            See `settle_seconds`.
 
         Examples
         --------
-        >>> Policy(ceiling=8).refused_split_pause(1), Policy(ceiling=1_000).refused_split_pause(1)
-        (0.1, 5.0)
+        >>> policy = Policy(ceiling=1_000)
+        >>> Policy(ceiling=8).refused_split_pause(1), policy.refused_split_pause(1), policy.refused_split_pause(1, 4.0)
+        (0.1, 5.0, 2.0)
         """
         alone = self.refused_pause(refusals)
-        return max(alone, self.settle_seconds()) if self.ceiling > self.full_executors else alone
+        wide = self.ceiling > self.full_executors
+        return max(alone, min(self.settle_seconds(beginning), seconds / 2)) if wide else alone
 
     def leave_at(self, now: float, seconds_left: float) -> float:
         """Decide until when an executor runs tasks, whose Lambda ends in `seconds_left`.
