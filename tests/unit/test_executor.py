@@ -147,10 +147,10 @@ def test_a_task_that_secedes_lets_the_others_go_elsewhere():
     assert executor.handle(TaskDone(0, 1.0, 1.0)) == [Arrive([], [0], [], retire=True)]
 
 
-@pytest.mark.parametrize("ceiling", [8, 500])
-def test_what_does_not_fit_is_given_away_while_other_tasks_run(ceiling):
+@pytest.mark.parametrize("full_executors", [1, 200])  # a wide fleet, or none
+def test_what_does_not_fit_is_given_away_while_other_tasks_run(full_executors):
     graph, _ = graph_of({"s": (), **{n: ("s",) for n in range(4)}}, set(range(4)), classes={2: 1, 3: 1})
-    executor = Executor(Assignment("job", "e", 1, [0]), Policy(ceiling=ceiling))
+    executor = Executor(Assignment("job", "e", 1, [0]), Policy(ceiling=8, full_executors=full_executors))
     executor.handle(Began(0.0, dict(enumerate(edges(graph)))))
     run, offer = executor.handle(TaskDone(0, 0.1, 0.1))
     assert run == Run(1, [0])
