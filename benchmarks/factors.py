@@ -5,8 +5,8 @@
 
 `benchmarks.ablation` measures on one machine, where values cross a socket and two executors are all there are. What
 keeps values where they are, and work together, pays where the network is slow and executors are many: there the same
-executor code runs in the simulator, on Wukong's workloads (``docs/simulation.md`` tells how well it fits). Nothing
-here is measured.
+executor code runs in the simulator, on Wukong's workloads and on look-ups in large tables, on the network of today
+(``docs/simulation.md`` tells how well it fits). Nothing here is measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.ablation import ALL_OFF, ALL_ON, NO_LOCALITY
 from benchmarks.anchors import CONCURRENCY, FARGATE_NODES
 from benchmarks.report import factor_tables
 from dask_serverless.simulator.calculator import Prediction, predict
-from dask_serverless.simulator.clusters import WUKONG_ZONE_PER_SECOND, ours
+from dask_serverless.simulator.clusters import ours
 from dask_serverless.simulator.shapes import experienced, gemm, lookups, svd1, svd2, tree, tsqr
 from dask_serverless.simulator.simulation import Options
 from dask_serverless.simulator.workload import Workload
@@ -78,7 +78,7 @@ def compute(
 ) -> dict[str, dict[str, float]]:
     """Return what each entrant takes: means of some runs."""
     fresh, again = make(), experienced(make())
-    cluster = ours(executors, shards, zone_per_second=WUKONG_ZONE_PER_SECOND)
+    cluster = ours(executors, shards)
     found = {}
     for label, options, known in entrants(cluster):
         runs = [numbers(predict(again if known else fresh, options, seed=seed)) for seed in range(seeds)]
@@ -104,6 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="merge into this page (docs/benchmarks.md)")
     options = parser.parse_args(arguments)
     run = results.describe_run(SEEDS)
+    path = options.write
+    before = results.read(None if path is None else path.with_suffix("") / "results.json")
     found = {}
     for name in options.only:
         title, make = WORKLOADS[name]
@@ -111,11 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
             heading = f"{title}: {executors:,} executors at most, {shards} data servers"
             entries = compute(make, executors, shards)
             found[f"{name} on {executors:,}"] = {"title": heading, "entrants": entries, "quick": False}
-    kept = results.merge(results.EMPTY, "factors", found, run)
-    print("\n\n".join(factor_tables(kept)))
-    if options.write is not None:
-        before = results.read(options.write.with_suffix("") / "results.json")
-        command.write(options.write, results.merge(before, "factors", found, run))
+        if path is not None:
+            command.write(path, results.merge(before, "factors", found, run))
+    print("\n\n".join(factor_tables(results.merge(results.EMPTY, "factors", found, run))))
     return 0
 
 

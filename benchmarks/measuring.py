@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.memory import Memory
+from benchmarks.memory import Memory, stalled_seconds
 from benchmarks.stage import Entrant, GivenUp, Stage, Turn
 from benchmarks.workloads import Size, Workload
 
@@ -36,6 +36,8 @@ BUDGET_SECONDS = 240.0
 SETTLE_LOOK_SECONDS = 0.5
 AT_REST_PERCENT = 15.0
 SETTLE_SECONDS_MAX = 5.0
+#: A turn in which nobody could go on for longer than this, for want of memory, says nothing of anybody.
+STALLED_SECONDS_MAX = 0.1
 
 
 @dataclass(slots=True)
@@ -120,6 +122,8 @@ def measure(workload: Workload, entrants: Sequence[Entrant], size: Size, repeat:
         for stage in stages.values():
             stage.close()
     for label, result in results.items():
+        if not (result.seconds or result.reason):
+            result.reason = "memory was short in every turn"
         if result.reason:  # a reason is printed, always: nobody is missing in silence
             say(f"  {label}: skipped or stopped: {result.reason}")
     return {
@@ -163,8 +167,15 @@ def _take_turns(
                     found = stage.turn(turn, TURN_SECONDS_MAX)
                 result.memory = memory.peaks
             else:
+                before = stalled_seconds()
                 found = stage.turn(turn, TURN_SECONDS_MAX)
-                _record(result, found)
+                stalled = stalled_seconds() - before
+                if stalled > STALLED_SECONDS_MAX:
+                    say(
+                        f"  turn {turn}, {label}: void, memory was so short that nobody could go on for {stalled:.1f} s"
+                    )
+                else:
+                    _record(result, found)
         except GivenUp as given_up:
             _give_up(stages, results, label, str(given_up))
             continue

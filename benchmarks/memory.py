@@ -12,6 +12,25 @@ SAMPLE_SECONDS = 0.1
 STORAGE = ("valkey-server", "redis-server")
 #: What processes are: the one with client and scheduler (or whatever stands for them), what runs tasks, and the rest.
 KINDS = ("client", "workers", "storage", "services")
+#: Where Linux says for how long everybody has waited for memory, in microseconds.
+PRESSURE = Path("/proc/pressure/memory")
+
+
+def stalled_seconds(text: str | None = None) -> float:
+    r"""Return for how long all processes have waited for memory since the machine began (0: it does not say).
+
+    Examples
+    --------
+    >>> stalled_seconds("some avg10=0.0 total=9000000\nfull avg10=0.0 avg60=0.0 avg300=1.4 total=2500000\n")
+    2.5
+    """
+    if text is None:
+        try:
+            text = PRESSURE.read_text()
+        except OSError:
+            return 0.0
+    totals = [line.rpartition("total=")[2] for line in text.splitlines() if line.startswith("full")]
+    return int(totals[0]) / 1e6 if totals else 0.0
 
 
 def kind_of(command: str, parent: str, is_root: bool) -> str:

@@ -371,9 +371,9 @@ def page(kept: Kept, folder: str) -> str:
     if kept["factors"]:
         parts += [
             "## Ablation in AWS, calculated",
-            "The same in the simulator, which runs the same executors on the workloads of Wukong's evaluation "
-            "([how well it fits](simulation.md)); warm Lambdas of 3 GiB. *Without learned*: nothing is known of tasks "
-            "from earlier jobs. Nothing here was measured.",
+            "The same in the simulator, which runs the same executors on the workloads of Wukong's evaluation and on "
+            "look-ups in large tables ([how well it fits](simulation.md)); warm Lambdas of 3 GiB. *Without learned*: "
+            "nothing is known of tasks from earlier jobs. Nothing here was measured.",
         ]
         parts += factor_tables(kept)
     if kept["wide"]:
