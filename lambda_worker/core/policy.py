@@ -176,7 +176,8 @@ class Policy:
     def refused_split_pause(self, refusals: int, seconds: float = math.inf, beginning: float = 0.0) -> float:
         """Decide the same for who began in a full fleet, and only wants to share its work.
 
-        In a wide fleet it asks as seldom as at its begin, but often enough to give away half of what it has left.
+        In a wide fleet it asks as seldom as at its begin, or often enough to give away half of what it has left, but
+        not more often than every `refused_seconds_max`.
 
         Parameters
         ----------
@@ -190,12 +191,12 @@ class Policy:
         Examples
         --------
         >>> policy = Policy(ceiling=1_000)
-        >>> Policy(ceiling=8).refused_split_pause(1), policy.refused_split_pause(1), policy.refused_split_pause(1, 4.0)
-        (0.1, 5.0, 2.0)
+        >>> Policy(ceiling=8).refused_split_pause(1), policy.refused_split_pause(1), policy.refused_split_pause(1, 6.0)
+        (0.1, 5.0, 3.0)
         """
-        alone = self.refused_pause(refusals)
-        wide = self.ceiling > self.full_executors
-        return max(alone, min(self.settle_seconds(beginning), seconds / 2)) if wide else alone
+        if self.ceiling <= self.full_executors:
+            return self.refused_pause(refusals)
+        return max(self.refused_seconds_max, min(self.settle_seconds(beginning), seconds / 2))
 
     def leave_at(self, now: float, seconds_left: float) -> float:
         """Decide until when an executor runs tasks, whose Lambda ends in `seconds_left`.
