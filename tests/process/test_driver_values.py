@@ -42,6 +42,17 @@ from tests.process.fleet import (
 )
 from tests.waiting import until
 
+
+@pytest.fixture
+def small_fleet(make_fleet):
+    """A fleet whose only shard, and whose metadata server, tasks can fill (`squeeze`)."""
+    with start_tier(shards=1, maxmemory_bytes=2**26) as tier:
+        TIERS["small"] = tier
+        fleet = make_fleet(tier=tier)
+        yield fleet
+        fleet.close()
+
+
 # --- values that cannot be
 
 
@@ -92,60 +103,48 @@ def test_a_full_store_names_task_and_limit(make_fleet):
 
 @pytest.mark.fault(20)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_small_values_go_through_shards_where_fan_ins_have_no_room_for_them(make_fleet, groups):
-    with start_tier(shards=1, maxmemory_bytes=2**26) as small:
-        fleet = make_fleet(tier=small)
-        TIERS["small"] = small
-        tasks = {f"a{n}": (add, n) for n in range(40)} | {"full": (squeeze, "small", 0.9)}
-        tasks |= {f"c{n}": (add, 1, f"a{n}", "full") for n in range(40)}
-        outcome = fleet.compute(tasks, [f"c{n}" for n in range(40)], groups=groups)
-        assert outcome.values == {f"c{n}": n + 1 for n in range(40)} and set(outcome.reasons.values()) == {""}
-        assert sorted(outcome.retired) == sorted(outcome.reasons)
-        assert groups == 1 or outcome.counts["objects_written"] > 0
-        fleet.close()
+def test_small_values_go_through_shards_where_fan_ins_have_no_room_for_them(small_fleet, groups):
+    tasks = {f"a{n}": (add, n) for n in range(40)} | {"full": (squeeze, "small", 0.9)}
+    tasks |= {f"c{n}": (add, 1, f"a{n}", "full") for n in range(40)}
+    outcome = small_fleet.compute(tasks, [f"c{n}" for n in range(40)], groups=groups)
+    assert outcome.values == {f"c{n}": n + 1 for n in range(40)} and set(outcome.reasons.values()) == {""}
+    assert sorted(outcome.retired) == sorted(outcome.reasons)
+    assert groups == 1 or outcome.counts["objects_written"] > 0
 
 
 @pytest.mark.fault(20)
-def test_a_small_value_of_another_job_goes_through_shards_under_a_name_of_this_one(make_fleet):
+def test_a_small_value_of_another_job_goes_through_shards_under_a_name_of_this_one(small_fleet):
     """So it goes when this job is over: nobody looks for it in the other one."""
-    with start_tier(shards=1, maxmemory_bytes=2**26) as small:
-        fleet = make_fleet(tier=small)
-        TIERS["small"] = small
-        elsewhere = "other/7/a/1"
-        x = pack_inline(elsewhere, seal_frames(SECRET, elsewhere, value_to_frames(5)))
-        tasks = {"y": (add, 2)} | {f"c{n}": (add, 1, "x", "y") for n in range(40)}
-        graph = materialise(LLGExpr({**tasks, "x": 0}), set(tasks)).tasks
-        del graph["x"]
-        children = list(tasks)[1:]
-        job, plan, assignments = fleet.begin(graph, children, groups=2, given={"x": x}, known={"x"})
-        squeeze("small", 0.9)
-        fleet.invoke(assignments)
-        outcome = fleet.outcome(job, plan)
-        assert outcome.values == dict.fromkeys(children, 8) and outcome.counts["objects_written"] > 0
-        stored = [key.decode() for key in intruder(fleet, fleet.config.shards[0]).scan_iter("*object*")]
-        assert stored and all(f"{{{job}}}" in key for key in stored), stored
-        fleet.close()
+    elsewhere = "other/7/a/1"
+    x = pack_inline(elsewhere, seal_frames(SECRET, elsewhere, value_to_frames(5)))
+    tasks = {"y": (add, 2)} | {f"c{n}": (add, 1, "x", "y") for n in range(40)}
+    graph = materialise(LLGExpr({**tasks, "x": 0}), set(tasks)).tasks
+    del graph["x"]
+    children = list(tasks)[1:]
+    job, plan, assignments = small_fleet.begin(graph, children, groups=2, given={"x": x}, known={"x"})
+    squeeze("small", 0.9)
+    small_fleet.invoke(assignments)
+    outcome = small_fleet.outcome(job, plan)
+    assert outcome.values == dict.fromkeys(children, 8) and outcome.counts["objects_written"] > 0
+    stored = [key.decode() for key in intruder(small_fleet, small_fleet.config.shards[0]).scan_iter("*object*")]
+    assert stored and all(f"{{{job}}}" in key for key in stored), stored
 
 
 @pytest.mark.fault(20)
-def test_where_not_even_references_find_room_the_child_is_named_and_executors_end(make_fleet):
-    with start_tier(shards=1, maxmemory_bytes=2**26) as small:
-        fleet = make_fleet(tier=small)
-        TIERS["small"] = small
-        MEETINGS["both"] = threading.Barrier(2)
-        tasks = {"a": (meet, "both", 1), "b": (meet, "both", 2)}
-        tasks |= {"full": (squeeze, "small", 0.1, "a"), "c": (add, 3, "full", "b"), "fine": (add, 4, "b")}
-        outcome = fleet.compute(tasks, ["c", "fine"], groups=2)
-        assert outcome.values == {"fine": 6} and isinstance(outcome.errors["c"], StoreFull)
-        said = str(outcome.errors["c"])
-        assert (
-            said.startswith("the value of task ")
-            and "cannot reach its children" in said
-            and "metadata-max-memory" in said
-            and "limit: " in said
-        ), said
-        assert set(outcome.reasons.values()) == {""} and sorted(outcome.retired) == sorted(outcome.reasons)
-        fleet.close()
+def test_where_not_even_references_find_room_the_child_is_named_and_executors_end(small_fleet):
+    MEETINGS["both"] = threading.Barrier(2)
+    tasks = {"a": (meet, "both", 1), "b": (meet, "both", 2)}
+    tasks |= {"full": (squeeze, "small", 0.1, "a"), "c": (add, 3, "full", "b"), "fine": (add, 4, "b")}
+    outcome = small_fleet.compute(tasks, ["c", "fine"], groups=2)
+    assert outcome.values == {"fine": 6} and isinstance(outcome.errors["c"], StoreFull)
+    said = str(outcome.errors["c"])
+    assert (
+        said.startswith("the value of task ")
+        and "cannot reach its children" in said
+        and "metadata-max-memory" in said
+        and "limit: " in said
+    ), said
+    assert set(outcome.reasons.values()) == {""} and sorted(outcome.retired) == sorted(outcome.reasons)
 
 
 @pytest.mark.fault(18, 28)
