@@ -487,6 +487,6 @@ def draw_options(luck: random.Random) -> Options:
     policy = replace(policy, tier_bytes_per_second=tier_bytes_per_second)
     cached_share = luck.choice((0.0, 0.5, 1.0))
     options = replace(options, policy=policy, overflow_mebibytes=overflow_mebibytes, cached_share=cached_share)
-    options = replace(options, waiting_share=luck.choice((0.0, 0.5)))
+    waiting_share = luck.choice((0.0, 0.5))
     full_executors = luck.choice((1, 200))  # with the least, every fleet is a wide one
-    return replace(options, policy=replace(policy, full_executors=full_executors))
+    return replace(options, policy=replace(policy, full_executors=full_executors), waiting_share=waiting_share)

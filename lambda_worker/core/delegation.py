@@ -156,12 +156,12 @@ class Delegation:
         if refused:
             self._journal.note("refused", executors=len(refused), tasks=sum(map(len, refused)))
             self._refusals += 1
-            self._look_again = now + self._policy.refused_pause(self._refusals)
-            self.ask_again = self._look_again
+            pause = self._policy.refused_pause(self._refusals)
+            self._look_again = now + pause
             if not self._assignment.room:  # who is to start others knows that there is room, or will be
                 wanted = self._observed.seconds([task for share in refused for task in share])
-                beginning = self._assignment.settle
-                self.ask_again = now + self._policy.refused_split_pause(self._refusals, wanted, beginning)
+                pause = self._policy.refused_split_pause(self._refusals, wanted, self._assignment.settle)
+            self.ask_again = now + pause
         elif self._refusals:  # there is room again
             self._refusals = 0
             self.ask_again = now
